@@ -1,0 +1,186 @@
+//! One way to carry messages between two processes, and what both sides do with it while the clock runs.
+
+use std::time::{Duration, Instant};
+
+use buslane::{Publisher, Subscriber};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::Transport;
+use crate::failure::Failure;
+
+/// One turn of one transport.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// What to do.
+    pub kind: Kind,
+    /// With what.
+    pub transport: Transport,
+    /// Bytes in a message.
+    pub size: usize,
+    /// Messages.
+    pub count: u64,
+    /// The number of the first; each message carries its own, and none comes twice.
+    pub first: u64,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// Each message is answered by one of the same size before the next is sent.
+    RoundTrips,
+    /// All messages go one way.
+    OneWay,
+}
+
+/// What is measured of round trips.
+#[derive(Debug)]
+pub struct RoundTrips {
+    /// Nanoseconds of one.
+    pub times: Histogram<u64>,
+    /// How long the whole took.
+    pub elapsed: Duration,
+    /// Of what was received.
+    pub checksum: u64,
+}
+
+/// A transport, seen from one of its two processes. The loops stand here, so that each is compiled for each transport
+/// and no indirect call stands between two messages.
+pub trait Link {
+    /// Sends a copy of one message.
+    fn send(&mut self, message: &[u8]) -> Result<(), Failure>;
+
+    /// Receives one message of `size` bytes, and sums it where it lies.
+    fn recv(&mut self, size: usize) -> Result<u64, Failure>;
+
+    /// Round trips, on the side that has the clock, which is read every `batch` of them.
+    fn ping(&mut self, job: &Job, batch: u64) -> Result<RoundTrips, Failure> {
+        let mut message = Message::new(job);
+        let mut times = histogram();
+        let mut checksum = 0;
+        let started = Instant::now();
+        for sample in 0..job.count / batch {
+            let sample_started = Instant::now();
+            for _ in 0..batch {
+                self.send(message.next())?;
+                checksum = fold(checksum, self.recv(job.size)?);
+            }
+            // The first has the other side's awakening in it.
+            if sample > 0 {
+                times.saturating_record(nanoseconds(sample_started.elapsed()) / batch);
+            }
+        }
+        Ok(RoundTrips { times, elapsed: started.elapsed(), checksum })
+    }
+
+    /// Round trips, on the side that answers. The checksum of what came.
+    fn pong(&mut self, job: &Job) -> Result<u64, Failure> {
+        let mut message = Message::new(job);
+        let mut checksum = 0;
+        for _ in 0..job.count {
+            checksum = fold(checksum, self.recv(job.size)?);
+            self.send(message.next())?;
+        }
+        Ok(checksum)
+    }
+
+    /// All messages one way, as fast as they go.
+    fn flood(&mut self, job: &Job) -> Result<(), Failure> {
+        let mut message = Message::new(job);
+        for _ in 0..job.count {
+            self.send(message.next())?;
+        }
+        Ok(())
+    }
+
+    /// Receives all of them. Their checksum.
+    fn drain(&mut self, job: &Job) -> Result<u64, Failure> {
+        let mut checksum = 0;
+        for _ in 0..job.count {
+            checksum = fold(checksum, self.recv(job.size)?);
+        }
+        Ok(checksum)
+    }
+}
+
+/// Three digits of nanoseconds.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new(3).expect("three digits are allowed")
+}
+
+/// A duration in the unit of the report.
+pub fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The checksum that a job's messages have when they come whole and in order.
+pub fn expected_checksum(job: &Job) -> u64 {
+    let mut message = Message::new(job);
+    if job.size < NUMBER_BYTES {
+        return (0..job.count).fold(0, |checksum, _| fold(checksum, sum(message.next())));
+    }
+    // The number is the first word of the sum; the rest does not change.
+    let rest = sum(message.next()).wrapping_sub(job.first);
+    (job.first..job.first + job.count).fold(0, |checksum, number| fold(checksum, rest.wrapping_add(number)))
+}
+
+/// The order matters.
+#[inline]
+fn fold(checksum: u64, sum: u64) -> u64 {
+    checksum.rotate_left(1).wrapping_add(sum)
+}
+
+/// Every byte, eight at a time.
+#[inline]
+pub fn sum(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<NUMBER_BYTES>();
+    let words = words.iter().fold(0u64, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
+    rest.iter().fold(words, |sum, &byte| sum.wrapping_add(u64::from(byte)))
+}
+
+const NUMBER_BYTES: usize = size_of::<u64>();
+
+/// A message that is renumbered each time.
+struct Message {
+    bytes: Vec<u8>,
+    number: u64,
+}
+
+impl Message {
+    fn new(job: &Job) -> Self {
+        Self { bytes: (0..job.size).map(|i| (i * 31 + 7) as u8).collect(), number: job.first }
+    }
+
+    /// The next one: its number, as far as there is room, before what never changes.
+    #[inline]
+    fn next(&mut self) -> &[u8] {
+        let number = self.number.to_le_bytes();
+        match self.bytes.first_chunk_mut() {
+            Some(place) => *place = number,
+            None => self.bytes.iter_mut().zip(number).for_each(|(place, byte)| *place = byte),
+        }
+        self.number += 1;
+        &self.bytes
+    }
+}
+
+/// buslane itself: a topic for each direction.
+#[derive(Debug)]
+pub struct BusLink {
+    /// To the other side.
+    pub publisher: Publisher<[u8]>,
+    /// From the other side.
+    pub subscriber: Subscriber<[u8]>,
+}
+
+impl Link for BusLink {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
+        Ok(self.publisher.send(message)?)
+    }
+
+    #[inline]
+    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
+        Ok(sum(&self.subscriber.recv()?))
+    }
+}

@@ -1,0 +1,199 @@
+//! `buslane inspect`: one topic whole.
+
+use std::io::Write;
+
+use buslane::{CursorReport, LaneReport, Owner, Seen, TopicReport};
+use serde::Serialize;
+
+use crate::Common;
+use crate::failure::Failure;
+use crate::ls::{Summary, open_existing};
+use crate::output::{Data, Output, json_line, stdout, table};
+use crate::signals::Stop;
+use crate::size;
+
+/// Show one topic whole: its configuration, its lanes and cursors, and who owns them
+///
+/// A lane is what one publisher writes, a cursor is how far one subscriber has read each lane. Positions are in bytes
+/// since the lane began. Looking slows nobody.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The topic
+    #[arg(value_name = "TOPIC")]
+    topic: String,
+    /// Also show its last N messages, as far as they are still held
+    #[arg(long, value_name = "N")]
+    tail: Option<usize>,
+}
+
+/// Prints the report.
+pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
+    let report = open_existing(common)?.inspect(&args.topic)?;
+    let tail = args.tail.map(|n| report.tail(n));
+    let mut out = stdout(stop)?;
+    if common.json {
+        json_line(&mut out, &Whole::new(&report, tail.as_deref()))?;
+    } else {
+        people(&mut out, &report, tail.as_deref())?;
+    }
+    out.flush().map_err(Failure::stdout)
+}
+
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    summary: Summary<'a>,
+    capacity: u64,
+    lanes: Vec<LaneJson<'a>>,
+    cursors: Vec<CursorJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tail: Option<Vec<SeenJson<'a>>>,
+}
+
+#[derive(Serialize)]
+struct LaneJson<'a> {
+    id: u64,
+    owner: OwnerJson<'a>,
+    position: u64,
+    messages: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct CursorJson<'a> {
+    id: u64,
+    owner: OwnerJson<'a>,
+    /// Over all lanes.
+    position: u64,
+    sleeping: bool,
+    positions: Vec<PositionJson>,
+}
+
+#[derive(Serialize)]
+struct PositionJson {
+    lane: u64,
+    position: u64,
+    lag: u64,
+}
+
+#[derive(Serialize)]
+struct OwnerJson<'a> {
+    pid: u32,
+    name: &'a str,
+    alive: bool,
+}
+
+#[derive(Serialize)]
+struct SeenJson<'a> {
+    lane: u64,
+    sequence: u64,
+    len: usize,
+    #[serde(flatten)]
+    data: Data<'a>,
+}
+
+impl<'a> Whole<'a> {
+    fn new(report: &'a TopicReport, tail: Option<&'a [Seen]>) -> Self {
+        let owner = |owner: &'a Owner| OwnerJson { pid: owner.pid, name: &owner.name, alive: owner.alive };
+        let lane = |lane: &'a LaneReport| LaneJson {
+            id: lane.id,
+            owner: owner(&lane.owner),
+            position: lane.position,
+            messages: lane.messages,
+            bytes: lane.bytes,
+        };
+        let cursor = |cursor: &'a CursorReport| CursorJson {
+            id: cursor.id,
+            owner: owner(&cursor.owner),
+            position: cursor.positions.iter().map(|at| at.position).sum(),
+            sleeping: cursor.sleeping,
+            positions: cursor
+                .positions
+                .iter()
+                .map(|at| PositionJson { lane: at.lane, position: at.position, lag: at.lag })
+                .collect(),
+        };
+        let seen = |seen: &'a Seen| SeenJson {
+            lane: seen.lane,
+            sequence: seen.sequence,
+            len: seen.payload.len(),
+            data: Data::new(&seen.payload),
+        };
+        Self {
+            summary: Summary::new(report),
+            capacity: report.capacity,
+            lanes: report.lanes.iter().map(lane).collect(),
+            cursors: report.cursors.iter().map(cursor).collect(),
+            tail: tail.map(|tail| tail.iter().map(seen).collect()),
+        }
+    }
+}
+
+fn people(out: &mut Output<'_>, report: &TopicReport, tail: Option<&[Seen]>) -> Result<(), Failure> {
+    let owner = |owner: &Owner| {
+        format!("{} {}{}", owner.name, owner.pid, if owner.alive { "" } else { " (dead)" })
+    };
+    let row = |cells: &[&str]| cells.iter().map(|cell| String::from(*cell)).collect::<Vec<_>>();
+
+    let mut rows = vec![
+        vec!["topic".into(), report.name.clone()],
+        vec!["pattern".into(), report.pattern.into()],
+        vec!["type".into(), report.type_name.clone()],
+        vec!["capacity".into(), format!("{} a lane", size::human(report.capacity))],
+        vec!["messages".into(), format!("{}, {}", report.messages(), size::human(report.bytes()))],
+        vec!["lag".into(), format!("{} messages", report.lag())],
+    ];
+    table(out, &rows)?;
+
+    rows = vec![row(&["LANE", "OWNER", "POSITION", "MESSAGES", "BYTES", ""])];
+    for lane in &report.lanes {
+        rows.push(vec![
+            lane.id.to_string(),
+            owner(&lane.owner),
+            lane.position.to_string(),
+            lane.messages.to_string(),
+            lane.bytes.to_string(),
+            if lane.closed { "closed".into() } else { String::new() },
+        ]);
+    }
+    section(out, &rows)?;
+
+    rows = vec![row(&["CURSOR", "OWNER", "LANE", "POSITION", "LAG", ""])];
+    for cursor in &report.cursors {
+        let state = if cursor.sleeping { "sleeping" } else { "" };
+        if cursor.positions.is_empty() {
+            rows.push(row(&[&cursor.id.to_string(), &owner(&cursor.owner), "-", "-", "-", state]));
+        }
+        for at in &cursor.positions {
+            rows.push(vec![
+                cursor.id.to_string(),
+                owner(&cursor.owner),
+                at.lane.to_string(),
+                at.position.to_string(),
+                at.lag.to_string(),
+                state.into(),
+            ]);
+        }
+    }
+    section(out, &rows)?;
+
+    if let Some(tail) = tail {
+        rows = vec![row(&["LANE", "SEQUENCE", "LENGTH", "MESSAGE"])];
+        for seen in tail {
+            // Escaped: a message must not be able to command the terminal.
+            let text = seen.payload.escape_ascii().to_string();
+            rows.push(vec![seen.lane.to_string(), seen.sequence.to_string(), seen.payload.len().to_string(), text]);
+        }
+        section(out, &rows)?;
+    }
+    Ok(())
+}
+
+/// A table after a blank line; without rows under its header, nothing.
+fn section(out: &mut Output<'_>, rows: &[Vec<String>]) -> Result<(), Failure> {
+    if rows.len() < 2 {
+        return Ok(());
+    }
+    writeln!(out).map_err(Failure::stdout)?;
+    table(out, rows)
+}

@@ -1,0 +1,150 @@
+//! `buslane ls`: the topics of a bus.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use buslane::{Bus, ErrorKind, TopicReport};
+use serde::Serialize;
+
+use crate::Common;
+use crate::failure::Failure;
+use crate::output::{json_line, stdout, table};
+use crate::signals::Stop;
+use crate::size;
+
+/// Between the two looks that a rate takes.
+const RATE_OVER: Duration = Duration::from_millis(200);
+
+/// List topics
+///
+/// Rates are in messages a second, over the last 200ms; LAG is how many messages the slowest subscriber has not yet
+/// received. Looking slows nobody.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only the topic of this name
+    #[arg(value_name = "TOPIC")]
+    pattern: Option<String>,
+    /// Also capacity, bytes and messages so far, and messages lost
+    #[arg(long)]
+    long: bool,
+}
+
+/// A topic in numbers, as `ls` and `inspect` print it in JSON.
+#[derive(Debug, Serialize)]
+pub struct Summary<'a> {
+    topic: &'a str,
+    pattern: &'a str,
+    r#type: &'a str,
+    publishers: usize,
+    subscribers: usize,
+    bytes: u64,
+    messages: u64,
+    lag: u64,
+    lost: u64,
+}
+
+impl<'a> Summary<'a> {
+    /// From what the library saw.
+    pub fn new(report: &'a TopicReport) -> Self {
+        Self {
+            topic: &report.name,
+            pattern: report.pattern,
+            r#type: &report.type_name,
+            publishers: report.publishers(),
+            subscribers: report.subscribers(),
+            bytes: report.bytes(),
+            messages: report.messages(),
+            lag: report.lag(),
+            lost: 0, // a lossless topic loses none
+        }
+    }
+}
+
+/// Prints the list.
+pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
+    let bus = open_existing(common)?;
+    let names = match &args.pattern {
+        Some(name) => vec![name.clone()],
+        None => bus.topics()?,
+    };
+    let mut out = stdout(stop)?;
+    let before = Instant::now();
+    let reports = look(&bus, &names, args.pattern.is_some())?;
+    if common.json {
+        for report in &reports {
+            json_line(&mut out, &Summary::new(report))?;
+        }
+    } else if reports.is_empty() {
+        writeln!(out, "no topics yet: `buslane send TOPIC` and `buslane recv TOPIC` make them").map_err(Failure::stdout)?;
+    } else {
+        thread::sleep(RATE_OVER);
+        let seconds = before.elapsed().as_secs_f64();
+        let rates = rates(&reports, &look(&bus, &names, false)?, seconds);
+        table(&mut out, &rows(&reports, &rates, args.long))?;
+    }
+    out.flush().map_err(Failure::stdout)
+}
+
+/// Opens the bus for a look at it, which makes none.
+pub fn open_existing(common: &Common) -> Result<Bus, Failure> {
+    common.open(Bus::builder().create(false)).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Failure::Error(format!(
+            "there is no bus {}; the first `buslane send` or `buslane recv` makes it, or name another with --bus",
+            common.bus
+        )),
+        _ => error.into(),
+    })
+}
+
+/// One report a topic. One that has been removed since it was listed is left out, unless it `must_exist`.
+fn look(bus: &Bus, names: &[String], must_exist: bool) -> Result<Vec<TopicReport>, Failure> {
+    let mut reports = Vec::new();
+    for name in names {
+        match bus.inspect(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => {}
+            report => reports.push(report?),
+        }
+    }
+    Ok(reports)
+}
+
+/// Messages a second, by topic.
+fn rates<'a>(before: &[TopicReport], after: &'a [TopicReport], seconds: f64) -> HashMap<&'a str, f64> {
+    let before: HashMap<_, _> = before.iter().map(|report| (report.name.as_str(), report.messages())).collect();
+    let rate = |report: &'a TopicReport| {
+        let sent = report.messages().saturating_sub(*before.get(report.name.as_str())?);
+        Some((report.name.as_str(), sent as f64 / seconds))
+    };
+    after.iter().filter_map(rate).collect()
+}
+
+fn rows(reports: &[TopicReport], rates: &HashMap<&str, f64>, long: bool) -> Vec<Vec<String>> {
+    let mut header = vec!["TOPIC", "PATTERN", "TYPE", "PUBLISHERS", "SUBSCRIBERS", "RATE", "LAG"];
+    if long {
+        header.extend(["CAPACITY", "BYTES", "MESSAGES", "LOST"]);
+    }
+    let mut rows = vec![header.into_iter().map(String::from).collect()];
+    for report in reports {
+        let summary = Summary::new(report);
+        let rate = rates.get(summary.topic).map_or_else(|| "-".into(), |rate| format!("{rate:.0}/s"));
+        let mut row = vec![
+            summary.topic.into(),
+            summary.pattern.into(),
+            summary.r#type.into(),
+            summary.publishers.to_string(),
+            summary.subscribers.to_string(),
+            rate,
+            summary.lag.to_string(),
+        ];
+        if long {
+            row.push(size::human(report.capacity));
+            row.push(size::human(summary.bytes));
+            row.push(summary.messages.to_string());
+            row.push(summary.lost.to_string());
+        }
+        rows.push(row);
+    }
+    rows
+}

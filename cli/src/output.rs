@@ -1,0 +1,98 @@
+//! Stdout for commands that may be blocked by it, or lose it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::signals::Stop;
+
+/// What is smaller is gathered; what is larger goes to the system straight from where it lies.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+/// Stdout, gathered into larger writes: flush it when there is nothing more to write for now.
+pub type Output<'a> = BufWriter<Stdout<'a>>;
+
+/// Opens stdout.
+pub fn stdout(stop: &Stop) -> Result<Output<'_>, Failure> {
+    let file = Stdout::open().map_err(Failure::stdout)?;
+    Ok(BufWriter::with_capacity(BUFFER_BYTES, Stdout { file, stop }))
+}
+
+/// Writes `value` as one line of JSON.
+pub fn json_line(out: &mut impl Write, value: &impl Serialize) -> Result<(), Failure> {
+    serde_json::to_writer(&mut *out, value).map_err(|error| Failure::stdout(error.into()))?;
+    out.write_all(b"\n").map_err(Failure::stdout)
+}
+
+/// A message's bytes in JSON: text if they are text.
+#[derive(Debug, Serialize)]
+pub enum Data<'a> {
+    #[serde(rename = "data")]
+    Text(&'a str),
+    #[serde(rename = "data_hex")]
+    Bytes(String),
+}
+
+impl<'a> Data<'a> {
+    /// Looks which it is.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        match str::from_utf8(bytes) {
+            Ok(text) => Self::Text(text),
+            Err(_) => Self::Bytes(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        }
+    }
+}
+
+/// Rows for people, with the columns aligned.
+pub fn table(out: &mut impl Write, rows: &[Vec<String>]) -> Result<(), Failure> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    for row in rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end()).map_err(Failure::stdout)?;
+    }
+    Ok(())
+}
+
+/// Stdout without a buffer; a signal ends a write that waits for a slow reader.
+#[derive(Debug)]
+pub struct Stdout<'a> {
+    file: File,
+    stop: &'a Stop,
+}
+
+impl Stdout<'_> {
+    /// A pipe is opened anew, to make it non-blocking for us and not for those we share it with.
+    fn open() -> io::Result<File> {
+        let shared = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        if !shared.metadata()?.file_type().is_fifo() {
+            return Ok(shared);
+        }
+        let own = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open("/proc/self/fd/1");
+        Ok(own.unwrap_or(shared)) // another user's pipe cannot be opened: then it blocks
+    }
+}
+
+impl Write for Stdout<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.file.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.stop.wait_writable(self.file.as_fd())? {
+                        return Err(io::Error::other("ended by a signal"));
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

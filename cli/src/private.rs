@@ -1,0 +1,133 @@
+//! What the demo and the benchmarks run in: a directory of their own, and other processes of this program that end
+//! with it.
+
+use std::env;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+
+use crate::failure::Failure;
+use crate::signals::Stop;
+
+/// Makes a directory that is removed when dropped; in memory, if the machine has such a place.
+pub fn directory() -> Result<TempDir, Failure> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("buslane-");
+    builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir()).map_err(Failure::system("make a private directory"))
+}
+
+/// This program, to be started again.
+pub fn this_program() -> Result<Command, Failure> {
+    Ok(Command::new(env::current_exe().map_err(Failure::system("find this program"))?))
+}
+
+/// Another process of ours, seen from the one that started it. It is told things on its stdin and answers on its
+/// stdout, each a line of JSON; while it is told nothing it sleeps. It ends when dropped.
+#[derive(Debug)]
+pub struct Actor {
+    process: Running,
+    ears: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Actor {
+    /// Starts it.
+    pub fn start(arguments: &[&str]) -> Result<Self, Failure> {
+        let mut command = this_program()?;
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Running::start(&mut command)?;
+        let (Some(ears), Some(answers)) = (process.0.stdin.take(), process.0.stdout.take()) else {
+            unreachable!("both were asked for");
+        };
+        Ok(Self { process, ears, answers: BufReader::new(answers) })
+    }
+
+    /// Tells it something.
+    pub fn tell(&mut self, what: &impl Serialize) -> Result<(), Failure> {
+        write_line(&mut self.ears, what).map_err(|_| Self::gone())
+    }
+
+    /// Waits for its answer.
+    pub fn answer<T: DeserializeOwned>(&mut self, stop: &Stop) -> Result<T, Failure> {
+        // It writes each line at once, so that what is readable is all of it.
+        if self.answers.buffer().is_empty() {
+            stop.wait_readable(self.answers.get_ref().as_fd()).map_err(Failure::system("wait for the other process"))?;
+        }
+        stop.check()?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line).map_err(Failure::system("read from the other process"))?;
+        serde_json::from_str(&line).map_err(|_| Self::gone())
+    }
+
+    /// Kills it, as `kill -9` would.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    fn gone() -> Failure {
+        Failure::PeerGone("the other process ended early; see what it says above".into())
+    }
+}
+
+/// A process that is killed, if it still runs, when this is dropped.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> Result<Self, Failure> {
+        command.spawn().map(Self).map_err(Failure::system("start another process"))
+    }
+
+    fn kill(&mut self) {
+        // Either fails only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The same conversation from the other end.
+#[derive(Debug)]
+pub struct Director;
+
+impl Director {
+    /// Has this process die with the one that started it.
+    pub fn attach() -> Result<Self, Failure> {
+        set_pdeathsig(Signal::SIGKILL).map_err(|e| Failure::system("follow the other process")(e.into()))?;
+        Ok(Self)
+    }
+
+    /// What it is told next; `None`: nothing more.
+    pub fn next<T: DeserializeOwned>(&self) -> Result<Option<T>, Failure> {
+        let mut line = String::new();
+        match io::stdin().lock().read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => serde_json::from_str(&line).map(Some).map_err(|e| Failure::Error(format!("told nonsense: {e}"))),
+            Err(error) => Err(Failure::system("read stdin")(error)),
+        }
+    }
+
+    /// Answers.
+    pub fn answer(&self, what: &impl Serialize) -> Result<(), Failure> {
+        write_line(&mut io::stdout().lock(), what).map_err(Failure::stdout)
+    }
+}
+
+fn write_line(out: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    out.write_all(&line)?;
+    out.flush()
+}

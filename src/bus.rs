@@ -1,0 +1,513 @@
+//! Buses and topics: names, configuration, type fingerprints, and how they are opened.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sys::stat::Mode;
+use nix::unistd::Uid;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::inspect::TopicReport;
+use crate::message::{Description, Message, Payload};
+use crate::presence::Presence;
+use crate::pubsub::{Publisher, Subscriber};
+use crate::shm::files::{Dir, Plan};
+use crate::shm::fork;
+use crate::shm::layout::{Identity, Kind, max_len};
+use crate::shm::members::{Doorbell, Member};
+use crate::shm::reclaim::{self, Reclaimed};
+use crate::shm::topic::{TopicFiles, check_capacity};
+use crate::wait::WaitStrategy;
+
+/// Bytes in a lane whose topic was made without saying how many: 4 MiB. Chosen by measurement: a ring that is larger
+/// than the second-level cache streams small messages faster than one that fits it (see `docs/design.md`).
+pub const DEFAULT_CAPACITY: usize = 4 << 20;
+/// Where buses are, unless `BUSLANE_DIR` says otherwise: `buslane-<uid>` in here.
+const ROOT: &str = "/dev/shm";
+/// What a file name holds.
+const NAME_MAX: usize = 255;
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
+/// A bus: a directory that processes of one user share. Cheap to clone; the process leaves when the last clone, and all
+/// that was made from it, is dropped.
+///
+/// Whoever opens a bus first makes it; whoever comes next puts away what the dead have left.
+///
+/// ```
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let path = dir.path().join("bus");
+/// let bus = buslane::Bus::at(&path)?; // or Bus::open("name")
+/// let mut subscriber = bus.topic("greetings")?.subscriber()?;
+/// let mut publisher = bus.topic("greetings")?.publisher()?;
+/// publisher.send(b"hello")?;
+/// assert_eq!(&*subscriber.recv()?, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Bus(Arc<BusInner>);
+
+struct BusInner {
+    path: PathBuf,
+    options: BusBuilder,
+    members: Arc<Dir>,
+    topics: Arc<Dir>,
+    // Before the member: it listens while there is something to listen for.
+    doorbell: Mutex<Option<Doorbell>>,
+    member: Member,
+    born: u64,
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").field("path", &self.0.path).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// Opens the bus `name`, made if it is missing: `/dev/shm/buslane-<uid>/<name>`, or `$BUSLANE_DIR/<name>`.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName`, `ForeignOwner`, `Unsupported`, `NoSpace`, `NotBuslane`, `Version`, `Corrupt`, and the system's.
+    pub fn open(name: &str) -> Result<Self> {
+        Self::builder().open(name)
+    }
+
+    /// Opens the bus in the directory `path`, which is made if it is missing (the one above it must exist).
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn at(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().at(path)
+    }
+
+    /// Opens a bus otherwise than by default.
+    #[must_use]
+    pub fn builder() -> BusBuilder {
+        BusBuilder::default()
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Opens a topic of bytes, made if it is missing. A name is one or more segments separated by `/`.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName`, `Mismatch` if it carries a type, and those of [`open`](Self::open).
+    pub fn topic(&self, name: &str) -> Result<Topic> {
+        self.topic_builder(name).open()
+    }
+
+    /// Opens a topic of `T`s, made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`topic`](Self::topic); `Mismatch` shows both types.
+    pub fn typed<T: Message + 'static>(&self, name: &str) -> Result<Topic<T>> {
+        self.topic_builder(name).open_typed()
+    }
+
+    /// Opens a topic otherwise than by default.
+    #[must_use]
+    pub fn topic_builder(&self, name: &str) -> TopicBuilder<'_> {
+        let BusBuilder { wait, .. } = self.0.options;
+        TopicBuilder { bus: self, name: name.to_owned(), capacity: None, wait, create: true }
+    }
+
+    /// The names of its topics, sorted.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn topics(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for escaped in self.0.topics.names()? {
+            if self.0.topics.dir(&escaped, false)?.names()?.iter().any(|name| name == "topic") {
+                names.extend(percent_decode_str(&escaped).decode_utf8().map(String::from));
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Looks at a topic from outside: nobody is slowed down, and nothing is made.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, and those of [`open`](Self::open).
+    pub fn inspect(&self, topic: &str) -> Result<TopicReport> {
+        TopicReport::look(&self.files(topic)?.ok_or_else(|| not_found(topic))?, &self.0.members)
+    }
+
+    /// Puts away what dead processes have left. This is done without being asked, too: when a bus is opened, and soon
+    /// after a death while somebody listens.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn reclaim(&self) -> Result<Reclaimed> {
+        self.check_fork()?;
+        reclaim::sweep(&self.0.members, &self.0.topics)
+    }
+
+    pub(crate) fn member(&self) -> u64 {
+        self.0.member.id()
+    }
+
+    /// Has this process learn of deaths from now on.
+    pub(crate) fn listen(&self) -> Result<()> {
+        self.check_fork()?;
+        let mut doorbell = self.0.doorbell.lock().unwrap_or_else(PoisonError::into_inner);
+        if doorbell.is_none() {
+            let (members, topics) = (Arc::clone(&self.0.members), Arc::clone(&self.0.topics));
+            let name = self.0.path.display().to_string();
+            *doorbell = Some(Doorbell::listen(Arc::clone(&self.0.members), &name, move || {
+                // What can't be put away now will be by the next one who opens the bus, and told there.
+                let _ = reclaim::sweep(&members, &topics);
+            })?);
+        }
+        Ok(())
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        if self.0.born == fork::generation() { Ok(()) } else { Err(forked("use the bus", &self.0.path.display().to_string())) }
+    }
+
+    fn files(&self, name: &str) -> Result<Option<TopicFiles>> {
+        let escaped = escape(name)?;
+        match self.0.topics.dir(&escaped, false) {
+            Ok(dir) => TopicFiles::open(dir, name),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// What is said in a forked child.
+pub(crate) fn forked(tried: &'static str, on: &str) -> Error {
+    Error::new(ErrorKind::Forked, tried, on, "this process was forked from the one that opened it")
+        .advise("open the bus anew in the child")
+}
+
+fn not_found(topic: &str) -> Error {
+    Error::new(ErrorKind::NotFound, "open the topic", topic, "there is no such topic")
+        .advise("list the topics (buslane ls), or publish to it first")
+}
+
+/// Opens a [`Bus`] otherwise than by default.
+///
+/// ```
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// use buslane::{Bus, WaitStrategy};
+///
+/// let bus = Bus::builder().capacity(1 << 20).wait(WaitStrategy::Sleep).at(dir.path().join("bus"))?;
+/// assert_eq!(bus.topic("t")?.capacity(), 1 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct BusBuilder {
+    capacity: usize,
+    mode: u32,
+    wait: WaitStrategy,
+    create: bool,
+}
+
+impl Default for BusBuilder {
+    fn default() -> Self {
+        Self { capacity: DEFAULT_CAPACITY, mode: 0o700, wait: WaitStrategy::default(), create: true }
+    }
+}
+
+impl BusBuilder {
+    /// Bytes in the lanes of topics that are made through this bus: a power of two from 4 KiB up. A publisher takes
+    /// that and 4 KiB of memory. By default [`DEFAULT_CAPACITY`].
+    pub fn capacity(mut self, bytes: usize) -> Self {
+        self.capacity = bytes;
+        self
+    }
+
+    /// The mode of the bus directory, if this makes it; files get the same without the execute bits. By default
+    /// `0o700`: nobody else. Others may be let read, never write.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// How publishers and subscribers of this bus wait, unless their topic says otherwise.
+    pub fn wait(mut self, wait: WaitStrategy) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Whether a missing bus is made; if not, it is the error `NotFound`. By default it is.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Opens the bus with this name; see [`Bus::open`].
+    ///
+    /// # Errors
+    ///
+    /// As there, and `InvalidCapacity`, `InvalidMode`.
+    pub fn open(self, name: &str) -> Result<Bus> {
+        let why = match name {
+            "" => "the name is empty",
+            "." | ".." => "the name would lead out of the directory of buses",
+            _ if name.contains(['/', '\0']) => "a bus name has no '/'",
+            _ if name.len() > NAME_MAX => "the name is longer than 255 bytes",
+            _ => {
+                let root = match std::env::var_os("BUSLANE_DIR") {
+                    Some(root) => PathBuf::from(root),
+                    None => {
+                        let root = Path::new(ROOT).join(format!("buslane-{}", Uid::effective()));
+                        Dir::open(&root, self.create.then_some(Mode::S_IRWXU))?;
+                        root
+                    }
+                };
+                return self.at(root.join(name));
+            }
+        };
+        Err(Error::new(ErrorKind::InvalidName, "open the bus", format!("{name:?}"), why)
+            .advise("give a name, or a path to Bus::at (--bus PATH)"))
+    }
+
+    /// Opens the bus in this directory; see [`Bus::at`].
+    ///
+    /// # Errors
+    ///
+    /// As there, and `InvalidCapacity`, `InvalidMode`.
+    pub fn at(self, path: impl AsRef<Path>) -> Result<Bus> {
+        let path = path.as_ref();
+        let shown = path.display().to_string();
+        capacity_or_error("open the bus", &shown, self.capacity)?;
+        if self.mode & !0o777 != 0 || self.mode & 0o700 != 0o700 || self.mode & 0o022 != 0 {
+            let why = format!("the mode {:#o} keeps the owner out, or lets others write", self.mode);
+            return Err(Error::new(ErrorKind::InvalidMode, "open the bus", shown, why)
+                .advise("use 0o700, or 0o750 or 0o755 to let others read"));
+        }
+        let create = self.create;
+        let root = Dir::open(path, create.then_some(Mode::from_bits_truncate(self.mode)))?;
+        root.check_filesystem()?;
+        if create {
+            let identity = Identity::new(Kind::Bus, size_of::<Identity>() as u64, 0, 0);
+            let plan = Plan { tried: "make the bus", identity, allocate: identity.size, content: &[], lock: false };
+            root.create("bus", &plan, |_| Ok(()))?;
+        }
+        if root.open_file("bus", Kind::Bus, false)?.is_none() {
+            return Err(Error::new(ErrorKind::NotFound, "open the bus", shown, "there is no bus in this directory")
+                .advise("check the path, or start a publisher or subscriber first"));
+        }
+        let members = Arc::new(root.dir("members", create)?);
+        let topics = Arc::new(root.dir("topics", create)?);
+        reclaim::sweep(&members, &topics)?;
+        let member = Member::join(Arc::clone(&members), &shown)?;
+        let doorbell = Mutex::new(None);
+        let born = fork::generation();
+        Ok(Bus(Arc::new(BusInner { path: path.to_owned(), options: self, members, topics, doorbell, member, born })))
+    }
+}
+
+fn capacity_or_error(tried: &'static str, on: &str, capacity: usize) -> Result<()> {
+    check_capacity(capacity as u64).map(drop).map_err(|why| {
+        Error::new(ErrorKind::InvalidCapacity, tried, on, why).advise("use a power of two, 4 KiB or more")
+    })
+}
+
+/// Opens a [`Topic`] otherwise than by default. Made by [`Bus::topic_builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct TopicBuilder<'a> {
+    bus: &'a Bus,
+    name: String,
+    capacity: Option<usize>,
+    wait: WaitStrategy,
+    create: bool,
+}
+
+impl TopicBuilder<'_> {
+    /// Bytes in each lane of this topic; an existing topic must have the same.
+    pub fn capacity(mut self, bytes: usize) -> Self {
+        self.capacity = Some(bytes);
+        self
+    }
+
+    /// How publishers and subscribers made from this handle wait.
+    pub fn wait(mut self, wait: WaitStrategy) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Whether a missing topic is made; if not, it is the error `NotFound`. By default it is.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Opens it, of bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Bus::topic`], and `InvalidCapacity`.
+    pub fn open(self) -> Result<Topic> {
+        self.open_as()
+    }
+
+    /// Opens it, of `T`s.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Bus::typed`], and `InvalidCapacity`.
+    pub fn open_typed<T: Message + 'static>(self) -> Result<Topic<T>> {
+        self.open_as()
+    }
+
+    fn open_as<T: ?Sized + Payload>(self) -> Result<Topic<T>> {
+        let Self { bus, name, capacity, wait, create } = self;
+        let tried = "open the topic";
+        bus.check_fork()?;
+        let escaped = escape(&name)?;
+        if let Some(capacity) = capacity {
+            capacity_or_error(tried, &name, capacity)?;
+        }
+        let ours = T::describe();
+        let files = match bus.files(&name)? {
+            Some(files) => Some(files),
+            None if create => {
+                let config = ours.to_config().ok_or_else(|| {
+                    let why = format!("the type's name has {} bytes", ours.name().len());
+                    Error::new(ErrorKind::InvalidName, tried, &*name, why).advise("use at most 192")
+                })?;
+                let capacity = capacity.unwrap_or(bus.0.options.capacity);
+                TopicFiles::create(bus.0.topics.dir(&escaped, true)?, &name, capacity, &config)?
+            }
+            None => None,
+        };
+        let files = files.ok_or_else(|| not_found(&name))?;
+        let theirs = Description::from_config(&files.config);
+        if theirs != ours {
+            let why = format!("it carries {theirs}, and this program means {ours}");
+            return Err(Error::new(ErrorKind::Mismatch, tried, name, why)
+                .advise("let both use the same type, or another topic"));
+        }
+        if let Some(capacity) = capacity.filter(|&capacity| capacity != files.capacity) {
+            let why = format!("its lanes have {} bytes, and {capacity} were asked for", files.capacity);
+            return Err(Error::new(ErrorKind::Mismatch, tried, name, why)
+                .advise("leave the capacity out, or use another topic"));
+        }
+        Ok(Topic { inner: Arc::new(TopicInner { files, bus: bus.clone(), wait }), kind: PhantomData })
+    }
+}
+
+/// A topic: publishers and subscribers of it are made here.
+pub struct Topic<T: ?Sized = [u8]> {
+    inner: Arc<TopicInner>,
+    kind: PhantomData<fn() -> Box<T>>,
+}
+
+/// A topic's files, and the bus that must outlive what is made from it.
+#[derive(Debug)]
+pub(crate) struct TopicInner {
+    pub(crate) files: TopicFiles,
+    pub(crate) bus: Bus,
+    pub(crate) wait: WaitStrategy,
+}
+
+impl<T: ?Sized> Clone for Topic<T> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), kind: PhantomData }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Topic<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topic").field("name", &self.inner.files.name).finish_non_exhaustive()
+    }
+}
+
+impl<T: ?Sized + Payload> Topic<T> {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.files.name
+    }
+
+    /// Bytes in each lane made in it.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.inner.files.capacity
+    }
+
+    /// Bytes in the longest message.
+    #[must_use]
+    pub fn max_len(&self) -> usize {
+        max_len(self.capacity() as u64) as usize
+    }
+
+    /// Joins it as a publisher, with a lane of its own: one that a publisher has left, or a new one.
+    ///
+    /// What it sends is delivered to every subscriber that [`subscriber`](Self::subscriber) had returned before the
+    /// sending began.
+    ///
+    /// # Errors
+    ///
+    /// `NoSpace` if the lane can't be allocated, `Mismatch` if the type is larger than a message may be, `Forked`, and
+    /// the system's.
+    pub fn publisher(&self) -> Result<Publisher<T>> {
+        Publisher::join(&self.inner)
+    }
+
+    /// Joins it as a subscriber: all that is sent from now on reaches it, and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// `NoSpace` if the cursor can't be allocated, `Corrupt` if a lane is damaged, `Forked`, and the system's.
+    pub fn subscriber(&self) -> Result<Subscriber<T>> {
+        Subscriber::join(&self.inner)
+    }
+
+    /// Watches who is there, without being counted.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`, and the system's.
+    pub fn presence(&self) -> Result<Presence> {
+        Presence::watch(&self.inner)
+    }
+}
+
+/// A topic's name as a directory's: one name, whatever it contains.
+fn escape(name: &str) -> Result<String> {
+    let invalid = |why: String| {
+        Error::new(ErrorKind::InvalidName, "open the topic", format!("{name:?}"), why)
+            .advise("use segments of letters, digits, '-', '_' and '.', separated by '/'")
+    };
+    for segment in name.split('/') {
+        match segment {
+            "" => return Err(invalid(String::from("a segment is empty"))),
+            "." | ".." => return Err(invalid(format!("the segment {segment:?} would lead elsewhere"))),
+            _ if segment.contains('*') => return Err(invalid(String::from("'*' is for selecting topics"))),
+            _ if segment.contains(char::is_control) => {
+                return Err(invalid(String::from("it has a control character")));
+            }
+            _ => {}
+        }
+    }
+    let escaped = utf8_percent_encode(name, PLAIN).to_string();
+    // A name that begins with a dot would look hidden, or be a draft.
+    let escaped = escaped.strip_prefix('.').map_or(escaped.clone(), |rest| format!("%2E{rest}"));
+    if escaped.len() > NAME_MAX {
+        let why = format!("it is too long: {} bytes of {NAME_MAX}, where '/' and special characters count 3", escaped.len());
+        return Err(invalid(why));
+    }
+    Ok(escaped)
+}

@@ -1,0 +1,197 @@
+//! Looking at a topic from outside: nobody is gated, slowed down, or waited for.
+
+use crate::error::Result;
+use crate::message::Description;
+use crate::shm::files::Dir;
+use crate::shm::lane::{self, Boundary, Outside};
+use crate::shm::layout::LEFT;
+use crate::shm::members::{self, Owner};
+use crate::shm::segment::Access;
+use crate::shm::topic::{CURSOR, LANE, LaneFile, TopicFiles};
+
+/// A topic as it was when it was looked at. Made by [`Bus::inspect`](crate::Bus::inspect).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct TopicReport {
+    /// Its name.
+    pub name: String,
+    /// `lossless`.
+    pub pattern: &'static str,
+    /// What it carries: `bytes`, or the type's name.
+    pub type_name: String,
+    /// Bytes in each lane made in it.
+    pub capacity: u64,
+    /// Its lanes, by number.
+    pub lanes: Vec<LaneReport>,
+    /// Its cursors, by number.
+    pub cursors: Vec<CursorReport>,
+    files: Vec<LaneFile>,
+}
+
+/// A lane as it was when it was looked at.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct LaneReport {
+    /// Its number.
+    pub id: u64,
+    /// Who writes it, or wrote it last.
+    pub owner: Owner,
+    /// Where its next frame will start, in bytes since it was made.
+    pub position: u64,
+    /// How many messages were sent through it.
+    pub messages: u64,
+    /// How many bytes of payload.
+    pub bytes: u64,
+    /// Whether its publisher has left.
+    pub closed: bool,
+}
+
+/// A cursor as it was when it was looked at.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CursorReport {
+    /// Its number.
+    pub id: u64,
+    /// Who reads with it.
+    pub owner: Owner,
+    /// Whether the reader sleeps.
+    pub sleeping: bool,
+    /// How far it is in each lane that it has joined.
+    pub positions: Vec<CursorPosition>,
+}
+
+/// How far a cursor is in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CursorPosition {
+    /// The lane's number.
+    pub lane: u64,
+    /// All before it is released, as far as the reader has said; it says so from time to time, and when idle.
+    pub position: u64,
+    /// Messages from there to the lane's end.
+    pub lag: u64,
+}
+
+/// A message that is still held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Seen {
+    /// The number of its lane.
+    pub lane: u64,
+    /// Its number in that lane.
+    pub sequence: u64,
+    /// What it carries.
+    pub payload: Vec<u8>,
+}
+
+impl TopicReport {
+    pub(crate) fn look(topic: &TopicFiles, members: &Dir) -> Result<Self> {
+        let mut lanes = Vec::new();
+        let mut files = Vec::new();
+        for id in topic.dir().numbers(LANE)? {
+            let Some(lane) = topic.lane(id)? else { continue };
+            let owner = members::owner(members, lane::owner(&lane.header))?;
+            let Boundary { position, sequence, bytes } = end(&lane);
+            let closed = lane::is_closed(&lane.header);
+            lanes.push(LaneReport { id, owner, position, messages: sequence, bytes, closed });
+            files.push(lane);
+        }
+        let mut cursors = Vec::new();
+        for id in topic.dir().numbers(CURSOR)? {
+            let Some((_, cursor)) = topic.cursor(id, Access::Read)? else { continue };
+            let owner = members::owner(members, cursor.owner())?;
+            let mut positions = Vec::new();
+            for (lane, file) in lanes.iter().zip(&files) {
+                let Some(position) = cursor.position_in(lane.id).filter(|position| position & LEFT == 0) else { continue };
+                let lag = messages_between(file, position, lane.position);
+                positions.push(CursorPosition { lane: lane.id, position, lag });
+            }
+            cursors.push(CursorReport { id, owner, sleeping: cursor.is_parked(), positions });
+        }
+        let type_name = Description::from_config(&topic.config).name().to_owned();
+        let (name, capacity) = (topic.name.to_string(), topic.capacity as u64);
+        Ok(Self { name, pattern: "lossless", type_name, capacity, lanes, cursors, files })
+    }
+
+    /// How many publishers there are.
+    #[must_use]
+    pub fn publishers(&self) -> usize {
+        self.lanes.iter().filter(|lane| !lane.closed && lane.owner.alive).count()
+    }
+
+    /// How many subscribers there are.
+    #[must_use]
+    pub fn subscribers(&self) -> usize {
+        self.cursors.iter().filter(|cursor| cursor.owner.alive).count()
+    }
+
+    /// Messages sent through the lanes that there are.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.messages).sum()
+    }
+
+    /// Payload bytes sent through the lanes that there are.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.bytes).sum()
+    }
+
+    /// Messages that the subscriber with the most of them has not released.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        let lags = self.cursors.iter().map(|cursor| cursor.positions.iter().map(|position| position.lag).sum());
+        lags.max().unwrap_or(0)
+    }
+
+    /// The last `n` messages of each lane that are still held, oldest first.
+    #[must_use]
+    pub fn tail(&self, n: usize) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for (report, lane) in self.lanes.iter().zip(&self.files) {
+            let outside = Outside { header: &lane.header, ring: &lane.ring };
+            let Some(mut at) = oldest(&outside) else { continue };
+            let first = report.messages.saturating_sub(n as u64);
+            while at.position < report.position {
+                let wanted = at.sequence >= first;
+                let Some((found, payload)) = outside.frame(at.position, wanted) else { break };
+                if wanted && found.word.is_message() {
+                    seen.push(Seen { lane: lane.id, sequence: at.sequence, payload });
+                }
+                at.pass(found);
+            }
+        }
+        seen
+    }
+}
+
+/// The oldest boundary that still holds.
+fn oldest(outside: &Outside<'_>) -> Option<Boundary> {
+    (0..crate::shm::layout::RECORDS).filter_map(|i| outside.record(i)).min_by_key(|boundary| boundary.position)
+}
+
+/// The end of a lane that may be written meanwhile: at most a ring's worth is walked.
+fn end(lane: &LaneFile) -> Boundary {
+    let outside = Outside { header: &lane.header, ring: &lane.ring };
+    let Some((_, mut at)) = outside.newest() else {
+        return Boundary { position: 0, sequence: 0, bytes: 0 };
+    };
+    let until = at.position.saturating_add(lane.ring.capacity());
+    while at.position < until
+        && let Some((found, _)) = outside.frame(at.position, false)
+    {
+        at.pass(found);
+    }
+    at
+}
+
+fn messages_between(lane: &LaneFile, from: u64, to: u64) -> u64 {
+    let outside = Outside { header: &lane.header, ring: &lane.ring };
+    let mut at = Boundary { position: from, sequence: 0, bytes: 0 };
+    while at.position < to
+        && let Some((found, _)) = outside.frame(at.position, false)
+    {
+        at.pass(found);
+    }
+    at.sequence
+}

@@ -1,0 +1,72 @@
+//! A shared-memory message bus for processes on one Linux host.
+//!
+//! A *lane* is a ring that only one writer may write. Each publisher of a topic has a lane, each subscriber a cursor;
+//! a message is written once, in place, and read where it lies by every subscriber. No daemon, no heartbeat, no
+//! system call while the peer is awake.
+//!
+//! ```
+//! # let dir = tempfile::tempdir_in("/dev/shm")?;
+//! # let path = dir.path().join("bus");
+//! let bus = buslane::Bus::at(&path)?; // Bus::open("name") for /dev/shm/buslane-<uid>/name
+//! let topic = bus.topic("orders/new")?;
+//! let mut subscriber = topic.subscriber()?; // usually in another process
+//! let mut publisher = topic.publisher()?;
+//! publisher.send(b"100 pears")?;
+//! assert_eq!(&*subscriber.recv()?, b"100 pears");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The life of one message
+//!
+//! [`Publisher::send`] claims room in its lane, copies the bytes in, and stores the frame's first word, which says all
+//! that a reader needs. Then it loads one control word: if nobody joined, left or went to sleep since the last time,
+//! that was all. [`Subscriber::recv`] looks at the word where the next frame will be; when it is there, a [`Frame`]
+//! lends the payload in place, and releases it when dropped. Whoever finds nothing to do looks again for a while, then
+//! tells the other side and sleeps on a futex.
+//!
+//! To read the code in that order: [`Publisher`] and [`Subscriber`] (`pubsub`), the lane (`shm/lane`), the bytes
+//! (`shm/bytes`), sleeping and waking (`shm/park`), joining and leaving (`shm/roster`), who is alive (`shm/members`),
+//! and what the dead leave (`shm/reclaim`). `docs/design.md` says why it is so, `docs/layout.md` what each byte means.
+//!
+//! # Limits
+//!
+//! Linux, 64-bit, little endian; processes of one user; one host. A message takes at most 3/8 of its lane.
+//! A lossless topic waits for its slowest subscriber, also for one that is stopped.
+#![cfg_attr(loom, allow(missing_docs, missing_debug_implementations, dead_code))]
+
+#[cfg(not(loom))]
+mod bus;
+#[cfg(not(loom))]
+mod error;
+#[cfg(not(loom))]
+mod inspect;
+#[cfg(not(loom))]
+mod message;
+#[cfg(not(loom))]
+mod presence;
+#[cfg(not(loom))]
+mod pubsub;
+#[cfg(not(loom))]
+mod shm;
+#[cfg(not(loom))]
+mod stream;
+#[cfg(not(loom))]
+mod wait;
+
+/// The core alone, for the models in `tests/model.rs`.
+#[cfg(loom)]
+pub mod shm;
+
+#[cfg(not(loom))]
+pub use self::{
+    bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
+    error::{Error, ErrorKind, Result},
+    inspect::{CursorPosition, CursorReport, LaneReport, Seen, TopicReport},
+    message::{Message, Payload},
+    presence::Presence,
+    pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Subscriber},
+    shm::members::Owner,
+    shm::reclaim::Reclaimed,
+    stream::{ByteReader, ByteWriter},
+    wait::WaitStrategy,
+};

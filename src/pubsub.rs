@@ -1,0 +1,1161 @@
+//! Publish and subscribe, lossless: a lane for each publisher, a cursor for each subscriber. The model for the other
+//! patterns.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bus::{TopicInner, forked};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Message, Payload};
+use crate::presence;
+use crate::shm::fork::{self, Held};
+use crate::shm::lane::{self, Found, Reader, Track, Writer};
+use crate::shm::layout::{LaneHeader, max_len};
+use crate::shm::park::{self, Watch};
+use crate::shm::roster::{self, Cursor, Lowest, Readers};
+use crate::shm::segment::View;
+use crate::shm::{futex, reclaim};
+use crate::wait::{Next, Waiter};
+
+// ------------------------------------------------------------------------------------------------------ publishing
+
+/// Sends messages of a topic. Its messages reach every subscriber in the order they were sent; there is no order
+/// between publishers.
+///
+/// Sending waits, or says [`Full`](ErrorKind::Full), while the slowest subscriber has no room. Without subscribers it
+/// never waits, and what is sent is gone. Dropping it closes its lane; subscribers still receive what is in there.
+#[must_use]
+pub struct Publisher<T: ?Sized = [u8]> {
+    sender: Sender,
+    kind: PhantomData<fn(&T)>,
+}
+
+/// A publisher of whatever type.
+struct Sender {
+    lane: Writer,
+    watch: Watch,
+    readers: Readers,
+    /// A reader, or this process, can't use `membarrier`.
+    fences: bool,
+    max_len: usize,
+    born: u64,
+    id: u64,
+    /// Says that the lane has a writer.
+    lock: Option<Held>,
+    topic: Arc<TopicInner>,
+}
+
+impl<T: ?Sized> fmt::Debug for Publisher<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sender { topic, id, .. } = &self.sender;
+        f.debug_struct("Publisher").field("topic", &topic.files.name).field("lane", id).finish_non_exhaustive()
+    }
+}
+
+/// How long to wait for room: `None` is for ever, zero not at all.
+type Patience = Option<Duration>;
+
+impl Sender {
+    fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+        topic.bus.listen()?;
+        let files = &topic.files;
+        let (lock, id, lane) = files.lane_to_write(topic.bus.member(), files.capacity)?;
+        // After the lane has its name, and before the cursors are listed.
+        roster::changed(&files.control);
+        let max_len = max_len(lane.capacity()) as usize;
+        let (watch, readers, born) = (Watch::default(), Readers::default(), fork::generation());
+        let (lock, topic) = (Some(lock), Arc::clone(topic));
+        let mut sender = Self { lane, watch, readers, fences: false, max_len, born, id, lock, topic };
+        sender.refresh()?;
+        Ok(sender)
+    }
+
+    fn failed(&self, kind: ErrorKind, why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+        Error::new(kind, "send on", Arc::clone(&self.topic.files.name), why)
+    }
+
+    #[inline]
+    fn check_fork(&self) -> Result<()> {
+        if self.born == fork::generation() { Ok(()) } else { Err(forked("send on", &self.topic.files.name)) }
+    }
+
+    /// Claims a frame for `len` bytes, and says where they go.
+    #[inline]
+    fn claim(&mut self, len: usize, patience: Patience) -> Result<u64> {
+        self.check_fork()?;
+        if len > self.max_len {
+            return Err(self.too_long(len));
+        }
+        match self.lane.claim(len) {
+            Ok(at) => Ok(at),
+            Err(_) => self.claim_slowly(len, patience),
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, payload: &[u8], patience: Patience) -> Result<()> {
+        let at = self.claim(payload.len(), patience)?;
+        self.lane.write(at, payload);
+        self.commit(payload.len());
+        Ok(())
+    }
+
+    #[inline]
+    fn commit(&mut self, len: usize) {
+        self.lane.commit(len);
+        self.look_around();
+    }
+
+    /// After a commit: one load, unless somebody joined, left, or went to sleep.
+    #[inline]
+    fn look_around(&mut self) {
+        if self.watch.disturbed(&self.topic.files.control, self.fences) {
+            self.attend();
+        }
+    }
+
+    #[cold]
+    fn attend(&mut self) {
+        // If the readers can't be listed now, one of them may sleep: ring in any case. The next slow path says why.
+        if self.refresh().is_err() || self.readers.any_parked() {
+            park::ring(&self.topic.files.control);
+        }
+    }
+
+    fn refresh(&mut self) -> Result<()> {
+        let files = &self.topic.files;
+        self.readers.refresh(&files.control, self.id, |known| files.list_cursors(known))?;
+        self.fences = self.readers.fences() || !futex::has_barrier();
+        Ok(())
+    }
+
+    /// The slowest reader now.
+    fn survey(&mut self) -> Result<Lowest> {
+        self.refresh()?;
+        Ok(self.readers.lowest(self.id, self.lane.unjoined()))
+    }
+
+    /// Moves the limit towards `end`; the slowest reader.
+    fn make_room(&mut self, end: u64) -> Result<Lowest> {
+        let Self { lane, readers, topic, id, .. } = self;
+        let files = &topic.files;
+        lane.extend(end, |unjoined| {
+            readers.refresh(&files.control, *id, |known| files.list_cursors(known))?;
+            Ok(readers.lowest(*id, unjoined))
+        })
+    }
+
+    #[cold]
+    fn claim_slowly(&mut self, len: usize, patience: Patience) -> Result<u64> {
+        // A run must be visible before anyone can make room for more of it.
+        self.lane.publish();
+        self.look_around();
+        let mut waiter = Waiter::new(self.topic.wait, patience);
+        loop {
+            let end = match self.lane.claim(len) {
+                Ok(at) => return Ok(at),
+                Err(full) => full.end,
+            };
+            self.make_room(end)?;
+            if let Ok(at) = self.lane.claim(len) {
+                return Ok(at);
+            }
+            if patience == Some(Duration::ZERO) {
+                return Err(self.failed(ErrorKind::Full, "there is no room: the slowest subscriber is a ring behind")
+                    .advise("wait (send), send less, or make the topic with a larger capacity"));
+            }
+            match waiter.next(1) {
+                Next::Look => {}
+                Next::Sleep(time) => self.sleep_until(end, time)?,
+                Next::TimedOut => {
+                    return Err(self.failed(ErrorKind::TimedOut, "the slowest subscriber made no room in time")
+                        .advise("look for it with `buslane inspect`, or wait longer"));
+                }
+            }
+        }
+    }
+
+    fn sleep_until(&mut self, end: u64, time: Duration) -> Result<()> {
+        let lowest = self.survey()?;
+        let want = self.lane.wanted(end, lowest.position);
+        let topic = Arc::clone(&self.topic);
+        let header = self.lane.header().clone();
+        park::wait_for_room(&topic.files.control, &header, want, time, || {
+            let lowest = self.make_room(end)?;
+            Ok((!self.lane.reaches(end)).then_some(lowest))
+        })
+    }
+
+    fn wait_delivered(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.check_fork()?;
+        let target = self.lane.visible();
+        let mut waiter = Waiter::new(self.topic.wait, timeout);
+        loop {
+            if self.is_delivered(target)? {
+                return Ok(());
+            }
+            match waiter.next(1) {
+                Next::Look => {}
+                Next::Sleep(time) => {
+                    let topic = Arc::clone(&self.topic);
+                    let header = self.lane.header().clone();
+                    park::wait_for_room(&topic.files.control, &header, target, time, || {
+                        let lowest = self.survey()?;
+                        Ok((lowest.position < target).then_some(lowest))
+                    })?;
+                }
+                Next::TimedOut => {
+                    return Err(self.failed(ErrorKind::TimedOut, "a subscriber has not received everything in time")
+                        .advise("look for it with `buslane inspect`, or wait longer"));
+                }
+            }
+        }
+    }
+
+    fn is_delivered(&mut self, target: u64) -> Result<bool> {
+        let lowest = self.survey()?;
+        if lowest.position < u64::MAX {
+            return Ok(lowest.position >= target);
+        }
+        match self.readers.farthest_left() {
+            Some(left) if left < target => {
+                Err(self.failed(ErrorKind::SubscribersGone, "the last subscriber left or died before it had everything")
+                    .advise("start one, and send again"))
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn too_long(&self, len: usize) -> Error {
+        let capacity = self.lane.capacity();
+        let why = format!("the message has {len} bytes, and {} are the limit with a capacity of {capacity}", self.max_len);
+        self.failed(ErrorKind::TooLong, why)
+            .advise("split the message, or make the topic with a larger capacity")
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if self.born != fork::generation() {
+            return;
+        }
+        let files = &self.topic.files;
+        lane::close(self.lane.header());
+        drop(self.lock.take());
+        // What can't be put away here will be by its last reader, or the next one who opens the bus.
+        let _ = reclaim::tidy_lane(files, self.id);
+        roster::changed(&files.control);
+    }
+}
+
+impl<T: ?Sized + Payload> Publisher<T> {
+    pub(crate) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+        let sender = Sender::join(topic)?;
+        let size = T::describe().size();
+        if size > sender.max_len {
+            return Err(sender.too_long(size));
+        }
+        Ok(Self { sender, kind: PhantomData })
+    }
+
+    /// The topic's name.
+    #[must_use]
+    pub fn topic_name(&self) -> &str {
+        &self.sender.topic.files.name
+    }
+
+    /// Bytes in the longest message.
+    #[must_use]
+    pub fn max_len(&self) -> usize {
+        self.sender.max_len
+    }
+
+    /// How many subscribers there are now; another may join or leave meanwhile. No system call, unless one just did.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`, and the system's.
+    pub fn subscriber_count(&mut self) -> Result<usize> {
+        self.sender.check_fork()?;
+        self.sender.refresh()?;
+        Ok(self.sender.readers.count())
+    }
+
+    /// Waits until there are `n` subscribers, or more. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, `Forked`, and the system's.
+    pub fn wait_for_subscribers(&mut self, n: usize, timeout: Option<Duration>) -> Result<()> {
+        let topic = Arc::clone(&self.sender.topic);
+        presence::until(&topic, "wait for subscribers of", timeout, || Ok(self.subscriber_count()? >= n))
+    }
+
+    /// Waits until every subscriber has received (and released) all that was sent so far.
+    ///
+    /// # Errors
+    ///
+    /// `SubscribersGone` if the last of them left or died before; `TimedOut`, `Forked`, and the system's.
+    pub fn wait_delivered(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.sender.wait_delivered(timeout)
+    }
+}
+
+impl Publisher<[u8]> {
+    /// Sends a copy of `message`. Waits while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// `TooLong`, `Forked`, and, while it waits, the system's.
+    #[inline]
+    pub fn send(&mut self, message: &[u8]) -> Result<()> {
+        self.sender.send(message, None)
+    }
+
+    /// Sends a copy of `message` if there is room now.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, and as for [`send`](Self::send).
+    #[inline]
+    pub fn try_send(&mut self, message: &[u8]) -> Result<()> {
+        self.sender.send(message, Some(Duration::ZERO))
+    }
+
+    /// Sends a copy of `message`, waiting at most `timeout` for room.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, and as for [`send`](Self::send).
+    #[inline]
+    pub fn send_timeout(&mut self, message: &[u8], timeout: Duration) -> Result<()> {
+        self.sender.send(message, Some(timeout))
+    }
+
+    /// Lends `len` bytes of the lane, to be written in place and committed. They hold what was there before.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # let bus = buslane::Bus::at(dir.path().join("bus"))?;
+    /// # let topic = bus.topic("t")?;
+    /// # let mut subscriber = topic.subscriber()?;
+    /// # let mut publisher = topic.publisher()?;
+    /// let mut loan = publisher.loan(1024)?;
+    /// loan[..5].copy_from_slice(b"hello");
+    /// loan.commit_len(5);
+    /// drop(publisher.loan(10)?); // sends nothing
+    /// assert_eq!(&*subscriber.recv()?, b"hello");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send).
+    #[inline]
+    pub fn loan(&mut self, len: usize) -> Result<Loan<'_>> {
+        Loan::open(&mut self.sender, len, None)
+    }
+
+    /// Lends `len` bytes if there is room now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_send`](Self::try_send).
+    #[inline]
+    pub fn try_loan(&mut self, len: usize) -> Result<Loan<'_>> {
+        Loan::open(&mut self.sender, len, Some(Duration::ZERO))
+    }
+
+    /// Lends `len` bytes, waiting at most `timeout` for room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_timeout`](Self::send_timeout).
+    #[inline]
+    pub fn loan_timeout(&mut self, len: usize, timeout: Duration) -> Result<Loan<'_>> {
+        Loan::open(&mut self.sender, len, Some(timeout))
+    }
+
+    /// Sends copies of all `messages`, and says how many. They become visible in runs of up to some kilobytes, each
+    /// run with one store; readers may start on the first while the rest is written. Waits while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send); the messages before the one that failed are sent.
+    #[inline]
+    pub fn send_batch<I>(&mut self, messages: I) -> Result<usize>
+    where
+        I: IntoIterator<Item: AsRef<[u8]>>,
+    {
+        let run = Run(&mut self.sender);
+        let mut sent = 0;
+        let mut staged = 0;
+        for message in messages {
+            let message = message.as_ref();
+            let at = run.0.claim(message.len(), None)?;
+            run.0.lane.write(at, message);
+            run.0.lane.stage(message.len());
+            sent += 1;
+            staged += message.len() + 8;
+            if staged >= RUN_BYTES {
+                run.0.lane.publish();
+                run.0.look_around();
+                staged = 0;
+            }
+        }
+        Ok(sent)
+    }
+}
+
+/// How much of a batch is staged before readers see it.
+const RUN_BYTES: usize = 4096;
+
+/// Makes what was staged visible, also if the batch's iterator panics.
+struct Run<'a>(&'a mut Sender);
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        self.0.lane.publish();
+        self.0.look_around();
+    }
+}
+
+impl<T: Message + 'static> Publisher<T> {
+    /// Sends a copy of `value`. Waits while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`, and, while it waits, the system's.
+    #[inline]
+    pub fn send_value(&mut self, value: &T) -> Result<()> {
+        self.sender.send(value.as_bytes(), None)
+    }
+
+    /// Sends a copy of `value` if there is room now.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, and as for [`send_value`](Self::send_value).
+    #[inline]
+    pub fn try_send_value(&mut self, value: &T) -> Result<()> {
+        self.sender.send(value.as_bytes(), Some(Duration::ZERO))
+    }
+
+    /// Sends a copy of `value`, waiting at most `timeout` for room.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, and as for [`send_value`](Self::send_value).
+    #[inline]
+    pub fn send_value_timeout(&mut self, value: &T, timeout: Duration) -> Result<()> {
+        self.sender.send(value.as_bytes(), Some(timeout))
+    }
+
+    /// Lends room for one value, to be written in place and committed. It holds what was there before: some value.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_value`](Self::send_value).
+    #[inline]
+    pub fn loan_value(&mut self) -> Result<Loan<'_, T>> {
+        Loan::open(&mut self.sender, size_of::<T>(), None)
+    }
+}
+
+/// Part of a lane, lent to be written in place. [`commit`](Self::commit) sends it; dropping it sends nothing.
+#[must_use = "a loan that is dropped sends nothing"]
+pub struct Loan<'a, T: ?Sized = [u8]> {
+    sender: &'a mut Sender,
+    at: u64,
+    len: usize,
+    committed: bool,
+    kind: PhantomData<fn(&T)>,
+}
+
+impl<'a, T: ?Sized> Loan<'a, T> {
+    #[inline]
+    fn open(sender: &'a mut Sender, len: usize, patience: Patience) -> Result<Self> {
+        let at = sender.claim(len, patience)?;
+        sender.lane.open_loan();
+        Ok(Self { sender, at, len, committed: false, kind: PhantomData })
+    }
+
+    /// Sends it.
+    #[inline]
+    pub fn commit(mut self) {
+        self.sender.commit(self.len);
+        self.committed = true;
+    }
+}
+
+impl Loan<'_> {
+    /// Sends the first `len` bytes of it.
+    ///
+    /// # Panics
+    ///
+    /// If it has less.
+    #[inline]
+    pub fn commit_len(mut self, len: usize) {
+        assert!(len <= self.len, "a loan of {} bytes can't be committed with {len}", self.len);
+        self.len = len;
+        self.commit();
+    }
+}
+
+impl<T: ?Sized> Drop for Loan<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.committed {
+            self.sender.lane.abort();
+        }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Loan<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loan").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Loan<'_> {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.sender.lane.loaned(self.at, self.len)
+    }
+}
+
+impl DerefMut for Loan<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.sender.lane.loan(self.at, self.len)
+    }
+}
+
+impl<T: Message> Deref for Loan<'_, T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        T::ref_from_bytes(self.sender.lane.loaned(self.at, self.len)).expect("as many bytes as the type has, aligned")
+    }
+}
+
+impl<T: Message> DerefMut for Loan<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        T::mut_from_bytes(self.sender.lane.loan(self.at, self.len)).expect("as many bytes as the type has, aligned")
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- receiving
+
+/// Receives the messages of a topic, from all its publishers. Publishers wait for it: what it has not released stays.
+#[must_use]
+pub struct Subscriber<T: ?Sized = [u8]> {
+    receiver: Receiver,
+    kind: PhantomData<fn() -> Box<T>>,
+}
+
+/// A subscriber of whatever type.
+struct Receiver {
+    /// In the order of their numbers.
+    sources: Vec<Source>,
+    /// The source that is read from now.
+    at: usize,
+    /// Messages from it; every [`TURN`]th, the next source is looked at, and the roster.
+    turn: u32,
+    /// Messages since there was none.
+    burst: u32,
+    /// How often to pause between looks.
+    pauses: u32,
+    seen_roster: Option<u64>,
+    /// A publisher was there since the end was last reported.
+    had_publisher: bool,
+    born: u64,
+    cursor: Cursor,
+    /// Says that the cursor has a reader.
+    lock: Held,
+    topic: Arc<TopicInner>,
+}
+
+/// A lane that is read.
+struct Source {
+    id: u64,
+    reader: Reader,
+    header: View<LaneHeader>,
+    slot: usize,
+    /// Its writer had gone when the roster was last looked at.
+    closed: bool,
+    /// And all it sent is received.
+    ended: bool,
+    /// It contradicted itself, and is not read any more.
+    broken: bool,
+}
+
+/// Messages taken from one lane before the others are looked at.
+const TURN: u32 = 64;
+/// Messages in a row from which on they are a stream: the reader then looks seldom, because each look at an empty word
+/// takes the line away from the writer that is about to write it.
+const STREAM: u32 = 8;
+/// Pauses between two looks at a stream; halved with each look that finds nothing.
+const STREAM_PAUSES: u32 = 256;
+
+impl<T: ?Sized> fmt::Debug for Subscriber<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Receiver { topic, cursor, .. } = &self.receiver;
+        f.debug_struct("Subscriber").field("topic", &topic.files.name).field("cursor", &cursor.id).finish_non_exhaustive()
+    }
+}
+
+impl Receiver {
+    fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+        topic.bus.listen()?;
+        let (lock, cursor) = topic.files.new_cursor(topic.bus.member())?;
+        let mut receiver = Self {
+            sources: Vec::new(),
+            at: 0,
+            turn: 0,
+            burst: 0,
+            pauses: 1,
+            seen_roster: None,
+            had_publisher: false,
+            born: fork::generation(),
+            cursor,
+            lock,
+            topic: Arc::clone(topic),
+        };
+        roster::changed(&topic.files.control);
+        receiver.refresh()?;
+        Ok(receiver)
+    }
+
+    #[inline]
+    fn check_fork(&self) -> Result<()> {
+        if self.born == fork::generation() { Ok(()) } else { Err(forked("receive from", &self.topic.files.name)) }
+    }
+
+    /// The next message, if one is there: the source that has it.
+    #[inline]
+    fn poll(&mut self) -> Result<Option<(usize, Found)>> {
+        self.check_fork()?;
+        self.turn += 1;
+        if self.turn < TURN
+            && let Some(source) = self.sources.get_mut(self.at)
+            && let Ok(Some(found)) = source.reader.next()
+        {
+            return Ok(Some((self.at, found)));
+        }
+        self.poll_all()
+    }
+
+    /// The next message, waited for as long as it takes: the source that has it.
+    #[inline]
+    fn next(&mut self) -> Result<(usize, Found)> {
+        let mut found = self.poll()?;
+        loop {
+            match found {
+                Some(found) => return Ok(found),
+                None => found = self.wait(None)?,
+            }
+        }
+    }
+
+    /// Looks at the roster, and at every source once, beginning behind the one that was read last.
+    fn poll_all(&mut self) -> Result<Option<(usize, Found)>> {
+        self.burst = self.burst.saturating_add(self.turn);
+        self.turn = 0;
+        if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
+            self.refresh()?;
+        }
+        for _ in 0..self.sources.len() {
+            self.at = if self.at + 1 < self.sources.len() { self.at + 1 } else { 0 };
+            if let Some(found) = self.look_at(self.at)? {
+                return Ok(Some((self.at, found)));
+            }
+        }
+        self.be_idle()?;
+        Ok(None)
+    }
+
+    fn look_at(&mut self, index: usize) -> Result<Option<Found>> {
+        let source = &mut self.sources[index];
+        if source.broken {
+            return Ok(None);
+        }
+        source.reader.next().map_err(|corrupt| {
+            // Reported once; from now on it gates nobody, and is not read.
+            source.broken = true;
+            lane::leave(&self.cursor.slots[source.slot]);
+            self.topic.files.corrupt_frame(source.id, corrupt)
+        })
+    }
+
+    /// Nothing is there: publishes what was released, and puts away lanes that are drained for good.
+    fn be_idle(&mut self) -> Result<()> {
+        let mut ended = Vec::new();
+        for source in &mut self.sources {
+            source.reader.track().settle();
+            if source.closed && !source.ended && matches!(source.reader.next(), Ok(None)) {
+                source.ended = true;
+                ended.push(source.id);
+            }
+        }
+        for id in ended {
+            if reclaim::tidy_lane(&self.topic.files, id)? {
+                roster::changed(&self.topic.files.control);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the last publisher has left, and all is received. Says so once.
+    fn take_end(&mut self) -> bool {
+        let ended = self.had_publisher && self.sources.iter().all(|source| source.ended || source.broken);
+        if ended {
+            self.had_publisher = false;
+        }
+        ended
+    }
+
+    fn ended(&self) -> Error {
+        let on = Arc::clone(&self.topic.files.name);
+        Error::new(ErrorKind::Ended, "receive from", on, "the last publisher has left, and all it sent was received")
+            .advise("receive again to wait for the next one")
+    }
+
+    /// Waits for a message. `None`: the time has passed.
+    #[cold]
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<(usize, Found)>> {
+        self.pauses = if self.burst >= STREAM { STREAM_PAUSES } else { 1 };
+        self.burst = 0;
+        let mut waiter = Waiter::new(self.topic.wait, timeout);
+        loop {
+            match waiter.next(self.pauses) {
+                Next::Look => self.pauses = (self.pauses / 2).max(1),
+                Next::Sleep(time) => self.sleep(time)?,
+                Next::TimedOut => return Ok(None),
+            }
+            if let Some(found) = self.poll()? {
+                return Ok(Some(found));
+            }
+            if self.take_end() {
+                return Err(self.ended());
+            }
+        }
+    }
+
+    fn sleep(&mut self, time: Duration) -> Result<()> {
+        let topic = Arc::clone(&self.topic);
+        let cursor = self.cursor.clone();
+        let control = &topic.files.control;
+        park::park(control, &cursor.header, time, || {
+            let changed = self.seen_roster != Some(roster::state(control));
+            Ok(changed || self.sources.iter_mut().any(|source| !source.broken && !matches!(source.reader.next(), Ok(None))))
+        })
+    }
+
+    /// Lists the lanes: joins new ones, drops those that are gone.
+    fn refresh(&mut self) -> Result<()> {
+        let topic = Arc::clone(&self.topic);
+        let files = &topic.files;
+        // Read before listing, so that what comes later changes it once more.
+        let now = roster::state(&files.control);
+        let is_first = self.seen_roster.is_none();
+        let ids = files.dir().numbers(crate::shm::topic::LANE)?;
+        let cursor = &self.cursor;
+        self.sources.retain(|source| {
+            // A lane is removed when all have drained it; one that was removed by force is read to its end.
+            let stays = !(source.ended || source.broken) || ids.binary_search(&source.id).is_ok();
+            if !stays {
+                cursor.free_slot(source.slot);
+            }
+            stays
+        });
+        for &id in &ids {
+            if !self.sources.iter().any(|source| source.id == id) {
+                self.join_lane(id, is_first)?;
+            }
+        }
+        self.at = 0;
+        self.seen_roster = Some(now);
+        for source in &mut self.sources {
+            source.reader.track().refresh();
+            source.closed = source.reader.is_closed();
+            source.ended = source.closed && matches!(source.reader.next(), Ok(None));
+            self.had_publisher |= !source.broken && !source.ended;
+        }
+        Ok(())
+    }
+
+    fn join_lane(&mut self, id: u64, by_mark: bool) -> Result<()> {
+        let topic = Arc::clone(&self.topic);
+        let files = &topic.files;
+        let lane = match files.lane(id) {
+            Ok(Some(lane)) => lane,
+            Ok(None) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let slot = self.cursor.take_slot(|index| files.allocate_slot(&self.lock, index))?;
+        let (control, capacity, place) = (&files.control, lane.ring.capacity(), &self.cursor.slots[slot]);
+        let position = if by_mark {
+            let (mark, limit) = roster::join(control, &lane.header, capacity, id, place);
+            lane::walk(&lane.ring, mark, limit, |_| {}).map_err(|corrupt| files.corrupt_frame(id, corrupt))?
+        } else if roster::join_from_start(control, &lane.header, capacity, id, place) {
+            0
+        } else {
+            return Err(files.corrupt_lane(id, String::from("its writer went on before this subscriber had joined")));
+        };
+        let (header, slots) = (lane.header.clone(), self.cursor.slots.clone());
+        let mut reader = Reader::new(lane.header, lane.ring, slots, slot, position, !futex::has_barrier());
+        reader.track().publish();
+        // Publishers that came after us count, even if they have left already.
+        self.had_publisher |= !by_mark;
+        self.sources.push(Source { id, reader, header, slot, closed: false, ended: false, broken: false });
+        Ok(())
+    }
+
+    fn count_publishers(&mut self) -> Result<usize> {
+        self.check_fork()?;
+        self.topic.files.count_open_lanes()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if self.born != fork::generation() {
+            return;
+        }
+        for source in &mut self.sources {
+            source.reader.track().settle();
+        }
+        let files = &self.topic.files;
+        // What can't be put away here will be by the next one who opens the bus.
+        let _ = reclaim::leave(files, &self.cursor);
+        for source in &self.sources {
+            if lane::is_closed(&source.header) {
+                let _ = reclaim::tidy_lane(files, source.id);
+            }
+        }
+        roster::changed(&files.control);
+    }
+}
+
+impl<T: ?Sized + Payload> Subscriber<T> {
+    pub(crate) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+        Ok(Self { receiver: Receiver::join(topic)?, kind: PhantomData })
+    }
+
+    /// The topic's name.
+    #[must_use]
+    pub fn topic_name(&self) -> &str {
+        &self.receiver.topic.files.name
+    }
+
+    /// The next message, in place. Waits for it as the wait strategy says.
+    ///
+    /// # Errors
+    ///
+    /// `Ended` when at least one publisher was there, the last has left, and all is received; called again, it waits
+    /// for the next publisher. `Corrupt` (once for each lane) when a lane contradicts itself. `Forked`, and the
+    /// system's.
+    #[inline]
+    pub fn recv(&mut self) -> Result<Frame<'_, T>> {
+        let (index, found) = self.receiver.next()?;
+        self.frame(index, found)
+    }
+
+    /// The next message, if it is there: in place.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn try_recv(&mut self) -> Result<Option<Frame<'_, T>>> {
+        match self.receiver.poll()? {
+            Some((index, found)) => self.frame(index, found).map(Some),
+            None if self.receiver.take_end() => Err(self.receiver.ended()),
+            None => Ok(None),
+        }
+    }
+
+    /// The next message, in place; `None` if there is none for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Frame<'_, T>>> {
+        let found = match self.receiver.poll()? {
+            None => self.receiver.wait(Some(timeout))?,
+            found => found,
+        };
+        found.map(|(index, found)| self.frame(index, found)).transpose()
+    }
+
+    #[inline]
+    fn frame(&mut self, index: usize, found: Found) -> Result<Frame<'_, T>> {
+        let Receiver { sources, topic, cursor, .. } = &mut self.receiver;
+        let source = &mut sources[index];
+        let (bytes, track) = source.reader.take(found);
+        match T::in_frame(bytes) {
+            Some(payload) => Ok(Frame { payload, track, found, lane: source.id }),
+            None => {
+                let why = format!("a message has {} bytes, and the type {}", bytes.len(), T::describe());
+                source.broken = true;
+                lane::leave(&cursor.slots[source.slot]);
+                Err(topic.files.corrupt_lane(source.id, why))
+            }
+        }
+    }
+
+    /// Copies of the messages, until the last publisher has left.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # let topic = buslane::Bus::at(dir.path().join("bus"))?.topic("t")?;
+    /// let mut subscriber = topic.subscriber()?;
+    /// topic.publisher()?.send_batch(["one", "two"])?;
+    /// let all: Result<Vec<_>, _> = subscriber.iter().collect();
+    /// assert_eq!(all?, [b"one", b"two"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn iter(&mut self) -> Messages<'_, T> {
+        Messages { subscriber: self }
+    }
+
+    /// How many publishers there are now; another may join or leave meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`, and the system's.
+    pub fn publisher_count(&mut self) -> Result<usize> {
+        self.receiver.count_publishers()
+    }
+
+    /// Waits until there are `n` publishers, or more. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, `Forked`, and the system's.
+    pub fn wait_for_publishers(&mut self, n: usize, timeout: Option<Duration>) -> Result<()> {
+        let topic = Arc::clone(&self.receiver.topic);
+        presence::until(&topic, "wait for publishers of", timeout, || Ok(self.publisher_count()? >= n))
+    }
+}
+
+impl Subscriber<[u8]> {
+    /// The next messages of one publisher, `max` at most, in place. Waits for the first one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
+        let (index, found) = self.receiver.next()?;
+        Ok(Batch::new(&mut self.receiver.sources[index].reader, found, max))
+    }
+
+    /// The next messages of one publisher, `max` at most, in place, if there are any.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn try_recv_batch(&mut self, max: usize) -> Result<Option<Batch<'_>>> {
+        match self.receiver.poll()? {
+            Some((index, found)) => Ok(Some(Batch::new(&mut self.receiver.sources[index].reader, found, max))),
+            None if self.receiver.take_end() => Err(self.receiver.ended()),
+            None => Ok(None),
+        }
+    }
+}
+
+/// For streams of bytes: a message that is kept unreleased between calls, without a borrow. Nothing else is called on the
+/// subscriber in between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    index: usize,
+    found: Found,
+}
+
+impl Subscriber<[u8]> {
+    /// Waits for the next message.
+    pub(crate) fn keep(&mut self) -> Result<Kept> {
+        self.receiver.next().map(|(index, found)| Kept { index, found })
+    }
+
+    pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {
+        self.receiver.check_fork()?;
+        Ok(self.receiver.sources[kept.index].reader.payload(kept.found))
+    }
+
+    pub(crate) fn release(&mut self, kept: Kept) {
+        self.receiver.sources[kept.index].reader.track().release(kept.found.word.size());
+    }
+}
+
+/// A message in place. It derefs to the payload, and is released when dropped.
+#[must_use]
+pub struct Frame<'a, T: ?Sized = [u8]> {
+    payload: &'a T,
+    track: &'a mut Track,
+    found: Found,
+    lane: u64,
+}
+
+impl<T: ?Sized> Frame<'_, T> {
+    /// The number of the lane it came through: one for each publisher at a time.
+    #[must_use]
+    pub fn lane(&self) -> u64 {
+        self.lane
+    }
+
+    /// The low 32 bits of its sequence number in its lane.
+    #[must_use]
+    pub fn sequence(&self) -> u32 {
+        self.found.word.sequence()
+    }
+}
+
+impl<T: ?Sized> Deref for Frame<'_, T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        self.payload
+    }
+}
+
+impl<T: ?Sized> Drop for Frame<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.track.release(self.found.word.size());
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Frame<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Frame").field(&self.payload).finish()
+    }
+}
+
+/// Messages of one publisher, in place. They are released together when it is dropped.
+///
+/// ```
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let topic = buslane::Bus::at(dir.path().join("bus"))?.topic("t")?;
+/// # let mut subscriber = topic.subscriber()?;
+/// # topic.publisher()?.send_batch(["one", "two"])?;
+/// let batch = subscriber.recv_batch(100)?;
+/// assert_eq!(batch.len(), 2);
+/// assert_eq!(batch.iter().map(<[u8]>::len).sum::<usize>(), 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+pub struct Batch<'a> {
+    reader: &'a mut Reader,
+    first: Found,
+    len: usize,
+    size: u64,
+}
+
+impl<'a> Batch<'a> {
+    #[inline]
+    fn new(reader: &'a mut Reader, first: Found, max: usize) -> Self {
+        let (mut last, mut len, mut size) = (first, 1, first.word.size());
+        // A frame that is damaged ends the batch, and is reported by the next look.
+        while len < max
+            && let Ok(Some(next)) = reader.after(last)
+        {
+            last = next;
+            len += 1;
+            size += next.word.size();
+        }
+        Self { reader, first, len, size }
+    }
+
+    /// How many messages: at least one.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The messages.
+    #[must_use]
+    pub fn iter(&self) -> BatchIter<'_> {
+        BatchIter { reader: self.reader, next: Some(self.first), left: self.len }
+    }
+}
+
+impl Drop for Batch<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.reader.track().release(self.size);
+    }
+}
+
+impl fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self).finish()
+    }
+}
+
+impl<'b> IntoIterator for &'b Batch<'_> {
+    type Item = &'b [u8];
+    type IntoIter = BatchIter<'b>;
+    fn into_iter(self) -> BatchIter<'b> {
+        self.iter()
+    }
+}
+
+/// The messages of a [`Batch`].
+#[derive(Debug)]
+#[must_use]
+pub struct BatchIter<'b> {
+    reader: &'b Reader,
+    next: Option<Found>,
+    left: usize,
+}
+
+impl<'b> Iterator for BatchIter<'b> {
+    type Item = &'b [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'b [u8]> {
+        let found = self.next.filter(|_| self.left > 0)?;
+        self.left -= 1;
+        self.next = if self.left > 0 { self.reader.after(found).ok().flatten() } else { None };
+        Some(self.reader.payload(found))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.left))
+    }
+}
+
+/// Copies of the messages of a [`Subscriber`]. Ends when the last publisher has left; may go on after that, when another one comes.
+#[must_use]
+pub struct Messages<'a, T: ?Sized> {
+    subscriber: &'a mut Subscriber<T>,
+}
+
+impl<T: ?Sized> fmt::Debug for Messages<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Messages").field("subscriber", &self.subscriber).finish()
+    }
+}
+
+impl<T: ?Sized + Payload> Iterator for Messages<'_, T> {
+    type Item = Result<T::Owned>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.subscriber.recv() {
+            Ok(frame) => Some(Ok(frame.copied())),
+            Err(e) if e.kind() == ErrorKind::Ended => None,
+            Err(e) => Some(Err(e)),
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Making, checking, locking and listing files. No file is ever seen half made: it is created without a name,
+//! allocated, initialised, locked if its maker wants to own it, and only then named.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{
+    AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, RenameFlags, fallocate, fcntl, openat, renameat2,
+};
+use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
+use nix::sys::statfs::fstatfs;
+use nix::unistd::{Uid, UnlinkatFlags, linkat, unlinkat};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::layout::{Identity, Kind, MAGIC, VERSION};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A directory of ours, opened without following links.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+    mode: Mode,
+}
+
+/// What a new file shall be.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// What it is called in messages: "create the lane".
+    pub tried: &'static str,
+    /// Its identity; the size is the file's.
+    pub identity: Identity,
+    /// Bytes that are allocated at once; the rest, up to the identity's size, is a hole.
+    pub allocate: u64,
+    /// What follows the identity.
+    pub content: &'a [u8],
+    /// Whether the maker keeps a lock on it.
+    pub lock: bool,
+}
+
+impl Identity {
+    /// That of a new file.
+    pub fn new(kind: Kind, size: u64, id: u64, capacity: u64) -> Self {
+        let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let created_ns = created.as_nanos() as u64;
+        Self { magic: MAGIC, version: VERSION, kind: kind as u32, size, id, capacity, created_ns, reserved: [0; 2] }
+    }
+}
+
+impl Dir {
+    /// Opens `path`, made with `mode` first if `create` and it is missing.
+    pub fn open(path: &Path, create: Option<Mode>) -> Result<Self> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().ok_or_else(|| {
+            Error::new(ErrorKind::InvalidName, "open the directory", shown(path), "the path has no last component")
+                .advise("name a directory")
+        })?;
+        let parent = openat(AT_FDCWD, parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|e| Error::system("open the directory above", shown(path), e).advise("make that directory first"))?;
+        Self::open_at(parent.as_fd(), name.as_ref(), path, create)
+    }
+
+    /// Opens `name` in this directory, made first if `create` and it is missing.
+    pub fn dir(&self, name: &str, create: bool) -> Result<Self> {
+        Self::open_at(self.fd.as_fd(), Path::new(name), &self.path.join(name), create.then_some(self.mode))
+    }
+
+    fn open_at(at: BorrowedFd<'_>, name: &Path, path: &Path, create: Option<Mode>) -> Result<Self> {
+        let tried = "open the directory";
+        if let Some(mode) = create {
+            match mkdirat(at, name, mode) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => return Err(Error::system("make the directory", shown(path), e)),
+            }
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(at, name, flags, Mode::empty()).map_err(|e| Error::system(tried, shown(path), e))?;
+        let stat = fstat(&fd).map_err(|e| Error::system(tried, shown(path), e))?;
+        check_owner(&stat, tried, path)?;
+        if stat.st_mode & 0o022 != 0 {
+            return Err(Error::new(ErrorKind::ForeignOwner, tried, shown(path), "others may write to it")
+                .advise("take that permission away (chmod go-w), or use another directory"));
+        }
+        let mode = Mode::from_bits_truncate(stat.st_mode & 0o777);
+        Ok(Self { fd, path: path.to_owned(), mode })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Refuses filesystems on which shared mappings or locks of other processes are not what they are on a local one.
+    pub fn check_filesystem(&self) -> Result<()> {
+        let tried = "use the directory";
+        let stat = fstatfs(&self.fd).map_err(|e| Error::system(tried, shown(&self.path), e))?;
+        let kind = i64::from(stat.filesystem_type().0);
+        match REFUSED.iter().find(|(magic, _)| *magic == kind) {
+            None => Ok(()),
+            Some((_, name)) => {
+                let why = format!("its filesystem is {name}, where memory can't be shared reliably");
+                Err(Error::new(ErrorKind::Unsupported, tried, shown(&self.path), why)
+                    .advise("use a directory on tmpfs (/dev/shm) or a local disk"))
+            }
+        }
+    }
+
+    fn shown(&self, name: &str) -> Arc<str> {
+        shown(&self.path.join(name))
+    }
+
+    /// Makes a file that has its name only when it is whole, `init` included. `None`: that name is taken.
+    pub fn create<T>(
+        &self,
+        name: &str,
+        plan: &Plan<'_>,
+        init: impl FnOnce(&OwnedFd) -> Result<T>,
+    ) -> Result<Option<(OwnedFd, T)>> {
+        let unnamed = openat(&self.fd, ".", OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_TMPFILE, self.rights());
+        match unnamed {
+            Ok(fd) => self.finish(fd, None, name, plan, init),
+            // The filesystem knows no files without a name.
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => self.create_draft(name, plan, init),
+            Err(e) => Err(Error::system(plan.tried, self.shown(name), e)),
+        }
+    }
+
+    fn create_draft<T>(
+        &self,
+        name: &str,
+        plan: &Plan<'_>,
+        init: impl FnOnce(&OwnedFd) -> Result<T>,
+    ) -> Result<Option<(OwnedFd, T)>> {
+        let failed = |e: io::Error| Error::system(plan.tried, self.shown(name), e);
+        let draft = format!("{DRAFT}{:016x}", random().map_err(failed)?);
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_CREAT | OFlag::O_EXCL;
+        let fd = openat(&self.fd, draft.as_str(), flags, self.rights()).map_err(|e| failed(e.into()))?;
+        let made = self.finish(fd, Some(&draft), name, plan, init);
+        if !matches!(made, Ok(Some(_))) {
+            self.remove(&draft)?;
+        }
+        made
+    }
+
+    fn finish<T>(
+        &self,
+        fd: OwnedFd,
+        draft: Option<&str>,
+        name: &str,
+        plan: &Plan<'_>,
+        init: impl FnOnce(&OwnedFd) -> Result<T>,
+    ) -> Result<Option<(OwnedFd, T)>> {
+        let failed = |e: Errno| Error::system(plan.tried, self.shown(name), e);
+        match self.fill(&fd, plan) {
+            Err(e @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => {
+                let why = format!("{e} ({} bytes are needed)", plan.allocate);
+                return Err(Error::new(ErrorKind::NoSpace, plan.tried, self.shown(name), why)
+                    .advise("free some space, or ask for a smaller capacity"));
+            }
+            filled => filled.map_err(failed)?,
+        }
+        let init = init(&fd)?;
+        let named = match draft {
+            None => {
+                let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                linkat(AT_FDCWD, own.as_str(), &self.fd, name, AtFlags::AT_SYMLINK_FOLLOW)
+            }
+            Some(draft) => renameat2(&self.fd, draft, &self.fd, name, RenameFlags::RENAME_NOREPLACE),
+        };
+        match named {
+            Ok(()) => Ok(Some((fd, init))),
+            Err(Errno::EEXIST) => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    fn rights(&self) -> Mode {
+        Mode::from_bits_truncate(self.mode.bits() & 0o666)
+    }
+
+    fn fill(&self, fd: &OwnedFd, plan: &Plan<'_>) -> nix::Result<()> {
+        if plan.lock && !try_lock(fd)? {
+            return Err(Errno::EAGAIN);
+        }
+        retry(|| fallocate(fd, FallocateFlags::empty(), 0, plan.allocate as i64))?;
+        if plan.identity.size > plan.allocate {
+            retry(|| nix::unistd::ftruncate(fd, plan.identity.size as i64))?;
+        }
+        write_at(fd, 0, plan.identity.as_bytes())?;
+        write_at(fd, size_of::<Identity>() as u64, plan.content)
+    }
+
+    /// Opens `name` and checks what it is. `None`: there is no such file, or it is just being removed.
+    pub fn open_file(&self, name: &str, kind: Kind, write: bool) -> Result<Option<(OwnedFd, Identity)>> {
+        let tried = "open the file";
+        let path = self.path.join(name);
+        let access = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let fd = match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::ELOOP) => return Err(not_buslane(&path, "it is a symbolic link")),
+            Err(e) => return Err(Error::system(tried, shown(&path), e)),
+        };
+        let stat = fstat(&fd).map_err(|e| Error::system(tried, shown(&path), e))?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(not_buslane(&path, "it is no regular file"));
+        }
+        check_owner(&stat, tried, &path)?;
+        match stat.st_nlink {
+            0 => return Ok(None),
+            1 => {}
+            _ => return Err(not_buslane(&path, "it has several names (hard links)")),
+        }
+        let mut bytes = [0; size_of::<Identity>()];
+        read_at(&fd, 0, &mut bytes).map_err(|e| Error::system("read the file", shown(&path), e))?;
+        let identity = Identity::read_from_bytes(&bytes).expect("as many bytes as an identity has");
+        check_identity(&identity, kind, stat.st_size as u64, &path)?;
+        Ok(Some((fd, identity)))
+    }
+
+    /// The names in this directory.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let failed = |e: Errno| Error::system("list the directory", shown(&self.path), e);
+        let mut dir = nix::dir::Dir::openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
+        let mut names = Vec::new();
+        for entry in dir.iter() {
+            let name: CString = entry.map_err(failed)?.file_name().to_owned();
+            if let Ok(name) = name.into_string()
+                && name != "."
+                && name != ".."
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The numbers `n` of the files `{prefix}n` in this directory, ascending.
+    pub fn numbers(&self, prefix: &str) -> Result<Vec<u64>> {
+        let names = self.names()?;
+        let mut numbers: Vec<u64> =
+            names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Removes `name`; whether it was there.
+    pub fn remove(&self, name: &str) -> Result<bool> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(e) => Err(Error::system("remove", self.shown(name), e)),
+        }
+    }
+}
+
+/// What a file is called until it is whole, where it can't be without a name.
+pub const DRAFT: &str = ".draft.";
+
+/// Network and userspace filesystems, and those that are no files at all: `statfs` magic and name.
+const REFUSED: [(i64, &str); 13] = [
+    (0x6969, "NFS"),
+    (0x517B, "SMB"),
+    (0xFE53_4D42, "SMB2"),
+    (0xFF53_4D42, "CIFS"),
+    (0x6573_5546, "FUSE"),
+    (0x0102_1997, "9p"),
+    (0x00C3_6400, "Ceph"),
+    (0x5346_414F, "AFS"),
+    (0x7461_636F, "OCFS2"),
+    (0x9FA0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x0027_E0EB, "cgroup"),
+    (0x6367_7270, "cgroup2"),
+];
+
+fn shown(path: &Path) -> Arc<str> {
+    path.display().to_string().into()
+}
+
+fn not_buslane(path: &Path, why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::NotBuslane, "open the file", shown(path), why)
+        .advise("if nobody needs it, remove it; buslane makes its own")
+}
+
+fn check_owner(stat: &FileStat, tried: &'static str, path: &Path) -> Result<()> {
+    let me = Uid::effective();
+    if stat.st_uid == me.as_raw() {
+        return Ok(());
+    }
+    let why = format!("it belongs to user {}, and this process runs as user {me}", stat.st_uid);
+    Err(Error::new(ErrorKind::ForeignOwner, tried, shown(path), why)
+        .advise("run as its owner, or use another bus (BUSLANE_DIR sets where buses are)"))
+}
+
+fn check_identity(identity: &Identity, kind: Kind, file_size: u64, path: &Path) -> Result<()> {
+    if identity.magic != MAGIC {
+        return Err(not_buslane(path, "it does not begin with buslane's magic"));
+    }
+    if identity.version != VERSION {
+        let why = format!("its layout version is {}, and this library's is {VERSION}", identity.version);
+        return Err(Error::new(ErrorKind::Version, "open the file", shown(path), why)
+            .advise("let all processes of a bus use the same version, or remove the bus when nobody uses it"));
+    }
+    let why = if identity.kind != kind as u32 {
+        format!("its header says kind {} where {} ({kind:?}) belongs", identity.kind, kind as u32)
+    } else if identity.size != file_size {
+        format!("its header says {} bytes, and it has {file_size}", identity.size)
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Corrupt, "open the file", shown(path), why)
+        .advise("it was truncated or written by something else: remove it when nobody uses the bus"))
+}
+
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Writes all of `bytes` at `offset`.
+fn write_at(fd: &OwnedFd, mut offset: u64, mut bytes: &[u8]) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        let written = retry(|| nix::sys::uio::pwrite(fd, bytes, offset as i64))?;
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+/// Fills `bytes` from `offset` on, with zeros behind the end of the file: what is missing fails its check.
+pub fn read_at(fd: &impl AsFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match retry(|| nix::sys::uio::pread(fd, bytes, offset as i64))? {
+            0 => {
+                bytes.fill(0);
+                break;
+            }
+            read => {
+                bytes = &mut bytes[read..];
+                offset += read as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Allocates `len` bytes at `offset`, so that touching them can't fail.
+pub fn allocate(fd: &impl AsFd, offset: u64, len: u64) -> nix::Result<()> {
+    retry(|| fallocate(fd.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, offset as i64, len as i64))
+}
+
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+/// Locks the file for this open descriptor, until it is closed in every process that inherited it. `false`: somebody
+/// else holds it.
+pub fn try_lock(fd: &impl AsFd) -> nix::Result<bool> {
+    match retry(|| fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether somebody holds the file's lock.
+pub fn is_locked(fd: &impl AsFd) -> nix::Result<bool> {
+    let mut lock = whole_file(libc::F_WRLCK);
+    retry(|| fcntl(fd.as_fd(), FcntlArg::F_OFD_GETLK(&mut lock)))?;
+    Ok(lock.l_type != libc::F_UNLCK as i16)
+}
+
+/// Whether a file that was opened still has its name.
+pub fn is_named(fd: &impl AsFd) -> nix::Result<bool> {
+    Ok(fstat(fd.as_fd())?.st_nlink > 0)
+}
+
+/// Eight random bytes.
+pub fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}

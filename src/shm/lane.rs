@@ -1,0 +1,643 @@
+//! One lane: a ring of frames with one writer and any number of readers. Writing half, invariant, reading half.
+//!
+//! # The invariant that both halves share
+//!
+//! *When the `Release` that makes position `e` reachable executes, the word at `e` is 0.* So a reader that has
+//! followed the words up to `e` finds 0 until the frame there is committed, never what an earlier lap left.
+//!
+//! The writer keeps it with `cleared`: the first word of every slot in `[tail, cleared)` is 0, except under an open
+//! loan, and `tail + 16 <= cleared`. What is written ends at least one slot before `limit`, and nothing at or past
+//! `limit` is touched, because `limit - capacity` is where the slowest reader still reads.
+//!
+//! ```text
+//!  slowest reader        tail        cleared                  limit
+//!        |  frames ...    | 0 0 0 0 0 0 |  what the last lap left |  frames of the last lap, still read
+//! ```
+//!
+//! # Every shared word, its writer and its ordering
+//!
+//! | word | written by | ordering and its partner |
+//! |---|---|---|
+//! | frame word | the writer | `Release` in [`Writer::publish`], with the `Acquire` fence in [`frame_at`]: the payload, and the 0 behind the frame |
+//! | `mark` | the writer | `Release` in [`Writer::extend`], with the `Acquire` fence in `roster::join`: the words from there on |
+//! | `limit` | the writer | before the `SeqCst` fence of `extend`; with the `SeqCst` fence of `roster::join`, either the writer sees the slot or the joiner the limit |
+//! | `floor` | the writer | `Release` and `Release` fence before what lies below is overwritten, with the `Acquire` fences of [`Outside`] |
+//! | `records` | the writer | `position` last, `Release`, with the `Acquire` fence in [`Outside::records`] |
+//! | `closed` | the lock's holder | `Release` in [`close`], with the `Acquire` fence in [`is_closed`]: the last frames |
+//! | slot position | the reader | `Release` in [`Track::publish`], with the `Acquire` fence in `roster::Readers::lowest`: the reader's loads of what is then overwritten |
+//! | `want` | the writer | `park` has both sides |
+
+use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
+use super::roster::Lowest;
+use super::sync::{Ordering, fence, light_fence};
+use super::{Ring, View, futex};
+
+/// How far ahead of the tail slots are cleared, in bytes; begun anew when half of it is used up.
+const AHEAD: u64 = 1024;
+
+/// The position of a boundary record that was not made yet.
+const UNUSED: u64 = u64::MAX;
+
+/// A frame that contradicts its ring: the writer did not keep the protocol, or the memory was damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrupt {
+    /// Where it starts.
+    pub position: u64,
+    /// Its word.
+    pub word: u64,
+}
+
+/// The claim does not end before the limit in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full {
+    /// The limit that it needs.
+    pub end: u64,
+}
+
+/// A frame found at a position; `word` was loaded once and checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Where the frame starts.
+    pub position: u64,
+    /// Its word.
+    pub word: Word,
+}
+
+impl Found {
+    /// Where its payload starts.
+    #[inline]
+    pub fn payload(&self) -> u64 {
+        self.position + 8
+    }
+}
+
+/// The frame at `position`, padding or message; `None` while there is none. The only place where a frame word is
+/// loaded by who does not write it.
+#[inline]
+fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+    // `Relaxed` and a fence, not `Acquire`: a reader's mapping is read-only.
+    let word = Word(ring.word(position).load(Ordering::Relaxed));
+    if word.0 == 0 {
+        return Ok(None);
+    }
+    // Pairs with the `Release` store of this word, or of the first word of its run: payload and next 0 are visible.
+    fence(Ordering::Acquire);
+    let fits = word.size() <= ring.capacity() - ring.offset(position);
+    if fits && (word.is_message() || word.is_padding()) {
+        Ok(Some(Found { position, word }))
+    } else {
+        Err(Corrupt { position, word: word.0 })
+    }
+}
+
+/// Walks from a frame boundary to the first empty word, or the first boundary at or past `until`.
+pub fn walk(ring: &Ring, from: u64, until: u64, mut visit: impl FnMut(Found)) -> Result<u64, Corrupt> {
+    let mut position = from;
+    while position < until {
+        let Some(found) = frame_at(ring, position)? else { break };
+        visit(found);
+        position += found.word.size();
+    }
+    Ok(position)
+}
+
+// ---------------------------------------------------------------------------------------------------- writing half
+
+/// The one writer of a lane.
+#[derive(Debug)]
+pub struct Writer {
+    header: View<LaneHeader>,
+    ring: Ring,
+    /// Where the next frame starts. Behind [`Self::visible`] while a run is held back.
+    tail: u64,
+    /// The end of what may be written; never above what was published, never lowered.
+    limit: u64,
+    /// See the invariant.
+    cleared: u64,
+    /// Number of the next message.
+    sequence: u64,
+    /// Payload bytes sent.
+    bytes: u64,
+    /// First frame of a run of frames that become visible together, and its word; 0: there is none.
+    first: (u64, Word),
+    /// How many boundary records were made.
+    recorded: usize,
+}
+
+impl Writer {
+    /// The writer of a lane that nobody has seen yet, whose positions begin at `origin` (0, but in tests).
+    pub fn create(header: View<LaneHeader>, ring: Ring, origin: u64) -> Self {
+        header.want.store(NOBODY, Ordering::Relaxed);
+        header.mark.store(origin, Ordering::Relaxed);
+        header.limit.store(origin, Ordering::Relaxed);
+        header.floor.store(origin, Ordering::Relaxed);
+        for record in &header.records {
+            record.position.store(UNUSED, Ordering::Relaxed);
+        }
+        header.records[0].position.store(origin, Ordering::Relaxed);
+        ring.word(origin).store(0, Ordering::Relaxed);
+        Self::at(header, ring, Boundary { position: origin, sequence: 0, bytes: 0 }, 1)
+    }
+
+    /// Goes on where the lane's last writer, who has gone, stopped: at the first word that is 0. Frames that it had
+    /// not made visible never were.
+    pub fn adopt(header: View<LaneHeader>, ring: Ring) -> Result<Self, Corrupt> {
+        let (index, tail) = find_tail(&header, &ring)?;
+        header.want.store(NOBODY, Ordering::Relaxed);
+        header.owner.closed.store(0, Ordering::Relaxed);
+        Ok(Self::at(header, ring, tail, index + 1))
+    }
+
+    fn at(header: View<LaneHeader>, ring: Ring, tail: Boundary, recorded: usize) -> Self {
+        let Boundary { position, sequence, bytes } = tail;
+        let first_slot = position + SLOT;
+        let first = (position, Word(0));
+        Self { header, ring, tail: position, limit: first_slot, cleared: first_slot, sequence, bytes, first, recorded }
+    }
+
+    /// The lane's header.
+    pub fn header(&self) -> &View<LaneHeader> {
+        &self.header
+    }
+
+    /// Bytes in the ring.
+    pub fn capacity(&self) -> u64 {
+        self.ring.capacity()
+    }
+
+    /// The end of what readers can see.
+    pub fn visible(&self) -> u64 {
+        if self.has_run() { self.first.0 } else { self.tail }
+    }
+
+    #[inline]
+    fn has_run(&self) -> bool {
+        self.first.1.0 != 0
+    }
+
+    /// Claims the next frame for `len` bytes (at most [`max_len`](super::layout::max_len)) and says where its payload goes. Claims nothing if it is full.
+    #[inline]
+    pub fn claim(&mut self, len: usize) -> Result<u64, Full> {
+        let size = frame_size(len as u64);
+        let to_end = self.ring.capacity() - self.ring.offset(self.tail);
+        let padding = if size > to_end { to_end } else { 0 };
+        let end = self.tail + padding + size + SLOT;
+        if end > self.limit {
+            return Err(Full { end });
+        }
+        if padding > 0 {
+            self.hold(Word::padding(padding, self.sequence));
+        }
+        Ok(self.tail + 8)
+    }
+
+    /// Writes `payload` where [`claim`](Self::claim) said.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn write(&self, at: u64, payload: &[u8]) {
+        // Readers stop at the 0 at `tail`, and the claim ends before `limit`.
+        self.ring.copy_in(at, payload);
+    }
+
+    /// Lets a claim be written in place with [`loan`](Self::loan): also if it is never given back, the words there are
+    /// not taken for cleared any more.
+    #[inline]
+    pub fn open_loan(&mut self) {
+        self.expose();
+    }
+
+    /// The claimed bytes, to be written in place. They hold what was there before.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn loan(&mut self, at: u64, len: usize) -> &mut [u8] {
+        // Readers stop at the 0 at `tail`, and the claim ends before `limit`.
+        self.ring.loan(at, len)
+    }
+
+    /// The same, to be read.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn loaned(&self, at: u64, len: usize) -> &[u8] {
+        // Only this writer changes it, and it is borrowed.
+        self.ring.payload(at, len)
+    }
+
+    /// A model's ring, to write a claimed payload to.
+    #[cfg(loom)]
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
+    #[inline]
+    pub fn commit(&mut self, len: usize) {
+        self.stage(len);
+        self.publish();
+    }
+
+    /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
+    #[inline]
+    pub fn stage(&mut self, len: usize) {
+        let end = self.tail + frame_size(len as u64);
+        if end + SLOT > self.cleared {
+            self.ring.word(end).store(0, Ordering::Relaxed);
+            self.cleared = end + SLOT;
+        }
+        self.hold(Word::message(len as u64, self.sequence));
+        self.sequence += 1;
+        self.bytes += len as u64;
+    }
+
+    /// Puts a frame's word at the tail: the first of a run is held back, the rest is invisible behind it.
+    #[inline]
+    fn hold(&mut self, word: Word) {
+        if self.has_run() {
+            self.ring.word(self.tail).store(word.0, Ordering::Relaxed);
+        } else {
+            self.first = (self.tail, word);
+        }
+        self.tail += word.size();
+    }
+
+    /// Makes all staged frames visible with one store, then clears ahead, off the latency path.
+    #[inline]
+    pub fn publish(&mut self) {
+        if self.has_run() {
+            let (position, word) = self.first;
+            // Pairs with the fence in `frame_at`: payloads, later words of the run and the 0 at its end come first.
+            self.ring.word(position).store(word.0, Ordering::Release);
+            self.first.1 = Word(0);
+        }
+        if self.cleared < self.tail + AHEAD / 2 {
+            self.clear_ahead();
+        }
+    }
+
+    fn clear_ahead(&mut self) {
+        let to = (self.tail + AHEAD).next_multiple_of(64).min(self.limit);
+        if to > self.cleared {
+            self.ring.zero(self.cleared, to);
+            self.cleared = to;
+        }
+    }
+
+    /// Gives up a claimed frame, and the padding before it: nothing of them was ever visible.
+    pub fn abort(&mut self) {
+        self.tail = self.visible();
+        self.first.1 = Word(0);
+        self.expose();
+    }
+
+    /// Forgets what is cleared behind the tail: anything may be written there.
+    fn expose(&mut self) {
+        self.cleared = self.tail + SLOT;
+    }
+
+    /// Where readers that have not joined this lane yet stand: they will start at 0, unless what is there may have
+    /// been overwritten; after that they can only join by the mark.
+    pub fn unjoined(&self) -> Option<u64> {
+        (self.header.limit.load(Ordering::Relaxed) <= self.ring.capacity()).then_some(0)
+    }
+
+    /// The slow way to room: moves the limit up to `end`, or by a sixteenth of the ring, whichever is further, as far
+    /// as the slowest reader lets it. `survey` looks at the readers; those without a slot stand where its argument
+    /// says.
+    ///
+    /// There must be no staged run: what is published here are visible boundaries.
+    pub fn extend<E>(
+        &mut self,
+        end: u64,
+        mut survey: impl FnMut(Option<u64>) -> Result<Lowest, E>,
+    ) -> Result<Lowest, E> {
+        debug_assert!(!self.has_run(), "a run is published before its writer waits");
+        let capacity = self.ring.capacity();
+        let unjoined = self.unjoined();
+        let all_joined = unjoined.is_none() || survey(unjoined)?.all_joined;
+        let wish = if all_joined { self.tail + capacity } else { capacity };
+        // Pairs with the fence after the load in `roster::join`: who starts here sees the words from here on.
+        self.header.mark.store(self.tail, Ordering::Release);
+        self.header.limit.store(wish, Ordering::Relaxed);
+        // Total order with the fence in `roster::join`: either `survey` sees the joiner's slot, or the joiner sees this
+        // limit and takes a newer mark.
+        fence(Ordering::SeqCst);
+        let lowest = survey(self.unjoined())?;
+        let room = lowest.position.saturating_add(capacity).min(wish);
+        let step = (capacity / RECORDS as u64).max(SLOT);
+        let grant = room.min(end.max(self.tail + step));
+        if grant > self.limit {
+            self.raise_floor(grant, step);
+            self.limit = grant;
+        }
+        Ok(lowest)
+    }
+
+    /// Whether a frame that needs a limit of `end` has room.
+    pub fn reaches(&self, end: u64) -> bool {
+        end <= self.limit
+    }
+
+    /// Says that all below `grant - capacity` may be overwritten, and keeps the records of what is not.
+    fn raise_floor(&mut self, grant: u64, step: u64) {
+        let overwritten = grant.saturating_sub(self.ring.capacity());
+        let made = || {
+            let all = self.header.records.iter().map(|record| record.position.load(Ordering::Relaxed));
+            all.filter(|&position| position != UNUSED)
+        };
+        let is_due = made().max().is_none_or(|newest| self.tail - newest >= step);
+        let floor = made().filter(|&position| position >= overwritten).min().unwrap_or(self.tail);
+        self.header.floor.store(floor, Ordering::Relaxed);
+        // Pairs with the fence before the load of `floor` in `Outside::holds`: who copied a byte, or a record, that is
+        // written after this sees the floor above it.
+        fence(Ordering::Release);
+        if is_due {
+            let record = &self.header.records[self.recorded % RECORDS];
+            record.sequence.store(self.sequence, Ordering::Relaxed);
+            record.bytes.store(self.bytes, Ordering::Relaxed);
+            // Pairs with the fence in `Outside::record`: sequence and bytes belong to this position.
+            record.position.store(self.tail, Ordering::Release);
+            self.recorded += 1;
+        }
+    }
+
+    /// The cursor position to wait for when a frame needs a limit of `end` and the slowest cursor is at `lowest`: not
+    /// the least that suffices, but a quarter of the ring more, so that a writer is not woken for every frame.
+    pub fn wanted(&self, end: u64, lowest: u64) -> u64 {
+        let least = end.saturating_sub(self.ring.capacity());
+        least.max(lowest + self.ring.capacity() / 4).min(self.tail)
+    }
+}
+
+/// The end of a lane without a writer, and the index of its newest boundary record.
+fn find_tail(header: &LaneHeader, ring: &Ring) -> Result<(usize, Boundary), Corrupt> {
+    let newest = Outside { header, ring }.newest();
+    let (index, mut tail) = newest.ok_or(Corrupt { position: 0, word: 0 })?;
+    walk(ring, tail.position, tail.position.saturating_add(ring.capacity()), |found| tail.pass(found))?;
+    Ok((index, tail))
+}
+
+/// The end of a lane without a writer.
+pub fn tail(header: &LaneHeader, ring: &Ring) -> Result<u64, Corrupt> {
+    find_tail(header, ring).map(|(_, tail)| tail.position)
+}
+
+/// Says whose the lane is, and whether that writer can't use `membarrier`. By the holder of its lock.
+pub fn own(header: &LaneHeader, member: u64, fences: bool) {
+    header.owner.member.store(member, Ordering::Relaxed);
+    header.owner.fences.store(u64::from(fences), Ordering::Relaxed);
+}
+
+/// The member whose the lane is, or was.
+pub fn owner(header: &LaneHeader) -> u64 {
+    header.owner.member.load(Ordering::Relaxed)
+}
+
+/// Says that no frame will follow until somebody adopts the lane; whether that is news. By the holder of its lock.
+pub fn close(header: &LaneHeader) -> bool {
+    let news = header.owner.closed.load(Ordering::Relaxed) == 0;
+    // Pairs with the fence in `is_closed`: who sees this sees all frames.
+    header.owner.closed.store(1, Ordering::Release);
+    news
+}
+
+/// Whether the writer has gone; if so, a message that is not found *after* this will not come from it.
+pub fn is_closed(header: &LaneHeader) -> bool {
+    let closed = header.owner.closed.load(Ordering::Relaxed) != 0;
+    // Pairs with the `Release` in `close`.
+    fence(Ordering::Acquire);
+    closed
+}
+
+// ---------------------------------------------------------------------------------------------------- reading half
+
+/// One reader of a lane: a gating one, so that what it has not released stays as it is.
+#[derive(Debug)]
+pub struct Reader {
+    ring: Ring,
+    track: Track,
+}
+
+/// How far a [`Reader`] is, and who must be told.
+#[derive(Debug)]
+pub struct Track {
+    header: View<LaneHeader>,
+    slots: View<[Slot]>,
+    index: usize,
+    /// Where the next frame starts.
+    position: u64,
+    /// What the slot says.
+    published: u64,
+    /// How much may stay unpublished.
+    batch: u64,
+    /// The `want` that was answered last.
+    answered: u64,
+    /// The writer or this process can't use `membarrier`.
+    fences: bool,
+}
+
+impl Reader {
+    /// The reader of a lane whose slot (`slots[index]`) already stands at `position`.
+    pub fn new(header: View<LaneHeader>, ring: Ring, slots: View<[Slot]>, index: usize, position: u64, fences: bool) -> Self {
+        let batch = ring.capacity() / 4;
+        let fences = fences || header.owner.fences.load(Ordering::Relaxed) != 0;
+        let track = Track { header, slots, index, position, published: position, batch, answered: NOBODY, fences };
+        Self { ring, track }
+    }
+
+    /// The next message, which stays until it is released; `None` while there is none.
+    #[inline]
+    pub fn next(&mut self) -> Result<Option<Found>, Corrupt> {
+        match frame_at(&self.ring, self.track.position)? {
+            Some(found) if found.word.is_padding() => self.next_after(found),
+            found => Ok(found),
+        }
+    }
+
+    #[cold]
+    fn next_after(&mut self, padding: Found) -> Result<Option<Found>, Corrupt> {
+        self.track.position += padding.word.size();
+        match frame_at(&self.ring, self.track.position)? {
+            // A writer pads only before a frame, once.
+            Some(found) if found.word.is_padding() => Err(Corrupt { position: found.position, word: found.word.0 }),
+            found => Ok(found),
+        }
+    }
+
+    /// The message behind `found`, if it is there: to read ahead without releasing.
+    #[inline]
+    pub fn after(&self, found: Found) -> Result<Option<Found>, Corrupt> {
+        match frame_at(&self.ring, found.position + found.word.size())? {
+            Some(next) if next.word.is_padding() => Ok(None),
+            next => Ok(next),
+        }
+    }
+
+    /// The payload of a message that [`next`](Self::next) found, with what releases it.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn take(&mut self, found: Found) -> (&[u8], &mut Track) {
+        // Committed, as `next` found; not overwritten, because our slot's position gates the writer until `release`.
+        (self.ring.payload(found.payload(), found.word.len() as usize), &mut self.track)
+    }
+
+    /// The payload of a message that was found and not released.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn payload(&self, found: Found) -> &[u8] {
+        self.ring.payload(found.payload(), found.word.len() as usize)
+    }
+
+    /// A model's ring, to read a payload from.
+    #[cfg(loom)]
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// What releases.
+    #[inline]
+    pub fn track(&mut self) -> &mut Track {
+        &mut self.track
+    }
+
+    /// Where the next frame starts.
+    pub fn position(&self) -> u64 {
+        self.track.position
+    }
+
+    /// See [`is_closed`].
+    pub fn is_closed(&self) -> bool {
+        is_closed(&self.track.header)
+    }
+}
+
+impl Track {
+    /// Releases the next `size` bytes: the writer may overwrite them from now on.
+    #[inline]
+    pub fn release(&mut self, size: u64) {
+        self.position += size;
+        if self.position - self.published >= self.batch {
+            self.publish();
+        }
+        self.answer();
+    }
+
+    /// Looks again at whether the lane's writer, which may be another one now, can use `membarrier`.
+    pub fn refresh(&mut self) {
+        self.fences |= self.header.owner.fences.load(Ordering::Relaxed) != 0;
+    }
+
+    /// Publishes all that is released: before sleeping, when idle, before leaving.
+    #[inline]
+    pub fn settle(&mut self) {
+        if self.published != self.position {
+            self.publish();
+            self.answer();
+        }
+    }
+
+    /// Says in the slot how far we are.
+    pub fn publish(&mut self) {
+        self.published = self.position;
+        // Pairs with the fence in `Readers::lowest`: our loads of the payload come before its being overwritten.
+        self.slots[self.index].position.store(self.position, Ordering::Release);
+    }
+
+    /// Wakes the writer if it waits for a position that we have passed.
+    #[inline]
+    fn answer(&mut self) {
+        // With the heavy fence in `park::wait_for_room`: either the writer sees the position stored above, or we see
+        // its `want`.
+        light_fence(self.fences);
+        let want = self.header.want.load(Ordering::Relaxed);
+        if self.position >= want && want != self.answered {
+            self.wake(want);
+        }
+    }
+
+    #[cold]
+    fn wake(&mut self, want: u64) {
+        // Once for each `want`: a writer that waits anew waits for more than a cursor that it has seen.
+        self.answered = want;
+        self.publish();
+        futex::wake(&self.slots[self.index].position);
+    }
+}
+
+/// Takes a reader's slot out of the writer's reckoning, keeping how far it came, and wakes a writer that waits for it.
+/// By the holder of the cursor's lock.
+pub fn leave(slot: &Slot) {
+    let position = slot.position.load(Ordering::Relaxed);
+    // Pairs with the fence in `Readers::lowest`.
+    slot.position.store(position | LEFT, Ordering::Release);
+    futex::wake(&slot.position);
+}
+
+// ------------------------------------------------------------------------------------------------ from the outside
+
+/// A frame boundary, and what came before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boundary {
+    /// Where a frame starts.
+    pub position: u64,
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Payload bytes in all frames before it.
+    pub bytes: u64,
+}
+
+impl Boundary {
+    /// Moves behind `found`.
+    pub fn pass(&mut self, found: Found) {
+        self.position = found.position + found.word.size();
+        if found.word.is_message() {
+            self.sequence += 1;
+            self.bytes += found.word.len();
+        }
+    }
+}
+
+/// A look at a lane by somebody who gates nobody: what it reads may be overwritten meanwhile, and is believed only if
+/// the floor has not passed it.
+#[derive(Debug)]
+pub struct Outside<'a> {
+    /// The lane's header.
+    pub header: &'a LaneHeader,
+    /// Its ring.
+    pub ring: &'a Ring,
+}
+
+impl Outside<'_> {
+    /// Whether what was read at `position` was still intact.
+    pub fn holds(&self, position: u64) -> bool {
+        // Pairs with the fence in `Writer::raise_floor`.
+        fence(Ordering::Acquire);
+        position >= self.header.floor.load(Ordering::Relaxed)
+    }
+
+    /// The boundary record at `index`, if it holds.
+    pub fn record(&self, index: usize) -> Option<Boundary> {
+        let record = &self.header.records[index];
+        let position = record.position.load(Ordering::Relaxed);
+        // Pairs with the `Release` of the position.
+        fence(Ordering::Acquire);
+        let sequence = record.sequence.load(Ordering::Relaxed);
+        let bytes = record.bytes.load(Ordering::Relaxed);
+        let holds = position != UNUSED && self.holds(position);
+        holds.then_some(Boundary { position, sequence, bytes })
+    }
+
+    /// The newest boundary record, and its index. There is always one that holds, unless the writer laps us while we
+    /// look, or the header lies.
+    pub fn newest(&self) -> Option<(usize, Boundary)> {
+        (0..RECORDS).filter_map(|i| Some((i, self.record(i)?))).max_by_key(|(_, boundary)| boundary.position)
+    }
+
+    /// The frame at `position`, with a copy of its payload if wanted; `None` where there is none yet, or it does not
+    /// hold any more.
+    #[cfg(not(loom))]
+    pub fn frame(&self, position: u64, with_payload: bool) -> Option<(Found, Vec<u8>)> {
+        let found = frame_at(self.ring, position).ok()??;
+        let len = if with_payload && found.word.is_message() { found.word.len() as usize } else { 0 };
+        let payload = self.ring.copy_out(found.payload(), len);
+        self.holds(position).then_some((found, payload))
+    }
+}

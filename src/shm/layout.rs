@@ -1,0 +1,320 @@
+//! Every shared structure. `docs/layout.md` describes each byte; `tests/layout.rs` holds the two together.
+
+use super::sync::AtomicU64;
+#[cfg(not(loom))]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("buslane's layout is little endian, and its futexes sit on the low half of a word");
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("buslane addresses a lane by 64-bit positions");
+
+/// The first eight bytes of every file.
+pub const MAGIC: [u8; 8] = *b"BUSLANE\0";
+/// The layout that this version writes, and the only one that it reads.
+pub const VERSION: u32 = 1;
+/// Every header, and every control page, is this many bytes.
+pub const PAGE: usize = 4096;
+/// Frames start on multiples of this many bytes.
+pub const SLOT: u64 = 16;
+/// Boundary records in a lane's header.
+pub const RECORDS: usize = if cfg!(loom) { 4 } else { 16 };
+/// Lanes that one cursor has room for. Pages that are not used are not allocated.
+pub const CURSOR_SLOTS: usize = if cfg!(loom) { 2 } else { 65536 };
+/// Smallest and largest lane, in bytes; both powers of two.
+pub const MIN_CAPACITY: usize = 4096;
+/// See [`MIN_CAPACITY`].
+pub const MAX_CAPACITY: usize = 1 << 40;
+/// `want` when no writer waits: no position reaches it.
+pub const NOBODY: u64 = u64::MAX;
+/// Bit 0 of a cursor position: the reader has left, and gates nobody.
+pub const LEFT: u64 = 1;
+
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// `bus`
+    Bus = 1,
+    /// `members/<id>`
+    Member = 2,
+    /// `topics/<name>/topic`
+    Topic = 3,
+    /// `topics/<name>/lane.<n>`
+    Lane = 4,
+    /// `topics/<name>/cursor.<n>`
+    Cursor = 5,
+}
+
+/// The first 64 bytes of every file: read with `pread` and checked before anything is mapped, never changed.
+#[cfg_attr(not(loom), derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Identity {
+    /// [`MAGIC`]
+    pub magic: [u8; 8],
+    /// [`VERSION`]
+    pub version: u32,
+    /// [`Kind`]
+    pub kind: u32,
+    /// Of the whole file, in bytes.
+    pub size: u64,
+    /// Number of the lane or cursor, random id of a member, 0 of the rest.
+    pub id: u64,
+    /// Bytes in the ring of a lane; in a topic, those of the lanes to be made; slots in a cursor; else 0.
+    pub capacity: u64,
+    /// When it was made, nanoseconds since 1970. For people.
+    pub created_ns: u64,
+    /// 0 so far.
+    pub reserved: [u64; 2],
+}
+
+/// What a topic is, behind its identity; never changed.
+#[cfg(not(loom))]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TopicConfig {
+    /// 1: lossless publish and subscribe.
+    pub pattern: u32,
+    /// Version of the type.
+    pub type_version: u32,
+    /// Bytes of one value; 0 for plain bytes.
+    pub type_size: u64,
+    /// Alignment of the type; 1 for plain bytes.
+    pub type_align: u64,
+    /// Bytes used of `type_name`.
+    pub type_name_len: u64,
+    /// UTF-8; `bytes` for plain bytes.
+    pub type_name: [u8; 192],
+}
+
+/// Who a member is, behind its identity. For people.
+#[cfg(not(loom))]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MemberInfo {
+    /// As the process sees itself; another PID namespace knows it by another number.
+    pub pid: u32,
+    /// Bytes used of `name`.
+    pub name_len: u32,
+    /// The process's command name, UTF-8.
+    pub name: [u8; 56],
+}
+
+/// A word, or a group of words of one writer and one reading rhythm, that shares no cache line (nor the pair of lines
+/// that a prefetcher takes together) with any other.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+pub struct Line<T>(pub T);
+
+impl<T> std::ops::Deref for Line<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// A topic's control page: the one page that every member maps writable. All its words change by read-modify-write.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Control {
+    /// Bumped by whoever joins, leaves, or goes to sleep; loaded by a sender after each send.
+    pub attention: Line<AtomicU64>,
+    /// Bumped by whoever wakes; sleepers wait on its low half.
+    pub bell: Line<AtomicU64>,
+    /// Bumped after each change of lanes or cursors.
+    pub roster: Line<AtomicU64>,
+    /// The last number given to a lane or a cursor.
+    pub last_id: Line<AtomicU64>,
+}
+
+/// A lane's header page. Written by the holder of the file's lock alone: its writer, or who puts it away.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct LaneHeader {
+    /// [`Identity`]; not touched through the mapping.
+    pub identity: Line<[u64; 16]>,
+    /// The cursor position that a waiting writer wants, or [`NOBODY`]. Readers load it at each release.
+    pub want: Line<AtomicU64>,
+    /// A frame boundary from which a joiner may start.
+    pub mark: Line<AtomicU64>,
+    /// The end that the writer wishes to write up to; at most `mark` + capacity, never lowered.
+    pub limit: Line<AtomicU64>,
+    /// What lies below may have been overwritten. Always a record's position.
+    pub floor: Line<AtomicU64>,
+    /// Whose it is.
+    pub owner: Line<LaneOwner>,
+    /// Frame boundaries, about a sixteenth of the ring apart; the newest at the highest position.
+    pub records: [Record; RECORDS],
+}
+
+/// Whose a lane is.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct LaneOwner {
+    /// Member id.
+    pub member: AtomicU64,
+    /// 1: there is no writer, and none of its messages will follow; an adopter sets it back to 0.
+    pub closed: AtomicU64,
+    /// 1: the writer can't run `membarrier`; readers fence before they load `want`.
+    pub fences: AtomicU64,
+}
+
+/// A frame boundary, and what came before it.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Record {
+    /// Where a frame starts. Stored last.
+    pub position: AtomicU64,
+    /// Its sequence number.
+    pub sequence: AtomicU64,
+    /// Payload bytes in all frames before it.
+    pub bytes: AtomicU64,
+    /// 0 so far.
+    pub reserved: AtomicU64,
+}
+
+/// A cursor's header page. Written by the holder of the file's lock alone: its reader, or who puts it away.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct CursorHeader {
+    /// [`Identity`]; not touched through the mapping.
+    pub identity: Line<[u64; 16]>,
+    /// 1 while the reader sleeps or is about to.
+    pub parked: Line<AtomicU64>,
+    /// How many slots were ever used; those behind are not allocated.
+    pub used: Line<AtomicU64>,
+    /// Whose it is.
+    pub owner: Line<CursorOwner>,
+}
+
+/// Whose a cursor is.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct CursorOwner {
+    /// Member id.
+    pub member: AtomicU64,
+    /// 1: the reader can't run `membarrier`; senders fence before they load `attention`.
+    pub fences: AtomicU64,
+}
+
+/// How far a reader is in one lane. A line of its own: its lane's writer polls it.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Slot {
+    /// Number of the lane; 0: free.
+    pub lane: AtomicU64,
+    /// All before it is released. With [`LEFT`], the reader has gone. Writers that wait for room sleep on its low half.
+    pub position: AtomicU64,
+}
+
+/// The 64 bits at the start of each frame: all that a reader needs. 0: nothing committed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word(pub u64);
+
+impl Word {
+    const COMMITTED: u64 = 1;
+    const PADDING: u64 = 1 << 1;
+    /// Reserved for messages that carry an envelope of 56 bytes.
+    #[allow(dead_code, reason = "part of the layout; the flag's users come with request and reply")]
+    pub const ENVELOPE: u64 = 1 << 2;
+    /// Reserved for frames that end with a checksum.
+    #[allow(dead_code, reason = "part of the layout; the flag's users come with durable topics")]
+    pub const CHECKSUM: u64 = 1 << 3;
+    const LENGTH_SHIFT: u32 = 4;
+    /// Bytes behind the word, at most.
+    pub const MAX_LENGTH: u64 = (1 << 28) - 1;
+    const FLAGS: u64 = (1 << Self::LENGTH_SHIFT) - 1;
+
+    /// A committed frame of `len` payload bytes.
+    #[inline]
+    pub const fn message(len: u64, sequence: u64) -> Self {
+        Self((sequence << 32) | (len << Self::LENGTH_SHIFT) | Self::COMMITTED)
+    }
+
+    /// A committed frame of `size` bytes without a message; `sequence` is that of the next message.
+    #[inline]
+    pub const fn padding(size: u64, sequence: u64) -> Self {
+        Self(Self::message(size - 8, sequence).0 | Self::PADDING)
+    }
+
+    /// Bytes behind the word.
+    #[inline]
+    pub const fn len(self) -> u64 {
+        (self.0 & 0xffff_ffff) >> Self::LENGTH_SHIFT
+    }
+
+    /// Bytes from this word to the next.
+    #[inline]
+    pub const fn size(self) -> u64 {
+        frame_size(self.len())
+    }
+
+    /// Low 32 bits of the sequence number.
+    #[inline]
+    pub const fn sequence(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Whether it is a message without envelope and checksum.
+    #[inline]
+    pub const fn is_message(self) -> bool {
+        self.0 & Self::FLAGS == Self::COMMITTED
+    }
+
+    /// Whether it only fills the end of the ring.
+    #[inline]
+    pub const fn is_padding(self) -> bool {
+        self.0 & Self::FLAGS == Self::COMMITTED | Self::PADDING
+    }
+}
+
+/// Bytes of a frame with `len` bytes behind its word.
+#[inline]
+pub const fn frame_size(len: u64) -> u64 {
+    (8 + len + (SLOT - 1)) & !(SLOT - 1)
+}
+
+/// The largest payload in a ring of `capacity` bytes: with an envelope, a frame takes at most 3/8 of the ring, so that
+/// it fits beside padding of nearly its size and a quarter that a reader has not yet published.
+#[inline]
+pub const fn max_len(capacity: u64) -> u64 {
+    let by_ring = (capacity / 8 * 3) / SLOT * SLOT - 64;
+    let by_word = Word::MAX_LENGTH - 127;
+    if by_ring < by_word { by_ring } else { by_word }
+}
+
+#[cfg(not(loom))]
+const _: () = {
+    use std::mem::{align_of, offset_of, size_of};
+    assert!(size_of::<Identity>() == 64);
+    assert!(size_of::<TopicConfig>() == 32 + 192);
+    assert!(size_of::<MemberInfo>() == 64);
+    assert!(offset_of!(Control, attention) == 0);
+    assert!(offset_of!(Control, bell) == 128);
+    assert!(offset_of!(Control, roster) == 256);
+    assert!(offset_of!(Control, last_id) == 384);
+    assert!(offset_of!(LaneHeader, want) == 128);
+    assert!(offset_of!(LaneHeader, mark) == 256);
+    assert!(offset_of!(LaneHeader, limit) == 384);
+    assert!(offset_of!(LaneHeader, floor) == 512);
+    assert!(offset_of!(LaneHeader, owner) == 640);
+    assert!(offset_of!(LaneHeader, records) == 768);
+    assert!(size_of::<Record>() == 32);
+    assert!(size_of::<LaneHeader>() <= PAGE && size_of::<Control>() <= PAGE);
+    assert!(offset_of!(CursorHeader, parked) == 128);
+    assert!(offset_of!(CursorHeader, used) == 256);
+    assert!(offset_of!(CursorHeader, owner) == 384);
+    assert!(size_of::<CursorHeader>() <= PAGE);
+    assert!(size_of::<Slot>() == 64 && offset_of!(Slot, position) == 8);
+    assert!(align_of::<LaneHeader>() <= PAGE);
+};

@@ -1,0 +1,244 @@
+//! Who is alive. Each open bus is a member: a file in `members/`, locked while its process lives. The kernel drops the
+//! lock however the process ends, and closes the file, which rings the doorbell: an inotify watch in each process.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::files::{self, Dir, Plan};
+use super::fork::{self, Held};
+use super::layout::{Identity, Kind, MemberInfo};
+use crate::error::{Error, Result};
+
+/// How often the members are looked through where inotify has run out.
+const WITHOUT_DOORBELL: Duration = Duration::from_millis(250);
+/// The kernel closes a file, and rings, just before it drops the lock: how long that may take, and the steps.
+const LOCK_LINGERS: [Duration; 8] = {
+    let mut steps = [Duration::ZERO; 8];
+    let mut i = 1;
+    while i < steps.len() {
+        steps[i] = Duration::from_micros(25 << i);
+        i += 1;
+    }
+    steps
+};
+
+fn file_name(id: u64) -> String {
+    format!("{id:016x}")
+}
+
+/// This process's file in `members/`.
+#[derive(Debug)]
+pub struct Member {
+    dir: Arc<Dir>,
+    id: u64,
+    /// Says that we live.
+    _lock: Held,
+    born: u64,
+}
+
+impl Member {
+    /// Joins the bus whose `members/` this is.
+    pub fn join(dir: Arc<Dir>, bus: &str) -> Result<Self> {
+        let mut name = [0; 56];
+        let own = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+        let own = own.trim_end().as_bytes();
+        let name_len = own.len().min(name.len());
+        name[..name_len].copy_from_slice(&own[..name_len]);
+        let info = MemberInfo { pid: std::process::id(), name_len: name_len as u32, name };
+        loop {
+            let id = files::random().map_err(|e| Error::system("join the bus", bus, e))?;
+            let size = (size_of::<Identity>() + size_of::<MemberInfo>()) as u64;
+            let identity = Identity::new(Kind::Member, size, id, 0);
+            let content = info.as_bytes();
+            let plan = Plan { tried: "join the bus", identity, allocate: size, content, lock: true };
+            if let Some((file, ())) = dir.create(&file_name(id), &plan, |_| Ok(()))? {
+                return Ok(Self { dir, id, _lock: Held::new(file), born: fork::generation() });
+            }
+        }
+    }
+
+    /// Random, never reused.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if self.born == fork::generation() {
+            // Best effort: a file without a lock is removed by the next one who looks.
+            let _ = self.dir.remove(&file_name(self.id));
+        }
+    }
+}
+
+/// Who owns a lane or a cursor. May have changed by the time it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Owner {
+    /// As that process sees itself.
+    pub pid: u32,
+    /// Its command name.
+    pub name: String,
+    /// Whether it still runs.
+    pub alive: bool,
+}
+
+/// Looks a member up.
+pub fn owner(dir: &Dir, id: u64) -> Result<Owner> {
+    let gone = Owner { pid: 0, name: String::from("?"), alive: false };
+    let Some((file, _)) = dir.open_file(&file_name(id), Kind::Member, false)? else {
+        return Ok(gone);
+    };
+    let mut bytes = [0; size_of::<MemberInfo>()];
+    let path = || dir.path().display().to_string();
+    files::read_at(&file, size_of::<Identity>() as u64, &mut bytes)
+        .map_err(|e| Error::system("read a member of", path(), e))?;
+    let info = MemberInfo::read_from_bytes(&bytes).expect("as many bytes as a member has");
+    let name = &info.name[..info.name.len().min(info.name_len as usize)];
+    let alive = files::is_locked(&file).map_err(|e| Error::system("look at a member of", path(), e))?;
+    Ok(Owner { pid: info.pid, name: String::from_utf8_lossy(name).into_owned(), alive })
+}
+
+/// The members that have died and were not put away, each with its lock, so that one process at a time does that.
+pub fn dead(dir: &Dir) -> Result<Vec<Dead>> {
+    let names = dir.names()?;
+    let ids = names.iter().filter_map(|name| u64::from_str_radix(name, 16).ok());
+    Ok(ids.filter_map(|id| lock_if_dead(dir, id)).collect())
+}
+
+/// A dead member, locked.
+#[derive(Debug)]
+pub struct Dead {
+    id: u64,
+    _lock: OwnedFd,
+}
+
+impl Dead {
+    /// Removes its file, once all else that it left is put away.
+    pub fn remove(self, dir: &Dir) -> Result<bool> {
+        dir.remove(&file_name(self.id))
+    }
+}
+
+fn lock_if_dead(dir: &Dir, id: u64) -> Option<Dead> {
+    // Asked before it is opened for writing: closing that would ring the doorbell.
+    let (file, _) = dir.open_file(&file_name(id), Kind::Member, false).ok()??;
+    if files::is_locked(&file).ok()? {
+        return None;
+    }
+    let (file, _) = dir.open_file(&file_name(id), Kind::Member, true).ok()??;
+    files::try_lock(&file).ok()?.then_some(Dead { id, _lock: file })
+}
+
+/// A thread that runs `on_death` soon after a member has died.
+#[derive(Debug)]
+pub struct Doorbell {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<EventFd>,
+    born: u64,
+}
+
+impl Doorbell {
+    /// Listens at `members/`.
+    pub fn listen(dir: Arc<Dir>, bus: &str, on_death: impl Fn() + Send + 'static) -> Result<Self> {
+        let failed = |e: Errno| Error::system("listen for deaths on the bus", bus, e);
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
+        let stop = Arc::new(stop);
+        // None: inotify has run out, and the members are looked through from time to time.
+        let inotify = watch(&dir);
+        let until = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("buslane-doorbell".into())
+            .spawn(move || {
+                while let Some(rung) = wait(inotify.as_ref(), &until) {
+                    if has_died(&dir, &rung) {
+                        on_death();
+                    }
+                }
+            })
+            .map_err(|e| Error::system("start a thread for the bus", bus, e))?;
+        Ok(Self { thread: Some(thread), stop, born: fork::generation() })
+    }
+}
+
+impl Drop for Doorbell {
+    fn drop(&mut self) {
+        if self.born != fork::generation() {
+            // The thread was not inherited.
+            return;
+        }
+        // A counter at its maximum would be an error, and would be read all the same.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
+            // A panic there was printed there.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(dir: &Dir) -> Option<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+    inotify.add_watch(dir.path(), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR).ok()?;
+    Some(inotify)
+}
+
+/// What rang.
+enum Rung {
+    /// These files were closed by somebody who could write them.
+    Names(BTreeSet<String>),
+    /// Something, or it was only time to look.
+    Unknown,
+}
+
+/// Waits until something rings; `None`: it is to end.
+fn wait(inotify: Option<&Inotify>, stop: &EventFd) -> Option<Rung> {
+    let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    fds.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
+    let time = if inotify.is_some() { PollTimeout::NONE } else { PollTimeout::from(WITHOUT_DOORBELL.as_millis() as u16) };
+    match poll(&mut fds, time) {
+        Err(Errno::EINTR) => return Some(Rung::Names(BTreeSet::new())),
+        Err(_) => return None,
+        Ok(_) => {}
+    }
+    if fds[0].any().unwrap_or(true) {
+        return None;
+    }
+    let Some(Ok(events)) = inotify.map(Inotify::read_events) else {
+        return Some(Rung::Unknown);
+    };
+    if events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)) {
+        return Some(Rung::Unknown);
+    }
+    Some(Rung::Names(events.into_iter().filter_map(|event| event.name?.into_string().ok()).collect()))
+}
+
+fn has_died(dir: &Dir, rung: &Rung) -> bool {
+    let Rung::Names(names) = rung else {
+        return true;
+    };
+    names.iter().filter_map(|name| u64::from_str_radix(name, 16).ok()).any(|id| {
+        for step in LOCK_LINGERS {
+            thread::sleep(step);
+            let Ok(Some((file, _))) = dir.open_file(&file_name(id), Kind::Member, false) else {
+                // It has left by itself, or somebody was faster.
+                return false;
+            };
+            if files::is_locked(&file).is_ok_and(|locked| !locked) {
+                return true;
+            }
+        }
+        false
+    })
+}

@@ -1,0 +1,61 @@
+//! The core. This page is the map of what each file may do.
+//!
+//! | file | what it is | atomics | unsafe |
+//! |---|---|---|---|
+//! | `layout` | every shared structure, with its offsets; no behaviour | types only | |
+//! | `lane` | the writing half, its invariant, the reading half | yes | |
+//! | `roster` | who reads: join, leave, limits | yes | |
+//! | `park` | the sleep and wake handshake | yes | |
+//! | `fork` | what a forked child must not keep | yes | |
+//! | `sync` | the atomics: the processor's, or loom's | types only | |
+//! | `files` | making, checking, locking and listing files | | |
+//! | `members` | who is alive, and the doorbell that rings when somebody dies | | |
+//! | `topic` | the files of one topic: opened, made, listed, mapped | | |
+//! | `reclaim` | putting away what the dead left | | |
+//! | `segment` | mappings and typed views of them | | yes |
+//! | `bytes` | ring memory: words, copies, loans | types only | yes |
+//! | `futex` | wait, wake, membarrier | types only | yes |
+//!
+//! A file with atomics has no `unsafe`; a file with `unsafe` has no algorithm. The lints below enforce it:
+//! `unsafe_code` is denied and atomic types are disallowed in the whole workspace but for the files named here.
+
+#[allow(clippy::disallowed_types)]
+pub mod lane;
+#[allow(clippy::disallowed_types)]
+pub mod layout;
+#[allow(clippy::disallowed_types)]
+pub mod park;
+#[allow(clippy::disallowed_types)]
+pub mod roster;
+#[allow(clippy::disallowed_types)]
+pub mod sync;
+
+#[cfg(not(loom))]
+#[allow(clippy::disallowed_types, unsafe_code)]
+pub mod bytes;
+#[cfg(not(loom))]
+pub mod files;
+#[cfg(not(loom))]
+#[allow(clippy::disallowed_types)]
+pub mod fork;
+#[cfg(not(loom))]
+#[allow(clippy::disallowed_types, unsafe_code)]
+pub mod futex;
+#[cfg(not(loom))]
+pub mod members;
+#[cfg(not(loom))]
+pub mod reclaim;
+#[cfg(not(loom))]
+#[allow(unsafe_code)]
+pub mod segment;
+#[cfg(not(loom))]
+pub mod topic;
+
+#[cfg(not(loom))]
+pub use {bytes::Ring, segment::View};
+
+#[cfg(loom)]
+#[allow(clippy::disallowed_types)]
+pub mod heap;
+#[cfg(loom)]
+pub use heap::{Ring, View, futex};

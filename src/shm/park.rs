@@ -1,0 +1,134 @@
+//! Going to sleep and waking: the barrier that both sides would need is paid by the one that goes to sleep.
+//!
+//! # A reader sleeps on the topic's bell, a sender wakes it
+//!
+//! ```text
+//! sleeper                                   sender
+//! seen = bell                               store the frame's word (Release)
+//! parked = 1                                light fence (compiler only)
+//! attention += 1                            attention as last seen? done
+//! heavy fence (membarrier)                  any parked? bell += 1, wake
+//! a frame, or another roster? don't sleep
+//! sleep while bell == seen
+//! parked = 0
+//! ```
+//!
+//! The heavy fence makes the light one a whole one: either the sender sees the bumped `attention`, and so `parked`, or
+//! the sleeper sees the frame. `attention` tells a sender that anything at all has changed with one load; it takes the
+//! very value it loaded as seen, so that a later bump is never missed.
+//!
+//! | parked | bell | the sleeper | who changes it |
+//! |---|---|---|---|
+//! | 0 | any | awake, or woken | the sleeper, before it looks |
+//! | 1 | as seen | about to look, or asleep | a sender rings |
+//! | 1 | rung | about to wake, or does not fall asleep | the sleeper clears `parked` |
+//!
+//! # A writer without room sleeps on the slowest cursor's position, its reader wakes it
+//!
+//! ```text
+//! writer                                    reader
+//! want = position to reach                  store position, if a batch is due (Release)
+//! heavy fence                               light fence
+//! look at the cursors again                 position < want? done
+//! sleep while the position is as seen       store position, wake
+//! want = nobody
+//! ```
+//!
+//! All sleeps are bounded by the caller, so that a waker that dies between its store and its wake costs a delay, not a
+//! hang.
+
+use std::time::Duration;
+
+use super::futex;
+use super::layout::{Control, CursorHeader, LaneHeader, NOBODY};
+use super::roster::{Gate, Lowest};
+use super::sync::{Ordering, heavy_fence, light_fence};
+
+/// A sender's view of `attention`.
+#[derive(Debug)]
+pub struct Watch {
+    seen: u64,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        // No value that `attention` reaches: the first send looks around.
+        Self { seen: u64::MAX }
+    }
+}
+
+impl Watch {
+    /// After a commit: whether somebody joined, left, or went to sleep since the last look. `full`: the others can't
+    /// use `membarrier`, so the fence must be a whole one.
+    #[inline]
+    pub fn disturbed(&mut self, control: &Control, full: bool) -> bool {
+        // Between the frame's word and `attention`; with the heavy fence in `park`, as drawn above.
+        light_fence(full);
+        // Pairs with the bumps in `park` and `roster::changed`: `parked` and the roster are at least as new.
+        let now = control.attention.load(Ordering::Acquire);
+        let disturbed = now != self.seen;
+        self.seen = now;
+        disturbed
+    }
+}
+
+/// Wakes all that sleep on the topic's bell.
+pub fn ring(control: &Control) {
+    // No ordering: a sleeper that sees it looks at everything again behind a fence of its own.
+    control.bell.fetch_add(1, Ordering::Relaxed);
+    futex::wake(&control.bell);
+}
+
+/// Sleeps until the bell rings, at most `time`, unless `ready` finds something to do.
+pub fn park<E>(
+    control: &Control,
+    cursor: &CursorHeader,
+    time: Duration,
+    ready: impl FnOnce() -> Result<bool, E>,
+) -> Result<(), E> {
+    // Before the flag: who finds the flag set rings later than this.
+    let seen = control.bell.load(Ordering::Relaxed);
+    cursor.parked.store(1, Ordering::Relaxed);
+    // Pairs with the load in `Watch::disturbed`: who sees the bump sees the flag, and rings after the load above.
+    control.attention.fetch_add(1, Ordering::AcqRel);
+    heavy_fence();
+    let ready = ready();
+    if let Ok(false) = ready {
+        futex::wait(&control.bell, seen, time);
+    }
+    cursor.parked.store(0, Ordering::Relaxed);
+    ready.map(drop)
+}
+
+/// Sleeps, at most `time`, until the slowest reader that `look` finds has moved. `look` gives `None` if there is no need.
+pub fn wait_for_room<E>(
+    control: &Control,
+    lane: &LaneHeader,
+    want: u64,
+    time: Duration,
+    look: impl FnOnce() -> Result<Option<Lowest>, E>,
+) -> Result<(), E> {
+    // Before the readers are looked at: one that has not joined yet will tell by the bell.
+    let bell = control.bell.load(Ordering::Relaxed);
+    lane.want.store(want, Ordering::Relaxed);
+    heavy_fence();
+    let lowest = look();
+    match &lowest {
+        Ok(Some(Lowest { gate: Gate::Slot(cursor, slot), position, .. })) => {
+            futex::wait(&cursor.slots[*slot].position, *position, time);
+        }
+        Ok(Some(Lowest { gate: Gate::Unjoined, .. })) => futex::wait(&control.bell, bell, time),
+        Ok(Some(Lowest { gate: Gate::Open, .. }) | None) | Err(_) => {}
+    }
+    lane.want.store(NOBODY, Ordering::Relaxed);
+    lowest.map(drop)
+}
+
+/// Sleeps, at most `time`, while the roster is as `seen`.
+pub fn await_change(control: &Control, seen: u64, time: Duration) {
+    // Pairs with the bump in `roster::changed`: who sees it sees the changed roster; who does not is woken by it.
+    let bell = control.bell.load(Ordering::Acquire);
+    if control.roster.load(Ordering::Relaxed) == seen {
+        futex::wait(&control.bell, bell, time);
+    }
+}

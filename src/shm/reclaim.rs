@@ -1,0 +1,153 @@
+//! Putting away what the dead left, and what the living have finished with. A file is locked while its owner lives,
+//! so whoever gets the lock knows that the owner is gone and that nobody else is putting the file away.
+//!
+//! Each step may be the last one before a `SIGKILL`; running it all again finishes it. A cursor first stops gating,
+//! then loses its name. A lane is first closed, and loses its name only when every reader has drained it.
+
+use super::files::{self, DRAFT, Dir};
+use super::lane;
+use super::layout::{Kind, LEFT};
+use super::members;
+use super::roster;
+use super::segment::Access;
+use super::topic::{CURSOR, LANE, LaneFile, TopicFiles};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What was put away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reclaimed {
+    /// Dead processes that were still listed.
+    pub members: usize,
+    /// Lanes that were closed or removed.
+    pub lanes: usize,
+    /// Cursors that were removed.
+    pub cursors: usize,
+}
+
+/// If a member has died, puts away all that has no living owner, in every topic of the bus.
+pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
+    let mut found = Reclaimed::default();
+    let dead = members::dead(members)?;
+    if dead.is_empty() {
+        return Ok(found);
+    }
+    for name in topics.names()? {
+        let topic = topics.dir(&name, false).and_then(|dir| TopicFiles::open(dir, &name));
+        match topic.and_then(|topic| topic.map(|topic| tidy(&topic)).transpose()) {
+            Ok(tidied) => {
+                let Reclaimed { lanes, cursors, .. } = tidied.unwrap_or_default();
+                found.lanes += lanes;
+                found.cursors += cursors;
+            }
+            // It stays for a person to look at; the other topics need us.
+            Err(e) if is_damage(&e) || e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    // Last, so that whoever comes after a death in the midst of this does it again.
+    for dead in dead {
+        found.members += usize::from(dead.remove(members)?);
+    }
+    Ok(found)
+}
+
+/// Puts away all of a topic that has no living owner, and tells the living if anything changed.
+pub fn tidy(topic: &TopicFiles) -> Result<Reclaimed> {
+    let mut found = Reclaimed::default();
+    for id in topic.dir().numbers(CURSOR)? {
+        found.cursors += usize::from(tidy_cursor(topic, id)?);
+    }
+    for id in topic.dir().numbers(LANE)? {
+        found.lanes += usize::from(tidy_lane(topic, id)?);
+    }
+    for name in topic.dir().names()?.iter().filter(|name| name.starts_with(DRAFT)) {
+        tidy_draft(topic.dir(), name)?;
+    }
+    if found != Reclaimed::default() {
+        roster::changed(&topic.control);
+    }
+    Ok(found)
+}
+
+fn locked(topic: &TopicFiles, lock: nix::Result<bool>) -> Result<bool> {
+    lock.map_err(|e| Error::system("lock a file of", &*topic.name, e))
+}
+
+fn tidy_cursor(topic: &TopicFiles, id: u64) -> Result<bool> {
+    let (file, cursor) = match topic.cursor(id, Access::Write) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Ok(false),
+        // What is no cursor gates nobody. It stays for a person to look at.
+        Err(e) if is_damage(&e) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    if !locked(topic, files::try_lock(&file))? {
+        return Ok(false);
+    }
+    leave(topic, &cursor)
+}
+
+/// Takes a cursor away: its reader, or who found that it has died, under its lock.
+pub fn leave(topic: &TopicFiles, cursor: &roster::Cursor) -> Result<bool> {
+    for slot in cursor.used() {
+        lane::leave(slot);
+    }
+    topic.dir().remove(&format!("{CURSOR}{}", cursor.id))
+}
+
+/// Closes a lane without a writer, and removes it when every cursor has drained it. Whether anything changed.
+pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
+    let name = format!("{LANE}{id}");
+    let mut changed = false;
+    loop {
+        let lane = match topic.lane_to_close(id) {
+            Ok(Some(lane)) => lane,
+            Ok(None) => return Ok(changed),
+            Err(e) if is_damage(&e) => return Ok(changed),
+            Err(e) => return Err(e),
+        };
+        let (lock, lane) = lane;
+        changed |= lane::close(&lane.header);
+        let removed = is_drained(topic, &lane)? && topic.dir().remove(&name)?;
+        drop(lock);
+        if removed {
+            return Ok(true);
+        }
+        // A reader that finished while we held the lock could not remove the lane: look again without it.
+        if !is_drained(topic, &lane)? {
+            return Ok(changed);
+        }
+    }
+}
+
+/// Whether every cursor has read all that is in a lane without a writer.
+fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
+    let Ok(tail) = lane::tail(&lane.header, &lane.ring) else {
+        return Ok(false);
+    };
+    for id in topic.dir().numbers(CURSOR)? {
+        let Some((_, cursor)) = topic.cursor(id, Access::Read)? else { continue };
+        if cursor.position_in(lane.id).is_none_or(|position| position & LEFT == 0 && position < tail) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Removes a file that its maker died over before it had its name (where files can't be without one).
+fn tidy_draft(dir: &Dir, name: &str) -> Result<()> {
+    for kind in [Kind::Lane, Kind::Cursor] {
+        // Without an identity yet, or with a lock: its maker is at it.
+        if let Ok(Some((file, _))) = dir.open_file(name, kind, true)
+            && files::try_lock(&file).is_ok_and(|locked| locked)
+        {
+            dir.remove(name)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_damage(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotBuslane | ErrorKind::Corrupt | ErrorKind::Version)
+}

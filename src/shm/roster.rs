@@ -1,0 +1,281 @@
+//! Who reads a topic: joining, leaving, and the limit that the slowest reader sets.
+//!
+//! # Join
+//!
+//! A reader stores the lane's mark in its slot, bumps the roster, fences, and looks at the lane's limit: if that is at
+//! most mark + capacity, nothing from the mark on has been overwritten, and every later limit will be found to respect the slot.
+//! The writer does the reverse: it publishes the limit, fences, and looks at roster and slots. Either the writer sees
+//! the slot, or the joiner sees the limit. There is no state between, in which one could hang.
+//!
+//! The order of names decides for the rest. A reader links its cursor, then lists the lanes: those it joins by the
+//! mark; those that it finds later it reads from 0. A writer links its lane, then lists the cursors, then sends, and
+//! holds its limit at the capacity while one of them has no slot.
+//!
+//! # Every shared word, its writers and its ordering
+//!
+//! | word | written by | ordering and its partner |
+//! |---|---|---|
+//! | `roster` | who joins or leaves | `AcqRel` in [`changed`], with the `Acquire` in [`Readers::refresh`]: what was changed before it was bumped |
+//! | `attention` | the same, and sleepers | `AcqRel` in [`changed`] and `park`, with the `Acquire` in `park::Watch` |
+//! | `bell` | the same, and senders | `park` |
+//! | slot `position` | the reader | see `lane`; on joining it is stored before `lane` |
+//! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
+//! | `used` | the reader | `Release` in [`Cursor::take_slot`], with the same fence |
+
+use super::layout::{Control, CursorHeader, LEFT, LaneHeader, Slot};
+use super::sync::{Ordering, fence};
+use super::{View, futex};
+
+/// Tells all members that lanes or cursors have changed, sleepers too.
+pub fn changed(control: &Control) {
+    // Pairs with the `Acquire` in `Readers::refresh`: who sees it finds the new lane, cursor or slot.
+    control.roster.fetch_add(1, Ordering::AcqRel);
+    // Pairs with the `Acquire` in `Watch::disturbed`: who sees it finds the roster changed.
+    control.attention.fetch_add(1, Ordering::AcqRel);
+    // Pairs with the `Acquire` in `park::await_change`.
+    control.bell.fetch_add(1, Ordering::Release);
+    futex::wake(&control.bell);
+}
+
+/// The roster's state, to compare with later ones.
+pub fn state(control: &Control) -> u64 {
+    // Pairs with the bump in `changed`: what is listed after this is at least as new.
+    control.roster.load(Ordering::Acquire)
+}
+
+/// A number for a new lane or cursor, never given before in this topic.
+pub fn next_id(control: &Control) -> u64 {
+    // Only uniqueness counts; what is named by it becomes visible through its file's name.
+    control.last_id.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// A cursor, seen by its reader or by a writer.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    /// Its number, never reused.
+    pub id: u64,
+    /// Its header.
+    pub header: View<CursorHeader>,
+    /// Its slots, one for each lane; those at `used` and behind are not to be touched.
+    pub slots: View<[Slot]>,
+}
+
+impl Cursor {
+    /// The reader's, before anyone else sees it: whose it is, and whether that reader can't use `membarrier`.
+    pub fn own(&self, member: u64, fences: bool) {
+        self.header.owner.member.store(member, Ordering::Relaxed);
+        self.header.owner.fences.store(u64::from(fences), Ordering::Relaxed);
+    }
+
+    /// The member whose it is.
+    pub fn owner(&self) -> u64 {
+        self.header.owner.member.load(Ordering::Relaxed)
+    }
+
+    /// Whether its reader sleeps, or is about to.
+    pub fn is_parked(&self) -> bool {
+        self.header.parked.load(Ordering::Relaxed) != 0
+    }
+
+    /// Slots in use, free ones between them included.
+    pub fn used(&self) -> &[Slot] {
+        let used = self.header.used.load(Ordering::Relaxed);
+        // Pairs with the `Release` in `take_slot`: those slots are allocated.
+        fence(Ordering::Acquire);
+        &self.slots[..self.slots.len().min(used as usize)]
+    }
+
+    /// Which slot stands for `lane`.
+    pub fn slot_of(&self, lane: u64) -> Option<usize> {
+        let index = self.used().iter().position(|slot| slot.lane.load(Ordering::Relaxed) == lane);
+        // Pairs with the `Release` in `join`: the position is that of this lane.
+        fence(Ordering::Acquire);
+        index
+    }
+
+    /// How far its reader is in `lane`, [`LEFT`] included; `None`: it has not joined that lane.
+    pub fn position_in(&self, lane: u64) -> Option<u64> {
+        let slot = self.slot_of(lane)?;
+        let position = self.slots[slot].position.load(Ordering::Relaxed);
+        // Pairs with the `Release` in `Track::publish`.
+        fence(Ordering::Acquire);
+        Some(position)
+    }
+
+    /// The reader's: a slot that is free. `allocate` makes sure that slot `n` may be touched.
+    pub fn take_slot<E>(&self, allocate: impl FnOnce(usize) -> Result<(), E>) -> Result<usize, E> {
+        let used = self.used();
+        if let Some(free) = used.iter().position(|slot| slot.lane.load(Ordering::Relaxed) == 0) {
+            return Ok(free);
+        }
+        let index = used.len();
+        allocate(index)?;
+        // Pairs with the fence in `used`.
+        self.header.used.store(index as u64 + 1, Ordering::Release);
+        Ok(index)
+    }
+
+    /// The reader's: gives a slot back, when its lane exists no more.
+    pub fn free_slot(&self, index: usize) {
+        self.slots[index].lane.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Joins `lane` at its mark and says where that is, and up to where one may have to walk from there.
+pub fn join(control: &Control, header: &LaneHeader, capacity: u64, lane: u64, slot: &Slot) -> (u64, u64) {
+    loop {
+        let mark = header.mark.load(Ordering::Relaxed);
+        // Pairs with the `Release` of the mark in `Writer::extend`: the words from there on are visible.
+        fence(Ordering::Acquire);
+        enter(control, lane, slot, mark);
+        // Total order with the fence in `Writer::extend`, as said above.
+        fence(Ordering::SeqCst);
+        let limit = header.limit.load(Ordering::Relaxed);
+        if limit <= mark.saturating_add(capacity) {
+            return (mark, limit);
+        }
+    }
+}
+
+/// Joins a lane at 0, that was linked after the reader's cursor; `false` if it did not wait for us, against the
+/// protocol.
+pub fn join_from_start(control: &Control, header: &LaneHeader, capacity: u64, lane: u64, slot: &Slot) -> bool {
+    enter(control, lane, slot, 0);
+    header.limit.load(Ordering::Relaxed) <= capacity
+}
+
+fn enter(control: &Control, lane: u64, slot: &Slot, position: u64) {
+    slot.position.store(position, Ordering::Relaxed);
+    // Pairs with the fence in `slot_of`: who finds the lane finds this position.
+    slot.lane.store(lane, Ordering::Release);
+    changed(control);
+}
+
+/// What holds the slowest position.
+#[derive(Clone, Debug)]
+pub enum Gate {
+    /// Nobody reads.
+    Open,
+    /// A reader's slot.
+    Slot(Cursor, usize),
+    /// A reader that has not joined yet; it will tell by the bell.
+    Unjoined,
+}
+
+/// The slowest reader of a lane.
+#[derive(Clone, Debug)]
+pub struct Lowest {
+    /// All before it is released by all; `u64::MAX` if nobody reads.
+    pub position: u64,
+    /// What must move for this to rise.
+    pub gate: Gate,
+    /// No reader is without a slot.
+    pub all_joined: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    cursor: Cursor,
+    slot: Option<usize>,
+}
+
+/// The cursors of a topic, as one writer knows them.
+#[derive(Debug, Default)]
+pub struct Readers {
+    known: Vec<Known>,
+    seen: Option<u64>,
+    fences: bool,
+    farthest_left: Option<u64>,
+}
+
+impl Readers {
+    /// Lists the cursors anew if the roster has changed. `list` gets the numbers known and returns those that are gone and the new cursors.
+    pub fn refresh<E>(
+        &mut self,
+        control: &Control,
+        lane: u64,
+        list: impl FnOnce(&[u64]) -> Result<Listed, E>,
+    ) -> Result<(), E> {
+        // Read before listing, so that what comes later bumps it once more.
+        let now = state(control);
+        if self.seen == Some(now) {
+            return Ok(());
+        }
+        let ids: Vec<u64> = self.known.iter().map(|known| known.cursor.id).collect();
+        let listed = list(&ids)?;
+        let farthest = &mut self.farthest_left;
+        self.known.retain(|known| {
+            let gone = listed.gone.contains(&known.cursor.id);
+            if gone {
+                let position = known.cursor.position_in(lane).unwrap_or(0) & !LEFT;
+                *farthest = (*farthest).max(Some(position));
+            }
+            !gone
+        });
+        self.known.extend(listed.new.into_iter().map(|cursor| Known { cursor, slot: None }));
+        self.fences = self.known.iter().any(|known| known.cursor.header.owner.fences.load(Ordering::Relaxed) != 0);
+        self.seen = Some(now);
+        Ok(())
+    }
+
+    /// How many cursors there are.
+    pub fn count(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether a reader can't use `membarrier`, so that senders must fence.
+    #[inline]
+    pub fn fences(&self) -> bool {
+        self.fences
+    }
+
+    /// The farthest position that a reader had reached when it left.
+    pub fn farthest_left(&self) -> Option<u64> {
+        self.farthest_left
+    }
+
+    /// Whether a reader sleeps, or is about to.
+    pub fn any_parked(&self) -> bool {
+        self.known.iter().any(|known| known.cursor.is_parked())
+    }
+
+    /// The slowest reader of `lane`. Readers without a slot stand at `unjoined`, or don't count.
+    pub fn lowest(&mut self, lane: u64, unjoined: Option<u64>) -> Lowest {
+        let mut lowest = Lowest { position: u64::MAX, gate: Gate::Open, all_joined: true };
+        for known in &mut self.known {
+            known.slot = known.slot.or_else(|| known.cursor.slot_of(lane));
+            match (known.slot, unjoined) {
+                (Some(slot), _) => {
+                    let position = known.cursor.slots[slot].position.load(Ordering::Relaxed);
+                    // Pairs with the `Release` in `Track::publish` and `lane::leave`: the reader is done with what is
+                    // overwritten because of this load.
+                    fence(Ordering::Acquire);
+                    if position & LEFT != 0 {
+                        self.farthest_left = self.farthest_left.max(Some(position & !LEFT));
+                    } else if position < lowest.position {
+                        lowest.position = position;
+                        lowest.gate = Gate::Slot(known.cursor.clone(), slot);
+                    }
+                }
+                (None, Some(position)) => {
+                    lowest.all_joined = false;
+                    if position < lowest.position {
+                        lowest.position = position;
+                        lowest.gate = Gate::Unjoined;
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+        lowest
+    }
+}
+
+/// What listing found.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Numbers of known cursors that exist no more.
+    pub gone: Vec<u64>,
+    /// Cursors not known before.
+    pub new: Vec<Cursor>,
+}

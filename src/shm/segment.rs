@@ -1,0 +1,140 @@
+//! Mappings of checked files, and typed views of them. `unsafe`, and no algorithm.
+//!
+//! The risk of a mapping, stated once: its bytes may change at any time (so a view only offers types in which any
+//! bytes are valid and every field is an atomic), and its file may be truncated by its owner (so only files of our own user, allocated
+//! to their whole size, are mapped). Whoever truncates them is our own user, and could as well use `ptrace`.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, align_of, size_of};
+use std::ops::Deref;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use zerocopy::FromBytes;
+
+use super::fork;
+
+/// Whether a mapping may be written through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Loads only; a store would be a fault.
+    Read,
+    /// Loads and stores.
+    Write,
+}
+
+/// A shared mapping of part of a file, gone in a forked child.
+pub struct Mapping {
+    map: ManuallyDrop<MmapRaw>,
+    born: u64,
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping").field("len", &self.map.len()).finish_non_exhaustive()
+    }
+}
+
+impl Mapping {
+    /// Maps `len` bytes at `offset`, which the caller has found to lie within the file.
+    pub fn new(file: impl AsFd, offset: u64, len: usize, access: Access) -> io::Result<Arc<Self>> {
+        let mut options = MmapOptions::new();
+        options.offset(offset).len(len);
+        let fd = file.as_fd().as_raw_fd();
+        let map = match access {
+            Access::Read => options.map_raw_read_only(fd)?,
+            Access::Write => options.map_raw(fd)?,
+        };
+        map.advise(Advice::DontFork)?;
+        Ok(Arc::new(Self { map: ManuallyDrop::new(map), born: fork::generation() }))
+    }
+
+    /// The address of `len` bytes at `offset`, aligned to `align`. Panics if they are not all inside.
+    pub(super) fn at(&self, offset: usize, len: usize, align: usize) -> NonNull<u8> {
+        let end = offset.checked_add(len).expect("a range of a mapping");
+        assert!(end <= self.map.len(), "{offset}..{end} is outside a mapping of {}", self.map.len());
+        let start = NonNull::new(self.map.as_mut_ptr()).expect("a mapping is never at 0");
+        // SAFETY: offset <= the mapping's length, just checked, so the result is inside it or one past its end.
+        let address = unsafe { start.add(offset) };
+        assert!(address.as_ptr().addr().is_multiple_of(align), "a view must be aligned");
+        address
+    }
+
+    /// The `T` at `offset`.
+    pub fn view<T: FromBytes>(self: &Arc<Self>, offset: usize) -> View<T> {
+        let at = self.at(offset, size_of::<T>(), align_of::<T>());
+        View { at: at.cast(), len: 1, map: Arc::clone(self), kind: PhantomData }
+    }
+
+    /// The `len` `T`s at `offset`.
+    pub fn views<T: FromBytes>(self: &Arc<Self>, offset: usize, len: usize) -> View<[T]> {
+        let at = self.at(offset, size_of::<T>().checked_mul(len).expect("a range of a mapping"), align_of::<T>());
+        View { at: at.cast(), len, map: Arc::clone(self), kind: PhantomData }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.born == fork::generation() {
+            // SAFETY: dropped here only, and not used afterwards. In a forked child the mapping does not exist
+            // (`DontFork`), and something else may stand at its address: there it is not unmapped.
+            unsafe { ManuallyDrop::drop(&mut self.map) }
+        }
+    }
+}
+
+/// A shared `T` (or slice of `T`s) in a mapping that it keeps alive.
+pub struct View<T: ?Sized> {
+    at: NonNull<()>,
+    len: usize,
+    map: Arc<Mapping>,
+    kind: PhantomData<fn() -> *const T>,
+}
+
+// SAFETY: a view hands out `&T` alone, and the mapping it points to lives as long as it does and is tied to no thread.
+unsafe impl<T: ?Sized + Sync> Send for View<T> {}
+// SAFETY: as above; `&View<T>` gives no more than `&T`.
+unsafe impl<T: ?Sized + Sync> Sync for View<T> {}
+
+impl<T: ?Sized> Clone for View<T> {
+    fn clone(&self) -> Self {
+        Self { at: self.at, len: self.len, map: Arc::clone(&self.map), kind: PhantomData }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for View<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("map", &self.map).finish_non_exhaustive()
+    }
+}
+
+impl<T: FromBytes> Deref for View<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: `view` checked bounds and alignment; any bytes are a `T` (`FromBytes`); the layout's types consist of
+        // atomics, so that others' stores are no data race; the mapping outlives `self`.
+        unsafe { self.at.cast::<T>().as_ref() }
+    }
+}
+
+impl<T: FromBytes> Deref for View<[T]> {
+    type Target = [T];
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: as for one `T`; `views` checked the bounds of all `len`.
+        unsafe { NonNull::slice_from_raw_parts(self.at.cast::<T>(), self.len).as_ref() }
+    }
+}
+
+/// Has `child` called in every forked child, before `fork` returns there. `child` must be async-signal-safe.
+pub fn at_fork(child: extern "C" fn()) {
+    // SAFETY: a plain call; `child` is a function that lives for ever and needs no arguments.
+    let error = unsafe { libc::pthread_atfork(None, None, Some(child)) };
+    assert_eq!(error, 0, "pthread_atfork fails only when memory has run out");
+}

@@ -1,0 +1,94 @@
+//! How to wait: look again, pause, yield, sleep.
+
+use std::hint;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How a blocking call waits while there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WaitStrategy {
+    /// Look again and again: the least latency, and a whole core.
+    Spin,
+    /// Look again for about as long as a sleep and a wake-up take, then sleep.
+    #[default]
+    Adaptive,
+    /// Sleep at once: no core is used, and every message after a pause costs a wake-up.
+    Sleep,
+}
+
+/// How long [`WaitStrategy::Adaptive`] looks before it sleeps. Waking a sleeper on another core takes 20 to 50 µs:
+/// looking for as long as that costs at most twice what the better choice would have.
+const SPIN: Duration = Duration::from_micros(50);
+/// Sleeps are cut into slices: a waker that dies between its store and its wake costs one of these.
+const SLICE: Duration = Duration::from_millis(100);
+/// Looks between two readings of the clock.
+const LOOKS: u32 = 32;
+
+/// What a waiter does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Look again.
+    Look,
+    /// Sleep, at most so long, then look again.
+    Sleep(Duration),
+    /// Give up.
+    TimedOut,
+}
+
+/// One wait, from the first look that found nothing.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    strategy: WaitStrategy,
+    deadline: Option<Instant>,
+    started: Option<Instant>,
+    looks: u32,
+}
+
+impl Waiter {
+    /// `timeout`: `None` waits for ever; zero gives up at once.
+    pub(crate) fn new(strategy: WaitStrategy, timeout: Option<Duration>) -> Self {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Self { strategy, deadline, started: None, looks: 0 }
+    }
+
+    /// Pauses `pauses` times while spinning, and says what to do.
+    pub(crate) fn next(&mut self, pauses: u32) -> Next {
+        let spins = match self.strategy {
+            WaitStrategy::Sleep => false,
+            WaitStrategy::Spin => true,
+            WaitStrategy::Adaptive => !is_alone(),
+        };
+        self.looks += 1;
+        if spins && !self.looks.is_multiple_of(LOOKS) {
+            if is_alone() {
+                thread::yield_now();
+            }
+            for _ in 0..pauses {
+                hint::spin_loop();
+            }
+            return Next::Look;
+        }
+        self.next_by_clock(spins)
+    }
+
+    #[cold]
+    fn next_by_clock(&mut self, spins: bool) -> Next {
+        let now = Instant::now();
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        if left == Some(Duration::ZERO) {
+            return Next::TimedOut;
+        }
+        let started = *self.started.get_or_insert(now);
+        if spins && (self.strategy == WaitStrategy::Spin || now - started < SPIN) {
+            return Next::Look;
+        }
+        Next::Sleep(left.map_or(SLICE, |left| left.min(SLICE)))
+    }
+}
+
+/// Whether this process has one processor: whoever it waits for can't run while it looks.
+fn is_alone() -> bool {
+    static ALONE: OnceLock<bool> = OnceLock::new();
+    *ALONE.get_or_init(|| thread::available_parallelism().is_ok_and(|n| n.get() == 1))
+}
