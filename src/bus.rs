@@ -62,7 +62,9 @@ struct BusInner {
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bus").field("path", &self.0.path).finish_non_exhaustive()
+        f.debug_struct("Bus")
+            .field("path", &self.0.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -119,7 +121,13 @@ impl Bus {
     #[must_use]
     pub fn topic_builder(&self, name: &str) -> TopicBuilder<'_> {
         let BusBuilder { wait, .. } = self.0.options;
-        TopicBuilder { bus: self, name: name.to_owned(), capacity: None, wait, create: true }
+        TopicBuilder {
+            bus: self,
+            name: name.to_owned(),
+            capacity: None,
+            wait,
+            create: true,
+        }
     }
 
     /// The names of its topics, sorted.
@@ -130,7 +138,14 @@ impl Bus {
     pub fn topics(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for escaped in self.0.topics.names()? {
-            if self.0.topics.dir(&escaped, false)?.names()?.iter().any(|name| name == "topic") {
+            if self
+                .0
+                .topics
+                .dir(&escaped, false)?
+                .names()?
+                .iter()
+                .any(|name| name == "topic")
+            {
                 names.extend(percent_decode_str(&escaped).decode_utf8().map(String::from));
             }
         }
@@ -144,7 +159,10 @@ impl Bus {
     ///
     /// `NotFound`, and those of [`open`](Self::open).
     pub fn inspect(&self, topic: &str) -> Result<TopicReport> {
-        TopicReport::look(&self.files(topic)?.ok_or_else(|| not_found(topic))?, &self.0.members)
+        TopicReport::look(
+            &self.files(topic)?.ok_or_else(|| not_found(topic))?,
+            &self.0.members,
+        )
     }
 
     /// Puts away what dead processes have left. This is done without being asked, too: when a bus is opened, and soon
@@ -165,20 +183,32 @@ impl Bus {
     /// Has this process learn of deaths from now on.
     pub(crate) fn listen(&self) -> Result<()> {
         self.check_fork()?;
-        let mut doorbell = self.0.doorbell.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbell = self
+            .0
+            .doorbell
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if doorbell.is_none() {
             let (members, topics) = (Arc::clone(&self.0.members), Arc::clone(&self.0.topics));
             let name = self.0.path.display().to_string();
-            *doorbell = Some(Doorbell::listen(Arc::clone(&self.0.members), &name, move || {
-                // What can't be put away now will be by the next one who opens the bus, and told there.
-                let _ = reclaim::sweep(&members, &topics);
-            })?);
+            *doorbell = Some(Doorbell::listen(
+                Arc::clone(&self.0.members),
+                &name,
+                move || {
+                    // What can't be put away now will be by the next one who opens the bus, and told there.
+                    let _ = reclaim::sweep(&members, &topics);
+                },
+            )?);
         }
         Ok(())
     }
 
     fn check_fork(&self) -> Result<()> {
-        if self.0.born == fork::generation() { Ok(()) } else { Err(forked("use the bus", &self.0.path.display().to_string())) }
+        if self.0.born == fork::generation() {
+            Ok(())
+        } else {
+            Err(forked("use the bus", &self.0.path.display().to_string()))
+        }
     }
 
     fn files(&self, name: &str) -> Result<Option<TopicFiles>> {
@@ -193,13 +223,23 @@ impl Bus {
 
 /// What is said in a forked child.
 pub(crate) fn forked(tried: &'static str, on: &str) -> Error {
-    Error::new(ErrorKind::Forked, tried, on, "this process was forked from the one that opened it")
-        .advise("open the bus anew in the child")
+    Error::new(
+        ErrorKind::Forked,
+        tried,
+        on,
+        "this process was forked from the one that opened it",
+    )
+    .advise("open the bus anew in the child")
 }
 
 fn not_found(topic: &str) -> Error {
-    Error::new(ErrorKind::NotFound, "open the topic", topic, "there is no such topic")
-        .advise("list the topics (buslane ls), or publish to it first")
+    Error::new(
+        ErrorKind::NotFound,
+        "open the topic",
+        topic,
+        "there is no such topic",
+    )
+    .advise("list the topics (buslane ls), or publish to it first")
 }
 
 /// Opens a [`Bus`] otherwise than by default.
@@ -223,7 +263,12 @@ pub struct BusBuilder {
 
 impl Default for BusBuilder {
     fn default() -> Self {
-        Self { capacity: DEFAULT_CAPACITY, mode: 0o700, wait: WaitStrategy::default(), create: true }
+        Self {
+            capacity: DEFAULT_CAPACITY,
+            mode: 0o700,
+            wait: WaitStrategy::default(),
+            create: true,
+        }
     }
 }
 
@@ -277,8 +322,13 @@ impl BusBuilder {
                 return self.at(root.join(name));
             }
         };
-        Err(Error::new(ErrorKind::InvalidName, "open the bus", format!("{name:?}"), why)
-            .advise("give a name, or a path to Bus::at (--bus PATH)"))
+        Err(Error::new(
+            ErrorKind::InvalidName,
+            "open the bus",
+            format!("{name:?}"),
+            why,
+        )
+        .advise("give a name, or a path to Bus::at (--bus PATH)"))
     }
 
     /// Opens the bus in this directory; see [`Bus::at`].
@@ -291,21 +341,37 @@ impl BusBuilder {
         let shown = path.display().to_string();
         capacity_or_error("open the bus", &shown, self.capacity)?;
         if self.mode & !0o777 != 0 || self.mode & 0o700 != 0o700 || self.mode & 0o022 != 0 {
-            let why = format!("the mode {:#o} keeps the owner out, or lets others write", self.mode);
-            return Err(Error::new(ErrorKind::InvalidMode, "open the bus", shown, why)
-                .advise("use 0o700, or 0o750 or 0o755 to let others read"));
+            let why = format!(
+                "the mode {:#o} keeps the owner out, or lets others write",
+                self.mode
+            );
+            return Err(
+                Error::new(ErrorKind::InvalidMode, "open the bus", shown, why)
+                    .advise("use 0o700, or 0o750 or 0o755 to let others read"),
+            );
         }
         let create = self.create;
         let root = Dir::open(path, create.then_some(Mode::from_bits_truncate(self.mode)))?;
         root.check_filesystem()?;
         if create {
             let identity = Identity::new(Kind::Bus, size_of::<Identity>() as u64, 0, 0);
-            let plan = Plan { tried: "make the bus", identity, allocate: identity.size, content: &[], lock: false };
+            let plan = Plan {
+                tried: "make the bus",
+                identity,
+                allocate: identity.size,
+                content: &[],
+                lock: false,
+            };
             root.create("bus", &plan, |_| Ok(()))?;
         }
         if root.open_file("bus", Kind::Bus, false)?.is_none() {
-            return Err(Error::new(ErrorKind::NotFound, "open the bus", shown, "there is no bus in this directory")
-                .advise("check the path, or start a publisher or subscriber first"));
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "open the bus",
+                shown,
+                "there is no bus in this directory",
+            )
+            .advise("check the path, or start a publisher or subscriber first"));
         }
         let members = Arc::new(root.dir("members", create)?);
         let topics = Arc::new(root.dir("topics", create)?);
@@ -313,13 +379,22 @@ impl BusBuilder {
         let member = Member::join(Arc::clone(&members), &shown)?;
         let doorbell = Mutex::new(None);
         let born = fork::generation();
-        Ok(Bus(Arc::new(BusInner { path: path.to_owned(), options: self, members, topics, doorbell, member, born })))
+        Ok(Bus(Arc::new(BusInner {
+            path: path.to_owned(),
+            options: self,
+            members,
+            topics,
+            doorbell,
+            member,
+            born,
+        })))
     }
 }
 
 fn capacity_or_error(tried: &'static str, on: &str, capacity: usize) -> Result<()> {
     check_capacity(capacity as u64).map(drop).map_err(|why| {
-        Error::new(ErrorKind::InvalidCapacity, tried, on, why).advise("use a power of two, 4 KiB or more")
+        Error::new(ErrorKind::InvalidCapacity, tried, on, why)
+            .advise("use a power of two, 4 KiB or more")
     })
 }
 
@@ -372,7 +447,13 @@ impl TopicBuilder<'_> {
     }
 
     fn open_as<T: ?Sized + Payload>(self) -> Result<Topic<T>> {
-        let Self { bus, name, capacity, wait, create } = self;
+        let Self {
+            bus,
+            name,
+            capacity,
+            wait,
+            create,
+        } = self;
         let tried = "open the topic";
         bus.check_fork()?;
         let escaped = escape(&name)?;
@@ -400,11 +481,21 @@ impl TopicBuilder<'_> {
                 .advise("let both use the same type, or another topic"));
         }
         if let Some(capacity) = capacity.filter(|&capacity| capacity != files.capacity) {
-            let why = format!("its lanes have {} bytes, and {capacity} were asked for", files.capacity);
+            let why = format!(
+                "its lanes have {} bytes, and {capacity} were asked for",
+                files.capacity
+            );
             return Err(Error::new(ErrorKind::Mismatch, tried, name, why)
                 .advise("leave the capacity out, or use another topic"));
         }
-        Ok(Topic { inner: Arc::new(TopicInner { files, bus: bus.clone(), wait }), kind: PhantomData })
+        Ok(Topic {
+            inner: Arc::new(TopicInner {
+                files,
+                bus: bus.clone(),
+                wait,
+            }),
+            kind: PhantomData,
+        })
     }
 }
 
@@ -424,13 +515,18 @@ pub(crate) struct TopicInner {
 
 impl<T: ?Sized> Clone for Topic<T> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner), kind: PhantomData }
+        Self {
+            inner: Arc::clone(&self.inner),
+            kind: PhantomData,
+        }
     }
 }
 
 impl<T: ?Sized> fmt::Debug for Topic<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Topic").field("name", &self.inner.files.name).finish_non_exhaustive()
+        f.debug_struct("Topic")
+            .field("name", &self.inner.files.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -488,14 +584,25 @@ impl<T: ?Sized + Payload> Topic<T> {
 /// A topic's name as a directory's: one name, whatever it contains.
 fn escape(name: &str) -> Result<String> {
     let invalid = |why: String| {
-        Error::new(ErrorKind::InvalidName, "open the topic", format!("{name:?}"), why)
-            .advise("use segments of letters, digits, '-', '_' and '.', separated by '/'")
+        Error::new(
+            ErrorKind::InvalidName,
+            "open the topic",
+            format!("{name:?}"),
+            why,
+        )
+        .advise("use segments of letters, digits, '-', '_' and '.', separated by '/'")
     };
     for segment in name.split('/') {
         match segment {
             "" => return Err(invalid(String::from("a segment is empty"))),
-            "." | ".." => return Err(invalid(format!("the segment {segment:?} would lead elsewhere"))),
-            _ if segment.contains('*') => return Err(invalid(String::from("'*' is for selecting topics"))),
+            "." | ".." => {
+                return Err(invalid(format!(
+                    "the segment {segment:?} would lead elsewhere"
+                )));
+            }
+            _ if segment.contains('*') => {
+                return Err(invalid(String::from("'*' is for selecting topics")));
+            }
             _ if segment.contains(char::is_control) => {
                 return Err(invalid(String::from("it has a control character")));
             }
@@ -504,9 +611,14 @@ fn escape(name: &str) -> Result<String> {
     }
     let escaped = utf8_percent_encode(name, PLAIN).to_string();
     // A name that begins with a dot would look hidden, or be a draft.
-    let escaped = escaped.strip_prefix('.').map_or(escaped.clone(), |rest| format!("%2E{rest}"));
+    let escaped = escaped
+        .strip_prefix('.')
+        .map_or(escaped.clone(), |rest| format!("%2E{rest}"));
     if escaped.len() > NAME_MAX {
-        let why = format!("it is too long: {} bytes of {NAME_MAX}, where '/' and special characters count 3", escaped.len());
+        let why = format!(
+            "it is too long: {} bytes of {NAME_MAX}, where '/' and special characters count 3",
+            escaped.len()
+        );
         return Err(invalid(why));
     }
     Ok(escaped)

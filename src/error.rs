@@ -83,28 +83,53 @@ impl Error {
         why: impl Into<Cow<'static, str>>,
     ) -> Self {
         let (on, why) = (on.into(), why.into());
-        Self(Box::new(Inner { kind, tried, on, why, todo: Cow::Borrowed(""), source: None }))
+        Self(Box::new(Inner {
+            kind,
+            tried,
+            on,
+            why,
+            todo: Cow::Borrowed(""),
+            source: None,
+        }))
     }
 
     /// The system's refusal, with the advice that fits it.
     #[cold]
-    pub(crate) fn system(tried: &'static str, on: impl Into<Arc<str>>, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn system(
+        tried: &'static str,
+        on: impl Into<Arc<str>>,
+        source: impl Into<io::Error>,
+    ) -> Self {
         let source = source.into();
         let (kind, todo) = match source.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
-                (ErrorKind::NoSpace, "free some, or ask for a smaller capacity")
-            }
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => (
+                ErrorKind::NoSpace,
+                "free some, or ask for a smaller capacity",
+            ),
             Some(libc::ENOENT) => (ErrorKind::NotFound, "check the path"),
-            Some(libc::EMFILE | libc::ENFILE) => (ErrorKind::TooMany, "raise the limit of open files (ulimit -n)"),
+            Some(libc::EMFILE | libc::ENFILE) => (
+                ErrorKind::TooMany,
+                "raise the limit of open files (ulimit -n)",
+            ),
             Some(libc::ENOMEM) => (ErrorKind::TooMany, "free memory, or raise vm.max_map_count"),
-            Some(libc::EACCES | libc::EPERM) => (ErrorKind::ForeignOwner, "check who owns it and its mode"),
-            Some(libc::EOPNOTSUPP | libc::ENODEV | libc::EROFS | libc::ENOSYS) => {
-                (ErrorKind::Unsupported, "use a directory on tmpfs or a local filesystem")
+            Some(libc::EACCES | libc::EPERM) => {
+                (ErrorKind::ForeignOwner, "check who owns it and its mode")
             }
+            Some(libc::EOPNOTSUPP | libc::ENODEV | libc::EROFS | libc::ENOSYS) => (
+                ErrorKind::Unsupported,
+                "use a directory on tmpfs or a local filesystem",
+            ),
             _ => (ErrorKind::Io, ""),
         };
         let why = Cow::Owned(source.to_string());
-        Self(Box::new(Inner { kind, tried, on: on.into(), why, todo: Cow::Borrowed(todo), source: Some(source) }))
+        Self(Box::new(Inner {
+            kind,
+            tried,
+            on: on.into(),
+            why,
+            todo: Cow::Borrowed(todo),
+            source: Some(source),
+        }))
     }
 
     /// The same, with what to do about it.
@@ -122,9 +147,19 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { tried, on, why, todo, .. } = &*self.0;
+        let Inner {
+            tried,
+            on,
+            why,
+            todo,
+            ..
+        } = &*self.0;
         write!(f, "cannot {tried} {on}: {why}")?;
-        if todo.is_empty() { Ok(()) } else { write!(f, "; {todo}") }
+        if todo.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "; {todo}")
+        }
     }
 }
 
@@ -151,10 +186,13 @@ impl From<Error> for io::Error {
             ErrorKind::NoSpace => io::ErrorKind::StorageFull,
             ErrorKind::ForeignOwner => io::ErrorKind::PermissionDenied,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::NotBuslane | ErrorKind::Version | ErrorKind::Corrupt => io::ErrorKind::InvalidData,
-            ErrorKind::InvalidName | ErrorKind::InvalidCapacity | ErrorKind::InvalidMode | ErrorKind::TooLong => {
-                io::ErrorKind::InvalidInput
+            ErrorKind::NotBuslane | ErrorKind::Version | ErrorKind::Corrupt => {
+                io::ErrorKind::InvalidData
             }
+            ErrorKind::InvalidName
+            | ErrorKind::InvalidCapacity
+            | ErrorKind::InvalidMode
+            | ErrorKind::TooLong => io::ErrorKind::InvalidInput,
             _ => io::ErrorKind::Other,
         };
         Self::new(kind, error)

@@ -89,40 +89,95 @@ impl TopicReport {
         let mut lanes = Vec::new();
         let mut files = Vec::new();
         for id in topic.dir().numbers(LANE)? {
-            let Some(lane) = topic.lane(id)? else { continue };
+            let Some(lane) = topic.lane(id)? else {
+                continue;
+            };
             let owner = members::owner(members, lane::owner(&lane.header))?;
-            let Boundary { position, sequence, bytes } = end(&lane);
+            let Boundary {
+                position,
+                sequence,
+                bytes,
+            } = end(&lane);
             let closed = lane::is_closed(&lane.header);
-            lanes.push(LaneReport { id, owner, position, messages: sequence, bytes, closed });
+            lanes.push(LaneReport {
+                id,
+                owner,
+                position,
+                messages: sequence,
+                bytes,
+                closed,
+            });
             files.push(lane);
         }
         let mut cursors = Vec::new();
         for id in topic.dir().numbers(CURSOR)? {
-            let Some((_, cursor)) = topic.cursor(id, Access::Read)? else { continue };
+            let Some((_, cursor)) = topic.cursor(id, Access::Read)? else {
+                continue;
+            };
             let owner = members::owner(members, cursor.owner())?;
             let mut positions = Vec::new();
             for (lane, file) in lanes.iter().zip(&files) {
-                let Some(position) = cursor.position_in(lane.id).filter(|position| position & LEFT == 0) else { continue };
-                let lag = messages_between(file, position, lane.position);
-                positions.push(CursorPosition { lane: lane.id, position, lag });
+                let Some(position) = cursor
+                    .position_in(lane.id)
+                    .filter(|position| position & LEFT == 0)
+                else {
+                    continue;
+                };
+                let (position_end, sequence, bytes) = (lane.position, lane.messages, lane.bytes);
+                let outside = Outside {
+                    header: &file.header,
+                    ring: &file.ring,
+                };
+                let lag = outside.lag(
+                    position,
+                    Boundary {
+                        position: position_end,
+                        sequence,
+                        bytes,
+                    },
+                );
+                positions.push(CursorPosition {
+                    lane: lane.id,
+                    position,
+                    lag,
+                });
             }
-            cursors.push(CursorReport { id, owner, sleeping: cursor.is_parked(), positions });
+            cursors.push(CursorReport {
+                id,
+                owner,
+                sleeping: cursor.is_parked(),
+                positions,
+            });
         }
         let type_name = Description::from_config(&topic.config).name().to_owned();
         let (name, capacity) = (topic.name.to_string(), topic.capacity as u64);
-        Ok(Self { name, pattern: "lossless", type_name, capacity, lanes, cursors, files })
+        Ok(Self {
+            name,
+            pattern: "lossless",
+            type_name,
+            capacity,
+            lanes,
+            cursors,
+            files,
+        })
     }
 
     /// How many publishers there are.
     #[must_use]
     pub fn publishers(&self) -> usize {
-        self.lanes.iter().filter(|lane| !lane.closed && lane.owner.alive).count()
+        self.lanes
+            .iter()
+            .filter(|lane| !lane.closed && lane.owner.alive)
+            .count()
     }
 
     /// How many subscribers there are.
     #[must_use]
     pub fn subscribers(&self) -> usize {
-        self.cursors.iter().filter(|cursor| cursor.owner.alive).count()
+        self.cursors
+            .iter()
+            .filter(|cursor| cursor.owner.alive)
+            .count()
     }
 
     /// Messages sent through the lanes that there are.
@@ -140,7 +195,10 @@ impl TopicReport {
     /// Messages that the subscriber with the most of them has not released.
     #[must_use]
     pub fn lag(&self) -> u64 {
-        let lags = self.cursors.iter().map(|cursor| cursor.positions.iter().map(|position| position.lag).sum());
+        let lags = self
+            .cursors
+            .iter()
+            .map(|cursor| cursor.positions.iter().map(|position| position.lag).sum());
         lags.max().unwrap_or(0)
     }
 
@@ -149,14 +207,25 @@ impl TopicReport {
     pub fn tail(&self, n: usize) -> Vec<Seen> {
         let mut seen = Vec::new();
         for (report, lane) in self.lanes.iter().zip(&self.files) {
-            let outside = Outside { header: &lane.header, ring: &lane.ring };
-            let Some(mut at) = oldest(&outside) else { continue };
+            let outside = Outside {
+                header: &lane.header,
+                ring: &lane.ring,
+            };
+            let Some(mut at) = oldest(&outside) else {
+                continue;
+            };
             let first = report.messages.saturating_sub(n as u64);
             while at.position < report.position {
                 let wanted = at.sequence >= first;
-                let Some((found, payload)) = outside.frame(at.position, wanted) else { break };
+                let Some((found, payload)) = outside.frame(at.position, wanted) else {
+                    break;
+                };
                 if wanted && found.word.is_message() {
-                    seen.push(Seen { lane: lane.id, sequence: at.sequence, payload });
+                    seen.push(Seen {
+                        lane: lane.id,
+                        sequence: at.sequence,
+                        payload,
+                    });
                 }
                 at.pass(found);
             }
@@ -167,14 +236,23 @@ impl TopicReport {
 
 /// The oldest boundary that still holds.
 fn oldest(outside: &Outside<'_>) -> Option<Boundary> {
-    (0..crate::shm::layout::RECORDS).filter_map(|i| outside.record(i)).min_by_key(|boundary| boundary.position)
+    (0..crate::shm::layout::RECORDS)
+        .filter_map(|i| outside.record(i))
+        .min_by_key(|boundary| boundary.position)
 }
 
 /// The end of a lane that may be written meanwhile: at most a ring's worth is walked.
 fn end(lane: &LaneFile) -> Boundary {
-    let outside = Outside { header: &lane.header, ring: &lane.ring };
+    let outside = Outside {
+        header: &lane.header,
+        ring: &lane.ring,
+    };
     let Some((_, mut at)) = outside.newest() else {
-        return Boundary { position: 0, sequence: 0, bytes: 0 };
+        return Boundary {
+            position: 0,
+            sequence: 0,
+            bytes: 0,
+        };
     };
     let until = at.position.saturating_add(lane.ring.capacity());
     while at.position < until
@@ -183,15 +261,4 @@ fn end(lane: &LaneFile) -> Boundary {
         at.pass(found);
     }
     at
-}
-
-fn messages_between(lane: &LaneFile, from: u64, to: u64) -> u64 {
-    let outside = Outside { header: &lane.header, ring: &lane.ring };
-    let mut at = Boundary { position: from, sequence: 0, bytes: 0 };
-    while at.position < to
-        && let Some((found, _)) = outside.frame(at.position, false)
-    {
-        at.pass(found);
-    }
-    at.sequence
 }

@@ -78,7 +78,12 @@ impl Payload for [u8] {
     }
 
     fn describe() -> Description {
-        Description { name: String::from("bytes"), version: 0, size: 0, align: 1 }
+        Description {
+            name: String::from("bytes"),
+            version: 0,
+            size: 0,
+            align: 1,
+        }
     }
 }
 
@@ -89,7 +94,12 @@ impl<T: Message + 'static> Payload for T {
 
     #[inline]
     fn in_frame(bytes: &[u8]) -> Option<&Self> {
-        const { assert!(align_of::<T>() <= 8, "a message's alignment is at most 8: payloads stand 8 bytes behind a multiple of 16") };
+        const {
+            assert!(
+                align_of::<T>() <= 8,
+                "a message's alignment is at most 8: payloads stand 8 bytes behind a multiple of 16"
+            )
+        };
         T::ref_from_bytes(bytes).ok()
     }
 
@@ -100,7 +110,12 @@ impl<T: Message + 'static> Payload for T {
     }
 
     fn describe() -> Description {
-        Description { name: T::NAME.to_owned(), version: T::VERSION, size: size_of::<T>(), align: align_of::<T>() }
+        Description {
+            name: T::NAME.to_owned(),
+            version: T::VERSION,
+            size: size_of::<T>(),
+            align: align_of::<T>(),
+        }
     }
 }
 
@@ -126,7 +141,9 @@ impl Description {
     /// As a topic keeps it; `None`: the name is too long.
     pub(crate) fn to_config(&self) -> Option<TopicConfig> {
         let mut type_name = [0; 192];
-        type_name.get_mut(..self.name.len())?.copy_from_slice(self.name.as_bytes());
+        type_name
+            .get_mut(..self.name.len())?
+            .copy_from_slice(self.name.as_bytes());
         Some(TopicConfig {
             pattern: LOSSLESS,
             type_version: self.version,
@@ -150,10 +167,18 @@ impl Description {
 
 impl std::fmt::Display for Description {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { name, version, size, align } = self;
+        let Self {
+            name,
+            version,
+            size,
+            align,
+        } = self;
         match size {
             0 => write!(f, "{name}"),
-            _ => write!(f, "{name} version {version} ({size} bytes, alignment {align})"),
+            _ => write!(
+                f,
+                "{name} version {version} ({size} bytes, alignment {align})"
+            ),
         }
     }
 }

@@ -31,11 +31,19 @@ impl Presence {
     pub(crate) fn watch(topic: &Arc<TopicInner>) -> Result<Self> {
         topic.bus.listen()?;
         let seen = roster::state(&topic.files.control);
-        Ok(Self { topic: Arc::clone(topic), seen, born: fork::generation() })
+        Ok(Self {
+            topic: Arc::clone(topic),
+            seen,
+            born: fork::generation(),
+        })
     }
 
     fn check_fork(&self) -> Result<()> {
-        if self.born == fork::generation() { Ok(()) } else { Err(forked("watch", &self.topic.files.name)) }
+        if self.born == fork::generation() {
+            Ok(())
+        } else {
+            Err(forked("watch", &self.topic.files.name))
+        }
     }
 
     /// How many publishers there are; may have changed by the time it returns.
@@ -65,7 +73,9 @@ impl Presence {
     /// `TimedOut`, `Forked`, and the system's.
     pub fn wait_for_publishers(&mut self, n: usize, timeout: Option<Duration>) -> Result<()> {
         let topic = Arc::clone(&self.topic);
-        until(&topic, "wait for publishers of", timeout, || Ok(self.publishers()? >= n))
+        until(&topic, "wait for publishers of", timeout, || {
+            Ok(self.publishers()? >= n)
+        })
     }
 
     /// Waits until there are `n` subscribers, or more.
@@ -75,7 +85,9 @@ impl Presence {
     /// `TimedOut`, `Forked`, and the system's.
     pub fn wait_for_subscribers(&mut self, n: usize, timeout: Option<Duration>) -> Result<()> {
         let topic = Arc::clone(&self.topic);
-        until(&topic, "wait for subscribers of", timeout, || Ok(self.subscribers()? >= n))
+        until(&topic, "wait for subscribers of", timeout, || {
+            Ok(self.subscribers()? >= n)
+        })
     }
 
     /// Waits until somebody has joined or left since the last call (or since this was made); `false` if nobody did for `timeout`.
@@ -117,8 +129,13 @@ pub(crate) fn until(
             Next::Sleep(time) => park::await_change(&topic.files.control, seen, time),
             Next::TimedOut => {
                 let on = Arc::clone(&topic.files.name);
-                return Err(Error::new(ErrorKind::TimedOut, tried, on, "they did not come in time")
-                    .advise("start them, or wait longer"));
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    tried,
+                    on,
+                    "they did not come in time",
+                )
+                .advise("start them, or wait longer"));
             }
         }
     }

@@ -51,7 +51,10 @@ struct Sender {
 impl<T: ?Sized> fmt::Debug for Publisher<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sender { topic, id, .. } = &self.sender;
-        f.debug_struct("Publisher").field("topic", &topic.files.name).field("lane", id).finish_non_exhaustive()
+        f.debug_struct("Publisher")
+            .field("topic", &topic.files.name)
+            .field("lane", id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,7 +71,17 @@ impl Sender {
         let max_len = max_len(lane.capacity()) as usize;
         let (watch, readers, born) = (Watch::default(), Readers::default(), fork::generation());
         let (lock, topic) = (Some(lock), Arc::clone(topic));
-        let mut sender = Self { lane, watch, readers, fences: false, max_len, born, id, lock, topic };
+        let mut sender = Self {
+            lane,
+            watch,
+            readers,
+            fences: false,
+            max_len,
+            born,
+            id,
+            lock,
+            topic,
+        };
         sender.refresh()?;
         Ok(sender)
     }
@@ -79,7 +92,11 @@ impl Sender {
 
     #[inline]
     fn check_fork(&self) -> Result<()> {
-        if self.born == fork::generation() { Ok(()) } else { Err(forked("send on", &self.topic.files.name)) }
+        if self.born == fork::generation() {
+            Ok(())
+        } else {
+            Err(forked("send on", &self.topic.files.name))
+        }
     }
 
     /// Claims a frame for `len` bytes, and says where they go.
@@ -127,7 +144,8 @@ impl Sender {
 
     fn refresh(&mut self) -> Result<()> {
         let files = &self.topic.files;
-        self.readers.refresh(&files.control, self.id, |known| files.list_cursors(known))?;
+        self.readers
+            .refresh(&files.control, self.id, |known| files.list_cursors(known))?;
         self.fences = self.readers.fences() || !futex::has_barrier();
         Ok(())
     }
@@ -140,7 +158,13 @@ impl Sender {
 
     /// Moves the limit towards `end`; the slowest reader.
     fn make_room(&mut self, end: u64) -> Result<Lowest> {
-        let Self { lane, readers, topic, id, .. } = self;
+        let Self {
+            lane,
+            readers,
+            topic,
+            id,
+            ..
+        } = self;
         let files = &topic.files;
         lane.extend(end, |unjoined| {
             readers.refresh(&files.control, *id, |known| files.list_cursors(known))?;
@@ -164,14 +188,22 @@ impl Sender {
                 return Ok(at);
             }
             if patience == Some(Duration::ZERO) {
-                return Err(self.failed(ErrorKind::Full, "there is no room: the slowest subscriber is a ring behind")
+                return Err(self
+                    .failed(
+                        ErrorKind::Full,
+                        "there is no room: the slowest subscriber is a ring behind",
+                    )
                     .advise("wait (send), send less, or make the topic with a larger capacity"));
             }
             match waiter.next(1) {
                 Next::Look => {}
                 Next::Sleep(time) => self.sleep_until(end, time)?,
                 Next::TimedOut => {
-                    return Err(self.failed(ErrorKind::TimedOut, "the slowest subscriber made no room in time")
+                    return Err(self
+                        .failed(
+                            ErrorKind::TimedOut,
+                            "the slowest subscriber made no room in time",
+                        )
                         .advise("look for it with `buslane inspect`, or wait longer"));
                 }
             }
@@ -208,7 +240,11 @@ impl Sender {
                     })?;
                 }
                 Next::TimedOut => {
-                    return Err(self.failed(ErrorKind::TimedOut, "a subscriber has not received everything in time")
+                    return Err(self
+                        .failed(
+                            ErrorKind::TimedOut,
+                            "a subscriber has not received everything in time",
+                        )
                         .advise("look for it with `buslane inspect`, or wait longer"));
                 }
             }
@@ -221,17 +257,22 @@ impl Sender {
             return Ok(lowest.position >= target);
         }
         match self.readers.farthest_left() {
-            Some(left) if left < target => {
-                Err(self.failed(ErrorKind::SubscribersGone, "the last subscriber left or died before it had everything")
-                    .advise("start one, and send again"))
-            }
+            Some(left) if left < target => Err(self
+                .failed(
+                    ErrorKind::SubscribersGone,
+                    "the last subscriber left or died before it had everything",
+                )
+                .advise("start one, and send again")),
             _ => Ok(true),
         }
     }
 
     fn too_long(&self, len: usize) -> Error {
         let capacity = self.lane.capacity();
-        let why = format!("the message has {len} bytes, and {} are the limit with a capacity of {capacity}", self.max_len);
+        let why = format!(
+            "the message has {len} bytes, and {} are the limit with a capacity of {capacity}",
+            self.max_len
+        );
         self.failed(ErrorKind::TooLong, why)
             .advise("split the message, or make the topic with a larger capacity")
     }
@@ -258,7 +299,10 @@ impl<T: ?Sized + Payload> Publisher<T> {
         if size > sender.max_len {
             return Err(sender.too_long(size));
         }
-        Ok(Self { sender, kind: PhantomData })
+        Ok(Self {
+            sender,
+            kind: PhantomData,
+        })
     }
 
     /// The topic's name.
@@ -291,7 +335,9 @@ impl<T: ?Sized + Payload> Publisher<T> {
     /// `TimedOut`, `Forked`, and the system's.
     pub fn wait_for_subscribers(&mut self, n: usize, timeout: Option<Duration>) -> Result<()> {
         let topic = Arc::clone(&self.sender.topic);
-        presence::until(&topic, "wait for subscribers of", timeout, || Ok(self.subscriber_count()? >= n))
+        presence::until(&topic, "wait for subscribers of", timeout, || {
+            Ok(self.subscriber_count()? >= n)
+        })
     }
 
     /// Waits until every subscriber has received (and released) all that was sent so far.
@@ -480,7 +526,13 @@ impl<'a, T: ?Sized> Loan<'a, T> {
     fn open(sender: &'a mut Sender, len: usize, patience: Patience) -> Result<Self> {
         let at = sender.claim(len, patience)?;
         sender.lane.open_loan();
-        Ok(Self { sender, at, len, committed: false, kind: PhantomData })
+        Ok(Self {
+            sender,
+            at,
+            len,
+            committed: false,
+            kind: PhantomData,
+        })
     }
 
     /// Sends it.
@@ -499,7 +551,11 @@ impl Loan<'_> {
     /// If it has less.
     #[inline]
     pub fn commit_len(mut self, len: usize) {
-        assert!(len <= self.len, "a loan of {} bytes can't be committed with {len}", self.len);
+        assert!(
+            len <= self.len,
+            "a loan of {} bytes can't be committed with {len}",
+            self.len
+        );
         self.len = len;
         self.commit();
     }
@@ -516,7 +572,9 @@ impl<T: ?Sized> Drop for Loan<'_, T> {
 
 impl<T: ?Sized> fmt::Debug for Loan<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loan").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Loan")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 
@@ -539,14 +597,16 @@ impl<T: Message> Deref for Loan<'_, T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        T::ref_from_bytes(self.sender.lane.loaned(self.at, self.len)).expect("as many bytes as the type has, aligned")
+        T::ref_from_bytes(self.sender.lane.loaned(self.at, self.len))
+            .expect("as many bytes as the type has, aligned")
     }
 }
 
 impl<T: Message> DerefMut for Loan<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        T::mut_from_bytes(self.sender.lane.loan(self.at, self.len)).expect("as many bytes as the type has, aligned")
+        T::mut_from_bytes(self.sender.lane.loan(self.at, self.len))
+            .expect("as many bytes as the type has, aligned")
     }
 }
 
@@ -606,7 +666,10 @@ const STREAM_PAUSES: u32 = 256;
 impl<T: ?Sized> fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Receiver { topic, cursor, .. } = &self.receiver;
-        f.debug_struct("Subscriber").field("topic", &topic.files.name).field("cursor", &cursor.id).finish_non_exhaustive()
+        f.debug_struct("Subscriber")
+            .field("topic", &topic.files.name)
+            .field("cursor", &cursor.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -634,7 +697,11 @@ impl Receiver {
 
     #[inline]
     fn check_fork(&self) -> Result<()> {
-        if self.born == fork::generation() { Ok(()) } else { Err(forked("receive from", &self.topic.files.name)) }
+        if self.born == fork::generation() {
+            Ok(())
+        } else {
+            Err(forked("receive from", &self.topic.files.name))
+        }
     }
 
     /// The next message, if one is there: the source that has it.
@@ -671,7 +738,11 @@ impl Receiver {
             self.refresh()?;
         }
         for _ in 0..self.sources.len() {
-            self.at = if self.at + 1 < self.sources.len() { self.at + 1 } else { 0 };
+            self.at = if self.at + 1 < self.sources.len() {
+                self.at + 1
+            } else {
+                0
+            };
             if let Some(found) = self.look_at(self.at)? {
                 return Ok(Some((self.at, found)));
             }
@@ -713,7 +784,11 @@ impl Receiver {
 
     /// Whether the last publisher has left, and all is received. Says so once.
     fn take_end(&mut self) -> bool {
-        let ended = self.had_publisher && self.sources.iter().all(|source| source.ended || source.broken);
+        let ended = self.had_publisher
+            && self
+                .sources
+                .iter()
+                .all(|source| source.ended || source.broken);
         if ended {
             self.had_publisher = false;
         }
@@ -722,14 +797,23 @@ impl Receiver {
 
     fn ended(&self) -> Error {
         let on = Arc::clone(&self.topic.files.name);
-        Error::new(ErrorKind::Ended, "receive from", on, "the last publisher has left, and all it sent was received")
-            .advise("receive again to wait for the next one")
+        Error::new(
+            ErrorKind::Ended,
+            "receive from",
+            on,
+            "the last publisher has left, and all it sent was received",
+        )
+        .advise("receive again to wait for the next one")
     }
 
     /// Waits for a message. `None`: the time has passed.
     #[cold]
     fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<(usize, Found)>> {
-        self.pauses = if self.burst >= STREAM { STREAM_PAUSES } else { 1 };
+        self.pauses = if self.burst >= STREAM {
+            STREAM_PAUSES
+        } else {
+            1
+        };
         self.burst = 0;
         let mut waiter = Waiter::new(self.topic.wait, timeout);
         loop {
@@ -753,7 +837,11 @@ impl Receiver {
         let control = &topic.files.control;
         park::park(control, &cursor.header, time, || {
             let changed = self.seen_roster != Some(roster::state(control));
-            Ok(changed || self.sources.iter_mut().any(|source| !source.broken && !matches!(source.reader.next(), Ok(None))))
+            Ok(changed
+                || self
+                    .sources
+                    .iter_mut()
+                    .any(|source| !source.broken && !matches!(source.reader.next(), Ok(None))))
         })
     }
 
@@ -798,22 +886,47 @@ impl Receiver {
             Ok(None) => return Ok(()),
             Err(e) => return Err(e),
         };
-        let slot = self.cursor.take_slot(|index| files.allocate_slot(&self.lock, index))?;
-        let (control, capacity, place) = (&files.control, lane.ring.capacity(), &self.cursor.slots[slot]);
+        let slot = self
+            .cursor
+            .take_slot(|index| files.allocate_slot(&self.lock, index))?;
+        let (control, capacity, place) = (
+            &files.control,
+            lane.ring.capacity(),
+            &self.cursor.slots[slot],
+        );
         let position = if by_mark {
             let (mark, limit) = roster::join(control, &lane.header, capacity, id, place);
-            lane::walk(&lane.ring, mark, limit, |_| {}).map_err(|corrupt| files.corrupt_frame(id, corrupt))?
+            lane::walk(&lane.ring, mark, limit, |_| {})
+                .map_err(|corrupt| files.corrupt_frame(id, corrupt))?
         } else if roster::join_from_start(control, &lane.header, capacity, id, place) {
             0
         } else {
-            return Err(files.corrupt_lane(id, String::from("its writer went on before this subscriber had joined")));
+            return Err(files.corrupt_lane(
+                id,
+                String::from("its writer went on before this subscriber had joined"),
+            ));
         };
         let (header, slots) = (lane.header.clone(), self.cursor.slots.clone());
-        let mut reader = Reader::new(lane.header, lane.ring, slots, slot, position, !futex::has_barrier());
+        let mut reader = Reader::new(
+            lane.header,
+            lane.ring,
+            slots,
+            slot,
+            position,
+            !futex::has_barrier(),
+        );
         reader.track().publish();
         // Publishers that came after us count, even if they have left already.
         self.had_publisher |= !by_mark;
-        self.sources.push(Source { id, reader, header, slot, closed: false, ended: false, broken: false });
+        self.sources.push(Source {
+            id,
+            reader,
+            header,
+            slot,
+            closed: false,
+            ended: false,
+            broken: false,
+        });
         Ok(())
     }
 
@@ -845,7 +958,10 @@ impl Drop for Receiver {
 
 impl<T: ?Sized + Payload> Subscriber<T> {
     pub(crate) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
-        Ok(Self { receiver: Receiver::join(topic)?, kind: PhantomData })
+        Ok(Self {
+            receiver: Receiver::join(topic)?,
+            kind: PhantomData,
+        })
     }
 
     /// The topic's name.
@@ -892,18 +1008,34 @@ impl<T: ?Sized + Payload> Subscriber<T> {
             None => self.receiver.wait(Some(timeout))?,
             found => found,
         };
-        found.map(|(index, found)| self.frame(index, found)).transpose()
+        found
+            .map(|(index, found)| self.frame(index, found))
+            .transpose()
     }
 
     #[inline]
     fn frame(&mut self, index: usize, found: Found) -> Result<Frame<'_, T>> {
-        let Receiver { sources, topic, cursor, .. } = &mut self.receiver;
+        let Receiver {
+            sources,
+            topic,
+            cursor,
+            ..
+        } = &mut self.receiver;
         let source = &mut sources[index];
         let (bytes, track) = source.reader.take(found);
         match T::in_frame(bytes) {
-            Some(payload) => Ok(Frame { payload, track, found, lane: source.id }),
+            Some(payload) => Ok(Frame {
+                payload,
+                track,
+                found,
+                lane: source.id,
+            }),
             None => {
-                let why = format!("a message has {} bytes, and the type {}", bytes.len(), T::describe());
+                let why = format!(
+                    "a message has {} bytes, and the type {}",
+                    bytes.len(),
+                    T::describe()
+                );
                 source.broken = true;
                 lane::leave(&cursor.slots[source.slot]);
                 Err(topic.files.corrupt_lane(source.id, why))
@@ -942,7 +1074,9 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// `TimedOut`, `Forked`, and the system's.
     pub fn wait_for_publishers(&mut self, n: usize, timeout: Option<Duration>) -> Result<()> {
         let topic = Arc::clone(&self.receiver.topic);
-        presence::until(&topic, "wait for publishers of", timeout, || Ok(self.publisher_count()? >= n))
+        presence::until(&topic, "wait for publishers of", timeout, || {
+            Ok(self.publisher_count()? >= n)
+        })
     }
 }
 
@@ -955,7 +1089,11 @@ impl Subscriber<[u8]> {
     #[inline]
     pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
         let (index, found) = self.receiver.next()?;
-        Ok(Batch::new(&mut self.receiver.sources[index].reader, found, max))
+        Ok(Batch::new(
+            &mut self.receiver.sources[index].reader,
+            found,
+            max,
+        ))
     }
 
     /// The next messages of one publisher, `max` at most, in place, if there are any.
@@ -966,7 +1104,11 @@ impl Subscriber<[u8]> {
     #[inline]
     pub fn try_recv_batch(&mut self, max: usize) -> Result<Option<Batch<'_>>> {
         match self.receiver.poll()? {
-            Some((index, found)) => Ok(Some(Batch::new(&mut self.receiver.sources[index].reader, found, max))),
+            Some((index, found)) => Ok(Some(Batch::new(
+                &mut self.receiver.sources[index].reader,
+                found,
+                max,
+            ))),
             None if self.receiver.take_end() => Err(self.receiver.ended()),
             None => Ok(None),
         }
@@ -984,7 +1126,9 @@ pub(crate) struct Kept {
 impl Subscriber<[u8]> {
     /// Waits for the next message.
     pub(crate) fn keep(&mut self) -> Result<Kept> {
-        self.receiver.next().map(|(index, found)| Kept { index, found })
+        self.receiver
+            .next()
+            .map(|(index, found)| Kept { index, found })
     }
 
     pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {
@@ -993,7 +1137,10 @@ impl Subscriber<[u8]> {
     }
 
     pub(crate) fn release(&mut self, kept: Kept) {
-        self.receiver.sources[kept.index].reader.track().release(kept.found.word.size());
+        self.receiver.sources[kept.index]
+            .reader
+            .track()
+            .release(kept.found.word.size());
     }
 }
 
@@ -1073,7 +1220,12 @@ impl<'a> Batch<'a> {
             len += 1;
             size += next.word.size();
         }
-        Self { reader, first, len, size }
+        Self {
+            reader,
+            first,
+            len,
+            size,
+        }
     }
 
     /// How many messages: at least one.
@@ -1086,7 +1238,11 @@ impl<'a> Batch<'a> {
     /// The messages.
     #[must_use]
     pub fn iter(&self) -> BatchIter<'_> {
-        BatchIter { reader: self.reader, next: Some(self.first), left: self.len }
+        BatchIter {
+            reader: self.reader,
+            next: Some(self.first),
+            left: self.len,
+        }
     }
 }
 
@@ -1127,7 +1283,11 @@ impl<'b> Iterator for BatchIter<'b> {
     fn next(&mut self) -> Option<&'b [u8]> {
         let found = self.next.filter(|_| self.left > 0)?;
         self.left -= 1;
-        self.next = if self.left > 0 { self.reader.after(found).ok().flatten() } else { None };
+        self.next = if self.left > 0 {
+            self.reader.after(found).ok().flatten()
+        } else {
+            None
+        };
         Some(self.reader.payload(found))
     }
 
@@ -1144,7 +1304,9 @@ pub struct Messages<'a, T: ?Sized> {
 
 impl<T: ?Sized> fmt::Debug for Messages<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Messages").field("subscriber", &self.subscriber).finish()
+        f.debug_struct("Messages")
+            .field("subscriber", &self.subscriber)
+            .finish()
     }
 }
 

@@ -18,7 +18,11 @@ impl Subscriber<[u8]> {
     /// publisher has left.
     #[must_use]
     pub fn into_reader(self) -> ByteReader {
-        ByteReader { subscriber: self, kept: None, consumed: 0 }
+        ByteReader {
+            subscriber: self,
+            kept: None,
+            consumed: 0,
+        }
     }
 }
 

@@ -49,7 +49,12 @@ impl Waiter {
     /// `timeout`: `None` waits for ever; zero gives up at once.
     pub(crate) fn new(strategy: WaitStrategy, timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { strategy, deadline, started: None, looks: 0 }
+        Self {
+            strategy,
+            deadline,
+            started: None,
+            looks: 0,
+        }
     }
 
     /// Pauses `pauses` times while spinning, and says what to do.
@@ -75,7 +80,9 @@ impl Waiter {
     #[cold]
     fn next_by_clock(&mut self, spins: bool) -> Next {
         let now = Instant::now();
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(now));
         if left == Some(Duration::ZERO) {
             return Next::TimedOut;
         }

@@ -5,7 +5,10 @@ use std::time::Duration;
 #[test]
 fn wraps_many_times_between_threads() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let bus = Bus::builder().capacity(4096).at(dir.path().join("bus")).unwrap();
+    let bus = Bus::builder()
+        .capacity(4096)
+        .at(dir.path().join("bus"))
+        .unwrap();
     let topic = bus.topic("t").unwrap();
     let mut subs: Vec<_> = (0..3).map(|_| topic.subscriber().unwrap()).collect();
     let topic2 = topic.clone();

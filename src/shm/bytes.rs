@@ -26,15 +26,24 @@ unsafe impl Send for Ring {}
 
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring").field("capacity", &self.capacity()).finish_non_exhaustive()
+        f.debug_struct("Ring")
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
     }
 }
 
 impl Ring {
     /// The ring of `capacity` bytes, a power of two, behind a lane's header page.
     pub fn new(map: &Arc<Mapping>, capacity: usize) -> Self {
-        assert!(capacity.is_power_of_two(), "a ring's capacity is a power of two");
-        Self { start: map.at(PAGE, capacity, 64), mask: capacity as u64 - 1, _map: Arc::clone(map) }
+        assert!(
+            capacity.is_power_of_two(),
+            "a ring's capacity is a power of two"
+        );
+        Self {
+            start: map.at(PAGE, capacity, 64),
+            mask: capacity as u64 - 1,
+            _map: Arc::clone(map),
+        }
     }
 
     /// Bytes in the ring.
@@ -55,12 +64,20 @@ impl Ring {
         // SAFETY: the offset is at most capacity - 8 and a multiple of 8, the mapping holds `capacity` bytes from
         // `start`, which is aligned to 64; any bytes are an `AtomicU64`; frame words are only accessed as atomics while
         // a reader may look at them.
-        unsafe { self.start.add((position & self.mask & !7) as usize).cast().as_ref() }
+        unsafe {
+            self.start
+                .add((position & self.mask & !7) as usize)
+                .cast()
+                .as_ref()
+        }
     }
 
     fn range(&self, position: u64, len: usize) -> NonNull<u8> {
         let offset = self.offset(position);
-        assert!(len as u64 <= self.capacity() - offset, "a payload lies within the ring");
+        assert!(
+            len as u64 <= self.capacity() - offset,
+            "a payload lies within the ring"
+        );
         // SAFETY: offset + len <= capacity, just checked, and the mapping holds `capacity` bytes from `start`.
         unsafe { self.start.add(offset as usize) }
     }

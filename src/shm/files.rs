@@ -10,7 +10,8 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{
-    AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, RenameFlags, fallocate, fcntl, openat, renameat2,
+    AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, RenameFlags, fallocate, fcntl, openat,
+    renameat2,
 };
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::sys::statfs::fstatfs;
@@ -46,28 +47,60 @@ pub struct Plan<'a> {
 impl Identity {
     /// That of a new file.
     pub fn new(kind: Kind, size: u64, id: u64, capacity: u64) -> Self {
-        let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let created = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let created_ns = created.as_nanos() as u64;
-        Self { magic: MAGIC, version: VERSION, kind: kind as u32, size, id, capacity, created_ns, reserved: [0; 2] }
+        Self {
+            magic: MAGIC,
+            version: VERSION,
+            kind: kind as u32,
+            size,
+            id,
+            capacity,
+            created_ns,
+            reserved: [0; 2],
+        }
     }
 }
 
 impl Dir {
     /// Opens `path`, made with `mode` first if `create` and it is missing.
     pub fn open(path: &Path, create: Option<Mode>) -> Result<Self> {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let name = path.file_name().ok_or_else(|| {
-            Error::new(ErrorKind::InvalidName, "open the directory", shown(path), "the path has no last component")
-                .advise("name a directory")
+            Error::new(
+                ErrorKind::InvalidName,
+                "open the directory",
+                shown(path),
+                "the path has no last component",
+            )
+            .advise("name a directory")
         })?;
-        let parent = openat(AT_FDCWD, parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|e| Error::system("open the directory above", shown(path), e).advise("make that directory first"))?;
+        let parent = openat(
+            AT_FDCWD,
+            parent,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| {
+            Error::system("open the directory above", shown(path), e)
+                .advise("make that directory first")
+        })?;
         Self::open_at(parent.as_fd(), name.as_ref(), path, create)
     }
 
     /// Opens `name` in this directory, made first if `create` and it is missing.
     pub fn dir(&self, name: &str, create: bool) -> Result<Self> {
-        Self::open_at(self.fd.as_fd(), Path::new(name), &self.path.join(name), create.then_some(self.mode))
+        Self::open_at(
+            self.fd.as_fd(),
+            Path::new(name),
+            &self.path.join(name),
+            create.then_some(self.mode),
+        )
     }
 
     fn open_at(at: BorrowedFd<'_>, name: &Path, path: &Path, create: Option<Mode>) -> Result<Self> {
@@ -79,15 +112,25 @@ impl Dir {
             }
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(at, name, flags, Mode::empty()).map_err(|e| Error::system(tried, shown(path), e))?;
+        let fd = openat(at, name, flags, Mode::empty())
+            .map_err(|e| Error::system(tried, shown(path), e))?;
         let stat = fstat(&fd).map_err(|e| Error::system(tried, shown(path), e))?;
         check_owner(&stat, tried, path)?;
         if stat.st_mode & 0o022 != 0 {
-            return Err(Error::new(ErrorKind::ForeignOwner, tried, shown(path), "others may write to it")
-                .advise("take that permission away (chmod go-w), or use another directory"));
+            return Err(Error::new(
+                ErrorKind::ForeignOwner,
+                tried,
+                shown(path),
+                "others may write to it",
+            )
+            .advise("take that permission away (chmod go-w), or use another directory"));
         }
         let mode = Mode::from_bits_truncate(stat.st_mode & 0o777);
-        Ok(Self { fd, path: path.to_owned(), mode })
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            mode,
+        })
     }
 
     /// Where it is.
@@ -103,9 +146,12 @@ impl Dir {
         match REFUSED.iter().find(|(magic, _)| *magic == kind) {
             None => Ok(()),
             Some((_, name)) => {
-                let why = format!("its filesystem is {name}, where memory can't be shared reliably");
-                Err(Error::new(ErrorKind::Unsupported, tried, shown(&self.path), why)
-                    .advise("use a directory on tmpfs (/dev/shm) or a local disk"))
+                let why =
+                    format!("its filesystem is {name}, where memory can't be shared reliably");
+                Err(
+                    Error::new(ErrorKind::Unsupported, tried, shown(&self.path), why)
+                        .advise("use a directory on tmpfs (/dev/shm) or a local disk"),
+                )
             }
         }
     }
@@ -121,11 +167,18 @@ impl Dir {
         plan: &Plan<'_>,
         init: impl FnOnce(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
-        let unnamed = openat(&self.fd, ".", OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_TMPFILE, self.rights());
+        let unnamed = openat(
+            &self.fd,
+            ".",
+            OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_TMPFILE,
+            self.rights(),
+        );
         match unnamed {
             Ok(fd) => self.finish(fd, None, name, plan, init),
             // The filesystem knows no files without a name.
-            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => self.create_draft(name, plan, init),
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+                self.create_draft(name, plan, init)
+            }
             Err(e) => Err(Error::system(plan.tried, self.shown(name), e)),
         }
     }
@@ -139,7 +192,8 @@ impl Dir {
         let failed = |e: io::Error| Error::system(plan.tried, self.shown(name), e);
         let draft = format!("{DRAFT}{:016x}", random().map_err(failed)?);
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_CREAT | OFlag::O_EXCL;
-        let fd = openat(&self.fd, draft.as_str(), flags, self.rights()).map_err(|e| failed(e.into()))?;
+        let fd =
+            openat(&self.fd, draft.as_str(), flags, self.rights()).map_err(|e| failed(e.into()))?;
         let made = self.finish(fd, Some(&draft), name, plan, init);
         if !matches!(made, Ok(Some(_))) {
             self.remove(&draft)?;
@@ -159,8 +213,10 @@ impl Dir {
         match self.fill(&fd, plan) {
             Err(e @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => {
                 let why = format!("{e} ({} bytes are needed)", plan.allocate);
-                return Err(Error::new(ErrorKind::NoSpace, plan.tried, self.shown(name), why)
-                    .advise("free some space, or ask for a smaller capacity"));
+                return Err(
+                    Error::new(ErrorKind::NoSpace, plan.tried, self.shown(name), why)
+                        .advise("free some space, or ask for a smaller capacity"),
+                );
             }
             filled => filled.map_err(failed)?,
         }
@@ -168,9 +224,21 @@ impl Dir {
         let named = match draft {
             None => {
                 let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
-                linkat(AT_FDCWD, own.as_str(), &self.fd, name, AtFlags::AT_SYMLINK_FOLLOW)
+                linkat(
+                    AT_FDCWD,
+                    own.as_str(),
+                    &self.fd,
+                    name,
+                    AtFlags::AT_SYMLINK_FOLLOW,
+                )
             }
-            Some(draft) => renameat2(&self.fd, draft, &self.fd, name, RenameFlags::RENAME_NOREPLACE),
+            Some(draft) => renameat2(
+                &self.fd,
+                draft,
+                &self.fd,
+                name,
+                RenameFlags::RENAME_NOREPLACE,
+            ),
         };
         match named {
             Ok(()) => Ok(Some((fd, init))),
@@ -196,10 +264,19 @@ impl Dir {
     }
 
     /// Opens `name` and checks what it is. `None`: there is no such file, or it is just being removed.
-    pub fn open_file(&self, name: &str, kind: Kind, write: bool) -> Result<Option<(OwnedFd, Identity)>> {
+    pub fn open_file(
+        &self,
+        name: &str,
+        kind: Kind,
+        write: bool,
+    ) -> Result<Option<(OwnedFd, Identity)>> {
         let tried = "open the file";
         let path = self.path.join(name);
-        let access = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        let access = if write {
+            OFlag::O_RDWR
+        } else {
+            OFlag::O_RDONLY
+        };
         let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let fd = match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,
@@ -227,7 +304,13 @@ impl Dir {
     /// The names in this directory.
     pub fn names(&self) -> Result<Vec<String>> {
         let failed = |e: Errno| Error::system("list the directory", shown(&self.path), e);
-        let mut dir = nix::dir::Dir::openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
+        let mut dir = nix::dir::Dir::openat(
+            &self.fd,
+            ".",
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(failed)?;
         let mut names = Vec::new();
         for entry in dir.iter() {
             let name: CString = entry.map_err(failed)?.file_name().to_owned();
@@ -244,8 +327,10 @@ impl Dir {
     /// The numbers `n` of the files `{prefix}n` in this directory, ascending.
     pub fn numbers(&self, prefix: &str) -> Result<Vec<u64>> {
         let names = self.names()?;
-        let mut numbers: Vec<u64> =
-            names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect();
+        let mut numbers: Vec<u64> = names
+            .iter()
+            .filter_map(|name| name.strip_prefix(prefix)?.parse().ok())
+            .collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
@@ -294,7 +379,10 @@ fn check_owner(stat: &FileStat, tried: &'static str, path: &Path) -> Result<()> 
     if stat.st_uid == me.as_raw() {
         return Ok(());
     }
-    let why = format!("it belongs to user {}, and this process runs as user {me}", stat.st_uid);
+    let why = format!(
+        "it belongs to user {}, and this process runs as user {me}",
+        stat.st_uid
+    );
     Err(Error::new(ErrorKind::ForeignOwner, tried, shown(path), why)
         .advise("run as its owner, or use another bus (BUSLANE_DIR sets where buses are)"))
 }
@@ -304,19 +392,31 @@ fn check_identity(identity: &Identity, kind: Kind, file_size: u64, path: &Path) 
         return Err(not_buslane(path, "it does not begin with buslane's magic"));
     }
     if identity.version != VERSION {
-        let why = format!("its layout version is {}, and this library's is {VERSION}", identity.version);
+        let why = format!(
+            "its layout version is {}, and this library's is {VERSION}",
+            identity.version
+        );
         return Err(Error::new(ErrorKind::Version, "open the file", shown(path), why)
             .advise("let all processes of a bus use the same version, or remove the bus when nobody uses it"));
     }
     let why = if identity.kind != kind as u32 {
-        format!("its header says kind {} where {} ({kind:?}) belongs", identity.kind, kind as u32)
+        format!(
+            "its header says kind {} where {} ({kind:?}) belongs",
+            identity.kind, kind as u32
+        )
     } else if identity.size != file_size {
-        format!("its header says {} bytes, and it has {file_size}", identity.size)
+        format!(
+            "its header says {} bytes, and it has {file_size}",
+            identity.size
+        )
     } else {
         return Ok(());
     };
-    Err(Error::new(ErrorKind::Corrupt, "open the file", shown(path), why)
-        .advise("it was truncated or written by something else: remove it when nobody uses the bus"))
+    Err(
+        Error::new(ErrorKind::Corrupt, "open the file", shown(path), why).advise(
+            "it was truncated or written by something else: remove it when nobody uses the bus",
+        ),
+    )
 }
 
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
@@ -357,17 +457,35 @@ pub fn read_at(fd: &impl AsFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Res
 
 /// Allocates `len` bytes at `offset`, so that touching them can't fail.
 pub fn allocate(fd: &impl AsFd, offset: u64, len: u64) -> nix::Result<()> {
-    retry(|| fallocate(fd.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, offset as i64, len as i64))
+    retry(|| {
+        fallocate(
+            fd.as_fd(),
+            FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            offset as i64,
+            len as i64,
+        )
+    })
 }
 
 fn whole_file(kind: libc::c_int) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
 }
 
 /// Locks the file for this open descriptor, until it is closed in every process that inherited it. `false`: somebody
 /// else holds it.
 pub fn try_lock(fd: &impl AsFd) -> nix::Result<bool> {
-    match retry(|| fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)))) {
+    match retry(|| {
+        fcntl(
+            fd.as_fd(),
+            FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)),
+        )
+    }) {
         Ok(_) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(e) => Err(e),

@@ -13,7 +13,10 @@ use super::segment;
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
 /// A list that only grows, of the descriptors a child must close; it is walked without a lock in the child.
-static FIRST: Node = Node { fd: AtomicI32::new(FREE), next: OnceLock::new() };
+static FIRST: Node = Node {
+    fd: AtomicI32::new(FREE),
+    next: OnceLock::new(),
+};
 const FREE: RawFd = -1;
 
 #[derive(Debug)]
@@ -56,10 +59,23 @@ impl Held {
         ONCE.call_once(|| segment::at_fork(in_child));
         let raw = fd.as_raw_fd();
         let mut node = &FIRST;
-        while node.fd.compare_exchange(FREE, raw, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-            node = node.next.get_or_init(|| Box::leak(Box::new(Node { fd: AtomicI32::new(FREE), next: OnceLock::new() })));
+        while node
+            .fd
+            .compare_exchange(FREE, raw, Ordering::Relaxed, Ordering::Relaxed)
+            .is_err()
+        {
+            node = node.next.get_or_init(|| {
+                Box::leak(Box::new(Node {
+                    fd: AtomicI32::new(FREE),
+                    next: OnceLock::new(),
+                }))
+            });
         }
-        Self { fd: ManuallyDrop::new(fd), node, born: generation() }
+        Self {
+            fd: ManuallyDrop::new(fd),
+            node,
+            born: generation(),
+        }
     }
 }
 

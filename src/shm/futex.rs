@@ -20,7 +20,13 @@ pub fn wait(word: &AtomicU64, seen: u64, time: Duration) {
     // SAFETY: the address is that of a live, aligned word, and the kernel only reads it; `time` outlives the call. The
     // operation is the shared one: the word is known by its file, not by its address.
     unsafe {
-        libc::syscall(libc::SYS_futex, low_half(word), libc::FUTEX_WAIT, seen as u32, &raw const time);
+        libc::syscall(
+            libc::SYS_futex,
+            low_half(word),
+            libc::FUTEX_WAIT,
+            seen as u32,
+            &raw const time,
+        );
     }
 }
 

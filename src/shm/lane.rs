@@ -86,15 +86,25 @@ fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     if fits && (word.is_message() || word.is_padding()) {
         Ok(Some(Found { position, word }))
     } else {
-        Err(Corrupt { position, word: word.0 })
+        Err(Corrupt {
+            position,
+            word: word.0,
+        })
     }
 }
 
 /// Walks from a frame boundary to the first empty word, or the first boundary at or past `until`.
-pub fn walk(ring: &Ring, from: u64, until: u64, mut visit: impl FnMut(Found)) -> Result<u64, Corrupt> {
+pub fn walk(
+    ring: &Ring,
+    from: u64,
+    until: u64,
+    mut visit: impl FnMut(Found),
+) -> Result<u64, Corrupt> {
     let mut position = from;
     while position < until {
-        let Some(found) = frame_at(ring, position)? else { break };
+        let Some(found) = frame_at(ring, position)? else {
+            break;
+        };
         visit(found);
         position += found.word.size();
     }
@@ -134,9 +144,20 @@ impl Writer {
         for record in &header.records {
             record.position.store(UNUSED, Ordering::Relaxed);
         }
+        header.records[0].sequence.store(0, Ordering::Relaxed);
+        header.records[0].bytes.store(0, Ordering::Relaxed);
         header.records[0].position.store(origin, Ordering::Relaxed);
         ring.word(origin).store(0, Ordering::Relaxed);
-        Self::at(header, ring, Boundary { position: origin, sequence: 0, bytes: 0 }, 1)
+        Self::at(
+            header,
+            ring,
+            Boundary {
+                position: origin,
+                sequence: 0,
+                bytes: 0,
+            },
+            1,
+        )
     }
 
     /// Goes on where the lane's last writer, who has gone, stopped: at the first word that is 0. Frames that it had
@@ -149,10 +170,24 @@ impl Writer {
     }
 
     fn at(header: View<LaneHeader>, ring: Ring, tail: Boundary, recorded: usize) -> Self {
-        let Boundary { position, sequence, bytes } = tail;
+        let Boundary {
+            position,
+            sequence,
+            bytes,
+        } = tail;
         let first_slot = position + SLOT;
         let first = (position, Word(0));
-        Self { header, ring, tail: position, limit: first_slot, cleared: first_slot, sequence, bytes, first, recorded }
+        Self {
+            header,
+            ring,
+            tail: position,
+            limit: first_slot,
+            cleared: first_slot,
+            sequence,
+            bytes,
+            first,
+            recorded,
+        }
     }
 
     /// The lane's header.
@@ -167,7 +202,11 @@ impl Writer {
 
     /// The end of what readers can see.
     pub fn visible(&self) -> u64 {
-        if self.has_run() { self.first.0 } else { self.tail }
+        if self.has_run() {
+            self.first.0
+        } else {
+            self.tail
+        }
     }
 
     #[inline]
@@ -238,11 +277,6 @@ impl Writer {
     /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
     #[inline]
     pub fn stage(&mut self, len: usize) {
-        let end = self.tail + frame_size(len as u64);
-        if end + SLOT > self.cleared {
-            self.ring.word(end).store(0, Ordering::Relaxed);
-            self.cleared = end + SLOT;
-        }
         self.hold(Word::message(len as u64, self.sequence));
         self.sequence += 1;
         self.bytes += len as u64;
@@ -251,12 +285,17 @@ impl Writer {
     /// Puts a frame's word at the tail: the first of a run is held back, the rest is invisible behind it.
     #[inline]
     fn hold(&mut self, word: Word) {
+        let end = self.tail + word.size();
+        if end + SLOT > self.cleared {
+            self.ring.word(end).store(0, Ordering::Relaxed);
+            self.cleared = end + SLOT;
+        }
         if self.has_run() {
             self.ring.word(self.tail).store(word.0, Ordering::Relaxed);
         } else {
             self.first = (self.tail, word);
         }
-        self.tail += word.size();
+        self.tail = end;
     }
 
     /// Makes all staged frames visible with one store, then clears ahead, off the latency path.
@@ -309,11 +348,18 @@ impl Writer {
         end: u64,
         mut survey: impl FnMut(Option<u64>) -> Result<Lowest, E>,
     ) -> Result<Lowest, E> {
-        debug_assert!(!self.has_run(), "a run is published before its writer waits");
+        debug_assert!(
+            !self.has_run(),
+            "a run is published before its writer waits"
+        );
         let capacity = self.ring.capacity();
         let unjoined = self.unjoined();
         let all_joined = unjoined.is_none() || survey(unjoined)?.all_joined;
-        let wish = if all_joined { self.tail + capacity } else { capacity };
+        let wish = if all_joined {
+            self.tail + capacity
+        } else {
+            capacity
+        };
         // Pairs with the fence after the load in `roster::join`: who starts here sees the words from here on.
         self.header.mark.store(self.tail, Ordering::Release);
         self.header.limit.store(wish, Ordering::Relaxed);
@@ -340,11 +386,20 @@ impl Writer {
     fn raise_floor(&mut self, grant: u64, step: u64) {
         let overwritten = grant.saturating_sub(self.ring.capacity());
         let made = || {
-            let all = self.header.records.iter().map(|record| record.position.load(Ordering::Relaxed));
+            let all = self
+                .header
+                .records
+                .iter()
+                .map(|record| record.position.load(Ordering::Relaxed));
             all.filter(|&position| position != UNUSED)
         };
         let is_due = made().max().is_none_or(|newest| self.tail - newest >= step);
-        let floor = made().filter(|&position| position >= overwritten).min().unwrap_or(self.tail);
+        let floor = made()
+            .filter(|&position| position >= overwritten)
+            .min()
+            .unwrap_or(self.tail);
+        // Never down: a writer that adopts a lane does not know how far the last one had gone.
+        let floor = floor.max(self.header.floor.load(Ordering::Relaxed));
         self.header.floor.store(floor, Ordering::Relaxed);
         // Pairs with the fence before the load of `floor` in `Outside::holds`: who copied a byte, or a record, that is
         // written after this sees the floor above it.
@@ -370,8 +425,16 @@ impl Writer {
 /// The end of a lane without a writer, and the index of its newest boundary record.
 fn find_tail(header: &LaneHeader, ring: &Ring) -> Result<(usize, Boundary), Corrupt> {
     let newest = Outside { header, ring }.newest();
-    let (index, mut tail) = newest.ok_or(Corrupt { position: 0, word: 0 })?;
-    walk(ring, tail.position, tail.position.saturating_add(ring.capacity()), |found| tail.pass(found))?;
+    let (index, mut tail) = newest.ok_or(Corrupt {
+        position: 0,
+        word: 0,
+    })?;
+    walk(
+        ring,
+        tail.position,
+        tail.position.saturating_add(ring.capacity()),
+        |found| tail.pass(found),
+    )?;
     Ok((index, tail))
 }
 
@@ -383,7 +446,10 @@ pub fn tail(header: &LaneHeader, ring: &Ring) -> Result<u64, Corrupt> {
 /// Says whose the lane is, and whether that writer can't use `membarrier`. By the holder of its lock.
 pub fn own(header: &LaneHeader, member: u64, fences: bool) {
     header.owner.member.store(member, Ordering::Relaxed);
-    header.owner.fences.store(u64::from(fences), Ordering::Relaxed);
+    header
+        .owner
+        .fences
+        .store(u64::from(fences), Ordering::Relaxed);
 }
 
 /// The member whose the lane is, or was.
@@ -436,10 +502,26 @@ pub struct Track {
 
 impl Reader {
     /// The reader of a lane whose slot (`slots[index]`) already stands at `position`.
-    pub fn new(header: View<LaneHeader>, ring: Ring, slots: View<[Slot]>, index: usize, position: u64, fences: bool) -> Self {
+    pub fn new(
+        header: View<LaneHeader>,
+        ring: Ring,
+        slots: View<[Slot]>,
+        index: usize,
+        position: u64,
+        fences: bool,
+    ) -> Self {
         let batch = ring.capacity() / 4;
         let fences = fences || header.owner.fences.load(Ordering::Relaxed) != 0;
-        let track = Track { header, slots, index, position, published: position, batch, answered: NOBODY, fences };
+        let track = Track {
+            header,
+            slots,
+            index,
+            position,
+            published: position,
+            batch,
+            answered: NOBODY,
+            fences,
+        };
         Self { ring, track }
     }
 
@@ -457,7 +539,10 @@ impl Reader {
         self.track.position += padding.word.size();
         match frame_at(&self.ring, self.track.position)? {
             // A writer pads only before a frame, once.
-            Some(found) if found.word.is_padding() => Err(Corrupt { position: found.position, word: found.word.0 }),
+            Some(found) if found.word.is_padding() => Err(Corrupt {
+                position: found.position,
+                word: found.word.0,
+            }),
             found => Ok(found),
         }
     }
@@ -476,14 +561,19 @@ impl Reader {
     #[inline]
     pub fn take(&mut self, found: Found) -> (&[u8], &mut Track) {
         // Committed, as `next` found; not overwritten, because our slot's position gates the writer until `release`.
-        (self.ring.payload(found.payload(), found.word.len() as usize), &mut self.track)
+        (
+            self.ring
+                .payload(found.payload(), found.word.len() as usize),
+            &mut self.track,
+        )
     }
 
     /// The payload of a message that was found and not released.
     #[cfg(not(loom))]
     #[inline]
     pub fn payload(&self, found: Found) -> &[u8] {
-        self.ring.payload(found.payload(), found.word.len() as usize)
+        self.ring
+            .payload(found.payload(), found.word.len() as usize)
     }
 
     /// A model's ring, to read a payload from.
@@ -499,6 +589,7 @@ impl Reader {
     }
 
     /// Where the next frame starts.
+    #[cfg(any(test, loom))]
     pub fn position(&self) -> u64 {
         self.track.position
     }
@@ -538,7 +629,9 @@ impl Track {
     pub fn publish(&mut self) {
         self.published = self.position;
         // Pairs with the fence in `Readers::lowest`: our loads of the payload come before its being overwritten.
-        self.slots[self.index].position.store(self.position, Ordering::Release);
+        self.slots[self.index]
+            .position
+            .store(self.position, Ordering::Release);
     }
 
     /// Wakes the writer if it waits for a position that we have passed.
@@ -622,13 +715,31 @@ impl Outside<'_> {
         let sequence = record.sequence.load(Ordering::Relaxed);
         let bytes = record.bytes.load(Ordering::Relaxed);
         let holds = position != UNUSED && self.holds(position);
-        holds.then_some(Boundary { position, sequence, bytes })
+        holds.then_some(Boundary {
+            position,
+            sequence,
+            bytes,
+        })
     }
 
     /// The newest boundary record, and its index. There is always one that holds, unless the writer laps us while we
     /// look, or the header lies.
     pub fn newest(&self) -> Option<(usize, Boundary)> {
-        (0..RECORDS).filter_map(|i| Some((i, self.record(i)?))).max_by_key(|(_, boundary)| boundary.position)
+        (0..RECORDS)
+            .filter_map(|i| Some((i, self.record(i)?)))
+            .max_by_key(|(_, boundary)| boundary.position)
+    }
+
+    /// How many messages lie between a gating reader at `position` and `end`. If the reader goes on meanwhile, the
+    /// frame there may be overwritten, and what is said is at most what fits the ring.
+    pub fn lag(&self, position: u64, end: Boundary) -> u64 {
+        match frame_at(self.ring, position) {
+            Ok(Some(found)) if position < end.position => {
+                let lag = (end.sequence as u32).wrapping_sub(found.word.sequence());
+                u64::from(lag).min(self.ring.capacity() / SLOT)
+            }
+            _ => 0,
+        }
     }
 
     /// The frame at `position`, with a copy of its payload if wanted; `None` where there is none yet, or it does not
@@ -636,7 +747,11 @@ impl Outside<'_> {
     #[cfg(not(loom))]
     pub fn frame(&self, position: u64, with_payload: bool) -> Option<(Found, Vec<u8>)> {
         let found = frame_at(self.ring, position).ok()??;
-        let len = if with_payload && found.word.is_message() { found.word.len() as usize } else { 0 };
+        let len = if with_payload && found.word.is_message() {
+            found.word.len() as usize
+        } else {
+            0
+        };
         let payload = self.ring.copy_out(found.payload(), len);
         self.holds(position).then_some((found, payload))
     }

@@ -225,10 +225,16 @@ impl Word {
     const COMMITTED: u64 = 1;
     const PADDING: u64 = 1 << 1;
     /// Reserved for messages that carry an envelope of 56 bytes.
-    #[allow(dead_code, reason = "part of the layout; the flag's users come with request and reply")]
+    #[allow(
+        dead_code,
+        reason = "part of the layout; the flag's users come with request and reply"
+    )]
     pub const ENVELOPE: u64 = 1 << 2;
     /// Reserved for frames that end with a checksum.
-    #[allow(dead_code, reason = "part of the layout; the flag's users come with durable topics")]
+    #[allow(
+        dead_code,
+        reason = "part of the layout; the flag's users come with durable topics"
+    )]
     pub const CHECKSUM: u64 = 1 << 3;
     const LENGTH_SHIFT: u32 = 4;
     /// Bytes behind the word, at most.

@@ -53,15 +53,30 @@ impl Member {
         let own = own.trim_end().as_bytes();
         let name_len = own.len().min(name.len());
         name[..name_len].copy_from_slice(&own[..name_len]);
-        let info = MemberInfo { pid: std::process::id(), name_len: name_len as u32, name };
+        let info = MemberInfo {
+            pid: std::process::id(),
+            name_len: name_len as u32,
+            name,
+        };
         loop {
             let id = files::random().map_err(|e| Error::system("join the bus", bus, e))?;
             let size = (size_of::<Identity>() + size_of::<MemberInfo>()) as u64;
             let identity = Identity::new(Kind::Member, size, id, 0);
             let content = info.as_bytes();
-            let plan = Plan { tried: "join the bus", identity, allocate: size, content, lock: true };
+            let plan = Plan {
+                tried: "join the bus",
+                identity,
+                allocate: size,
+                content,
+                lock: true,
+            };
             if let Some((file, ())) = dir.create(&file_name(id), &plan, |_| Ok(()))? {
-                return Ok(Self { dir, id, _lock: Held::new(file), born: fork::generation() });
+                return Ok(Self {
+                    dir,
+                    id,
+                    _lock: Held::new(file),
+                    born: fork::generation(),
+                });
             }
         }
     }
@@ -95,7 +110,11 @@ pub struct Owner {
 
 /// Looks a member up.
 pub fn owner(dir: &Dir, id: u64) -> Result<Owner> {
-    let gone = Owner { pid: 0, name: String::from("?"), alive: false };
+    let gone = Owner {
+        pid: 0,
+        name: String::from("?"),
+        alive: false,
+    };
     let Some((file, _)) = dir.open_file(&file_name(id), Kind::Member, false)? else {
         return Ok(gone);
     };
@@ -105,14 +124,21 @@ pub fn owner(dir: &Dir, id: u64) -> Result<Owner> {
         .map_err(|e| Error::system("read a member of", path(), e))?;
     let info = MemberInfo::read_from_bytes(&bytes).expect("as many bytes as a member has");
     let name = &info.name[..info.name.len().min(info.name_len as usize)];
-    let alive = files::is_locked(&file).map_err(|e| Error::system("look at a member of", path(), e))?;
-    Ok(Owner { pid: info.pid, name: String::from_utf8_lossy(name).into_owned(), alive })
+    let alive =
+        files::is_locked(&file).map_err(|e| Error::system("look at a member of", path(), e))?;
+    Ok(Owner {
+        pid: info.pid,
+        name: String::from_utf8_lossy(name).into_owned(),
+        alive,
+    })
 }
 
 /// The members that have died and were not put away, each with its lock, so that one process at a time does that.
 pub fn dead(dir: &Dir) -> Result<Vec<Dead>> {
     let names = dir.names()?;
-    let ids = names.iter().filter_map(|name| u64::from_str_radix(name, 16).ok());
+    let ids = names
+        .iter()
+        .filter_map(|name| u64::from_str_radix(name, 16).ok());
     Ok(ids.filter_map(|id| lock_if_dead(dir, id)).collect())
 }
 
@@ -137,7 +163,9 @@ fn lock_if_dead(dir: &Dir, id: u64) -> Option<Dead> {
         return None;
     }
     let (file, _) = dir.open_file(&file_name(id), Kind::Member, true).ok()??;
-    files::try_lock(&file).ok()?.then_some(Dead { id, _lock: file })
+    files::try_lock(&file)
+        .ok()?
+        .then_some(Dead { id, _lock: file })
 }
 
 /// A thread that runs `on_death` soon after a member has died.
@@ -152,7 +180,8 @@ impl Doorbell {
     /// Listens at `members/`.
     pub fn listen(dir: Arc<Dir>, bus: &str, on_death: impl Fn() + Send + 'static) -> Result<Self> {
         let failed = |e: Errno| Error::system("listen for deaths on the bus", bus, e);
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
+        let stop =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
         let stop = Arc::new(stop);
         // None: inotify has run out, and the members are looked through from time to time.
         let inotify = watch(&dir);
@@ -167,7 +196,11 @@ impl Doorbell {
                 }
             })
             .map_err(|e| Error::system("start a thread for the bus", bus, e))?;
-        Ok(Self { thread: Some(thread), stop, born: fork::generation() })
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+            born: fork::generation(),
+        })
     }
 }
 
@@ -190,7 +223,12 @@ impl Drop for Doorbell {
 
 fn watch(dir: &Dir) -> Option<Inotify> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
-    inotify.add_watch(dir.path(), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR).ok()?;
+    inotify
+        .add_watch(
+            dir.path(),
+            AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR,
+        )
+        .ok()?;
     Some(inotify)
 }
 
@@ -206,7 +244,11 @@ enum Rung {
 fn wait(inotify: Option<&Inotify>, stop: &EventFd) -> Option<Rung> {
     let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     fds.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
-    let time = if inotify.is_some() { PollTimeout::NONE } else { PollTimeout::from(WITHOUT_DOORBELL.as_millis() as u16) };
+    let time = if inotify.is_some() {
+        PollTimeout::NONE
+    } else {
+        PollTimeout::from(WITHOUT_DOORBELL.as_millis() as u16)
+    };
     match poll(&mut fds, time) {
         Err(Errno::EINTR) => return Some(Rung::Names(BTreeSet::new())),
         Err(_) => return None,
@@ -218,27 +260,38 @@ fn wait(inotify: Option<&Inotify>, stop: &EventFd) -> Option<Rung> {
     let Some(Ok(events)) = inotify.map(Inotify::read_events) else {
         return Some(Rung::Unknown);
     };
-    if events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)) {
+    if events
+        .iter()
+        .any(|event| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW))
+    {
         return Some(Rung::Unknown);
     }
-    Some(Rung::Names(events.into_iter().filter_map(|event| event.name?.into_string().ok()).collect()))
+    Some(Rung::Names(
+        events
+            .into_iter()
+            .filter_map(|event| event.name?.into_string().ok())
+            .collect(),
+    ))
 }
 
 fn has_died(dir: &Dir, rung: &Rung) -> bool {
     let Rung::Names(names) = rung else {
         return true;
     };
-    names.iter().filter_map(|name| u64::from_str_radix(name, 16).ok()).any(|id| {
-        for step in LOCK_LINGERS {
-            thread::sleep(step);
-            let Ok(Some((file, _))) = dir.open_file(&file_name(id), Kind::Member, false) else {
-                // It has left by itself, or somebody was faster.
-                return false;
-            };
-            if files::is_locked(&file).is_ok_and(|locked| !locked) {
-                return true;
+    names
+        .iter()
+        .filter_map(|name| u64::from_str_radix(name, 16).ok())
+        .any(|id| {
+            for step in LOCK_LINGERS {
+                thread::sleep(step);
+                let Ok(Some((file, _))) = dir.open_file(&file_name(id), Kind::Member, false) else {
+                    // It has left by itself, or somebody was faster.
+                    return false;
+                };
+                if files::is_locked(&file).is_ok_and(|locked| !locked) {
+                    return true;
+                }
             }
-        }
-        false
-    })
+            false
+        })
 }

@@ -51,6 +51,9 @@ pub mod segment;
 #[cfg(not(loom))]
 pub mod topic;
 
+#[cfg(all(test, not(loom)))]
+mod props;
+
 #[cfg(not(loom))]
 pub use {bytes::Ring, segment::View};
 

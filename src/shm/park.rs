@@ -114,11 +114,24 @@ pub fn wait_for_room<E>(
     heavy_fence();
     let lowest = look();
     match &lowest {
-        Ok(Some(Lowest { gate: Gate::Slot(cursor, slot), position, .. })) => {
+        Ok(Some(Lowest {
+            gate: Gate::Slot(cursor, slot),
+            position,
+            ..
+        })) => {
             futex::wait(&cursor.slots[*slot].position, *position, time);
         }
-        Ok(Some(Lowest { gate: Gate::Unjoined, .. })) => futex::wait(&control.bell, bell, time),
-        Ok(Some(Lowest { gate: Gate::Open, .. }) | None) | Err(_) => {}
+        Ok(Some(Lowest {
+            gate: Gate::Unjoined,
+            ..
+        })) => futex::wait(&control.bell, bell, time),
+        Ok(
+            Some(Lowest {
+                gate: Gate::Open, ..
+            })
+            | None,
+        )
+        | Err(_) => {}
     }
     lane.want.store(NOBODY, Ordering::Relaxed);
     lowest.map(drop)

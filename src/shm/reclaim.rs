@@ -33,7 +33,9 @@ pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
         return Ok(found);
     }
     for name in topics.names()? {
-        let topic = topics.dir(&name, false).and_then(|dir| TopicFiles::open(dir, &name));
+        let topic = topics
+            .dir(&name, false)
+            .and_then(|dir| TopicFiles::open(dir, &name));
         match topic.and_then(|topic| topic.map(|topic| tidy(&topic)).transpose()) {
             Ok(tidied) => {
                 let Reclaimed { lanes, cursors, .. } = tidied.unwrap_or_default();
@@ -61,7 +63,12 @@ pub fn tidy(topic: &TopicFiles) -> Result<Reclaimed> {
     for id in topic.dir().numbers(LANE)? {
         found.lanes += usize::from(tidy_lane(topic, id)?);
     }
-    for name in topic.dir().names()?.iter().filter(|name| name.starts_with(DRAFT)) {
+    for name in topic
+        .dir()
+        .names()?
+        .iter()
+        .filter(|name| name.starts_with(DRAFT))
+    {
         tidy_draft(topic.dir(), name)?;
     }
     if found != Reclaimed::default() {
@@ -127,8 +134,13 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
         return Ok(false);
     };
     for id in topic.dir().numbers(CURSOR)? {
-        let Some((_, cursor)) = topic.cursor(id, Access::Read)? else { continue };
-        if cursor.position_in(lane.id).is_none_or(|position| position & LEFT == 0 && position < tail) {
+        let Some((_, cursor)) = topic.cursor(id, Access::Read)? else {
+            continue;
+        };
+        if cursor
+            .position_in(lane.id)
+            .is_none_or(|position| position & LEFT == 0 && position < tail)
+        {
             return Ok(false);
         }
     }
@@ -149,5 +161,8 @@ fn tidy_draft(dir: &Dir, name: &str) -> Result<()> {
 }
 
 fn is_damage(e: &Error) -> bool {
-    matches!(e.kind(), ErrorKind::NotBuslane | ErrorKind::Corrupt | ErrorKind::Version)
+    matches!(
+        e.kind(),
+        ErrorKind::NotBuslane | ErrorKind::Corrupt | ErrorKind::Version
+    )
 }

@@ -64,7 +64,10 @@ impl Cursor {
     /// The reader's, before anyone else sees it: whose it is, and whether that reader can't use `membarrier`.
     pub fn own(&self, member: u64, fences: bool) {
         self.header.owner.member.store(member, Ordering::Relaxed);
-        self.header.owner.fences.store(u64::from(fences), Ordering::Relaxed);
+        self.header
+            .owner
+            .fences
+            .store(u64::from(fences), Ordering::Relaxed);
     }
 
     /// The member whose it is.
@@ -87,7 +90,10 @@ impl Cursor {
 
     /// Which slot stands for `lane`.
     pub fn slot_of(&self, lane: u64) -> Option<usize> {
-        let index = self.used().iter().position(|slot| slot.lane.load(Ordering::Relaxed) == lane);
+        let index = self
+            .used()
+            .iter()
+            .position(|slot| slot.lane.load(Ordering::Relaxed) == lane);
         // Pairs with the `Release` in `join`: the position is that of this lane.
         fence(Ordering::Acquire);
         index
@@ -105,7 +111,10 @@ impl Cursor {
     /// The reader's: a slot that is free. `allocate` makes sure that slot `n` may be touched.
     pub fn take_slot<E>(&self, allocate: impl FnOnce(usize) -> Result<(), E>) -> Result<usize, E> {
         let used = self.used();
-        if let Some(free) = used.iter().position(|slot| slot.lane.load(Ordering::Relaxed) == 0) {
+        if let Some(free) = used
+            .iter()
+            .position(|slot| slot.lane.load(Ordering::Relaxed) == 0)
+        {
             return Ok(free);
         }
         let index = used.len();
@@ -122,7 +131,13 @@ impl Cursor {
 }
 
 /// Joins `lane` at its mark and says where that is, and up to where one may have to walk from there.
-pub fn join(control: &Control, header: &LaneHeader, capacity: u64, lane: u64, slot: &Slot) -> (u64, u64) {
+pub fn join(
+    control: &Control,
+    header: &LaneHeader,
+    capacity: u64,
+    lane: u64,
+    slot: &Slot,
+) -> (u64, u64) {
     loop {
         let mark = header.mark.load(Ordering::Relaxed);
         // Pairs with the `Release` of the mark in `Writer::extend`: the words from there on are visible.
@@ -139,7 +154,13 @@ pub fn join(control: &Control, header: &LaneHeader, capacity: u64, lane: u64, sl
 
 /// Joins a lane at 0, that was linked after the reader's cursor; `false` if it did not wait for us, against the
 /// protocol.
-pub fn join_from_start(control: &Control, header: &LaneHeader, capacity: u64, lane: u64, slot: &Slot) -> bool {
+pub fn join_from_start(
+    control: &Control,
+    header: &LaneHeader,
+    capacity: u64,
+    lane: u64,
+    slot: &Slot,
+) -> bool {
     enter(control, lane, slot, 0);
     header.limit.load(Ordering::Relaxed) <= capacity
 }
@@ -212,8 +233,16 @@ impl Readers {
             }
             !gone
         });
-        self.known.extend(listed.new.into_iter().map(|cursor| Known { cursor, slot: None }));
-        self.fences = self.known.iter().any(|known| known.cursor.header.owner.fences.load(Ordering::Relaxed) != 0);
+        self.known.extend(
+            listed
+                .new
+                .into_iter()
+                .map(|cursor| Known { cursor, slot: None }),
+        );
+        self.fences = self
+            .known
+            .iter()
+            .any(|known| known.cursor.header.owner.fences.load(Ordering::Relaxed) != 0);
         self.seen = Some(now);
         Ok(())
     }
@@ -241,7 +270,11 @@ impl Readers {
 
     /// The slowest reader of `lane`. Readers without a slot stand at `unjoined`, or don't count.
     pub fn lowest(&mut self, lane: u64, unjoined: Option<u64>) -> Lowest {
-        let mut lowest = Lowest { position: u64::MAX, gate: Gate::Open, all_joined: true };
+        let mut lowest = Lowest {
+            position: u64::MAX,
+            gate: Gate::Open,
+            all_joined: true,
+        };
         for known in &mut self.known {
             known.slot = known.slot.or_else(|| known.cursor.slot_of(lane));
             match (known.slot, unjoined) {

@@ -36,7 +36,9 @@ pub struct Mapping {
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mapping").field("len", &self.map.len()).finish_non_exhaustive()
+        f.debug_struct("Mapping")
+            .field("len", &self.map.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -51,30 +53,56 @@ impl Mapping {
             Access::Write => options.map_raw(fd)?,
         };
         map.advise(Advice::DontFork)?;
-        Ok(Arc::new(Self { map: ManuallyDrop::new(map), born: fork::generation() }))
+        Ok(Arc::new(Self {
+            map: ManuallyDrop::new(map),
+            born: fork::generation(),
+        }))
     }
 
     /// The address of `len` bytes at `offset`, aligned to `align`. Panics if they are not all inside.
     pub(super) fn at(&self, offset: usize, len: usize, align: usize) -> NonNull<u8> {
         let end = offset.checked_add(len).expect("a range of a mapping");
-        assert!(end <= self.map.len(), "{offset}..{end} is outside a mapping of {}", self.map.len());
+        assert!(
+            end <= self.map.len(),
+            "{offset}..{end} is outside a mapping of {}",
+            self.map.len()
+        );
         let start = NonNull::new(self.map.as_mut_ptr()).expect("a mapping is never at 0");
         // SAFETY: offset <= the mapping's length, just checked, so the result is inside it or one past its end.
         let address = unsafe { start.add(offset) };
-        assert!(address.as_ptr().addr().is_multiple_of(align), "a view must be aligned");
+        assert!(
+            address.as_ptr().addr().is_multiple_of(align),
+            "a view must be aligned"
+        );
         address
     }
 
     /// The `T` at `offset`.
     pub fn view<T: FromBytes>(self: &Arc<Self>, offset: usize) -> View<T> {
         let at = self.at(offset, size_of::<T>(), align_of::<T>());
-        View { at: at.cast(), len: 1, map: Arc::clone(self), kind: PhantomData }
+        View {
+            at: at.cast(),
+            len: 1,
+            map: Arc::clone(self),
+            kind: PhantomData,
+        }
     }
 
     /// The `len` `T`s at `offset`.
     pub fn views<T: FromBytes>(self: &Arc<Self>, offset: usize, len: usize) -> View<[T]> {
-        let at = self.at(offset, size_of::<T>().checked_mul(len).expect("a range of a mapping"), align_of::<T>());
-        View { at: at.cast(), len, map: Arc::clone(self), kind: PhantomData }
+        let at = self.at(
+            offset,
+            size_of::<T>()
+                .checked_mul(len)
+                .expect("a range of a mapping"),
+            align_of::<T>(),
+        );
+        View {
+            at: at.cast(),
+            len,
+            map: Arc::clone(self),
+            kind: PhantomData,
+        }
     }
 }
 
@@ -103,13 +131,20 @@ unsafe impl<T: ?Sized + Sync> Sync for View<T> {}
 
 impl<T: ?Sized> Clone for View<T> {
     fn clone(&self) -> Self {
-        Self { at: self.at, len: self.len, map: Arc::clone(&self.map), kind: PhantomData }
+        Self {
+            at: self.at,
+            len: self.len,
+            map: Arc::clone(&self.map),
+            kind: PhantomData,
+        }
     }
 }
 
 impl<T: ?Sized> fmt::Debug for View<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").field("map", &self.map).finish_non_exhaustive()
+        f.debug_struct("View")
+            .field("map", &self.map)
+            .finish_non_exhaustive()
     }
 }
 
@@ -136,5 +171,8 @@ impl<T: FromBytes> Deref for View<[T]> {
 pub fn at_fork(child: extern "C" fn()) {
     // SAFETY: a plain call; `child` is a function that lives for ever and needs no arguments.
     let error = unsafe { libc::pthread_atfork(None, None, Some(child)) };
-    assert_eq!(error, 0, "pthread_atfork fails only when memory has run out");
+    assert_eq!(
+        error, 0,
+        "pthread_atfork fails only when memory has run out"
+    );
 }

@@ -27,61 +27,89 @@ pub fn heavy_fence() {
 }
 
 #[cfg(loom)]
-pub use weakened::{AtomicU64, fence, heavy_fence, light_fence};
-#[cfg(loom)]
 pub use std::sync::atomic::Ordering;
+#[cfg(loom)]
+pub use weakened::{AtomicU64, fence, heavy_fence, light_fence};
 
 #[cfg(loom)]
 mod weakened {
+    use std::collections::BTreeSet;
+    use std::io::Write;
     use std::panic::Location;
     use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
-    use std::sync::{Mutex, OnceLock};
+    use std::sync::{LazyLock, Mutex};
+
+    /// A place in the source, and how the operation there is weakened.
+    struct Wish {
+        file: String,
+        line: u32,
+        column: u32,
+        how: Option<Ordering>,
+    }
 
     /// `BUSLANE_WEAKEN=file:line:column=how`: the one operation to weaken, and how (`relaxed`, `acquire`, `release`,
     /// `acqrel`, `none`).
-    fn weakened(at: &Location<'_>) -> Option<&'static str> {
-        static WISH: OnceLock<Option<(String, String)>> = OnceLock::new();
-        let wish = WISH.get_or_init(|| {
-            let wish = std::env::var("BUSLANE_WEAKEN").ok()?;
-            let (place, how) = wish.split_once('=')?;
-            Some((place.to_owned(), how.to_owned()))
-        });
-        let (place, how) = wish.as_ref()?;
-        (*place == place_of(at)).then_some(how.as_str())
-    }
-
-    fn place_of(at: &Location<'_>) -> String {
-        format!("{}:{}:{}", at.file(), at.line(), at.column())
-    }
-
-    /// `BUSLANE_SITES=FILE`: append each place that was met with an ordering that could be weakened.
-    fn note(at: &Location<'_>, what: &str, order: Ordering) {
-        static SEEN: OnceLock<Option<(String, Mutex<std::collections::BTreeSet<String>>)>> = OnceLock::new();
-        let Some((path, seen)) = SEEN
-            .get_or_init(|| Some((std::env::var("BUSLANE_SITES").ok()?, Mutex::default())))
-            .as_ref()
-        else {
-            return;
+    static WISH: LazyLock<Option<Wish>> = LazyLock::new(|| {
+        let wish = std::env::var("BUSLANE_WEAKEN").ok()?;
+        let (place, how) = wish.split_once('=').expect("a place and a way");
+        let [file, line, column] = place.split(':').collect::<Vec<_>>()[..] else {
+            panic!("file:line:column")
         };
-        let line = format!("{} {what} {order:?}\n", place_of(at));
-        if order != Relaxed && seen.lock().unwrap().insert(line.clone()) {
-            use std::io::Write;
-            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-            file.write_all(line.as_bytes()).unwrap();
-        }
-    }
+        let how = match how {
+            "relaxed" => Some(Relaxed),
+            "acquire" => Some(Acquire),
+            "release" => Some(Release),
+            "acqrel" => Some(AcqRel),
+            "none" => None,
+            _ => panic!("no such way: {how}"),
+        };
+        Some(Wish {
+            file: file.to_owned(),
+            line: line.parse().unwrap(),
+            column: column.parse().unwrap(),
+            how,
+        })
+    });
 
+    /// `BUSLANE_SITES=FILE`: where each place that was met with an ordering that could be weakened is appended.
+    static SITES: LazyLock<Option<(std::fs::File, Mutex<BTreeSet<String>>)>> =
+        LazyLock::new(|| {
+            let path = std::env::var_os("BUSLANE_SITES")?;
+            let file = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap();
+            Some((file, Mutex::default()))
+        });
+
+    /// The ordering to use here in place of `order`; `None`: no fence.
     #[track_caller]
     fn chosen(what: &str, order: Ordering) -> Option<Ordering> {
         let at = Location::caller();
-        note(at, what, order);
-        match weakened(at) {
-            None => Some(order),
-            Some("relaxed") => Some(Relaxed),
-            Some("acquire") => Some(Acquire),
-            Some("release") => Some(Release),
-            Some("acqrel") => Some(AcqRel),
-            Some(_) => None,
+        if let Some((file, seen)) = &*SITES
+            && order != Relaxed
+        {
+            let line = format!(
+                "{}:{}:{} {what} {order:?}\n",
+                at.file(),
+                at.line(),
+                at.column()
+            );
+            if seen.lock().unwrap().insert(line.clone()) {
+                let mut file: &std::fs::File = file;
+                file.write_all(line.as_bytes()).unwrap();
+            }
+        }
+        match &*WISH {
+            Some(wish)
+                if wish.line == at.line()
+                    && wish.column == at.column()
+                    && wish.file == at.file() =>
+            {
+                wish.how
+            }
+            _ => Some(order),
         }
     }
 
@@ -99,15 +127,13 @@ mod weakened {
         }
         #[track_caller]
         pub fn store(&self, value: u64, order: Ordering) {
-            self.0.store(value, chosen("store", order).unwrap_or(Relaxed));
+            self.0
+                .store(value, chosen("store", order).unwrap_or(Relaxed));
         }
         #[track_caller]
         pub fn fetch_add(&self, by: u64, order: Ordering) -> u64 {
-            self.0.fetch_add(by, chosen("rmw", order).unwrap_or(Relaxed))
-        }
-        #[track_caller]
-        pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
-            self.0.fetch_or(bits, chosen("rmw", order).unwrap_or(Relaxed))
+            self.0
+                .fetch_add(by, chosen("rmw", order).unwrap_or(Relaxed))
         }
     }
 

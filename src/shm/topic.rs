@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::bytes::Ring;
 use super::files::{self, Dir, Plan};
 use super::fork::Held;
 use super::futex;
 use super::lane::{self, Corrupt, Writer};
 use super::layout::{
-    CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY, PAGE, Slot, TopicConfig,
+    CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY, PAGE, Slot,
+    TopicConfig,
 };
 use super::roster::{self, Cursor, Listed};
 use super::segment::{Access, Mapping, View};
-use super::bytes::Ring;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What lanes are called, before their number.
@@ -57,29 +58,55 @@ impl TopicFiles {
             return Ok(None);
         };
         let corrupt = |why: String| {
-            Error::new(ErrorKind::Corrupt, "open the topic", name, why).advise("remove the topic when nobody uses it")
+            Error::new(ErrorKind::Corrupt, "open the topic", name, why)
+                .advise("remove the topic when nobody uses it")
         };
         if identity.size != 2 * PAGE as u64 {
-            return Err(corrupt(format!("its file says {} bytes, not {}", identity.size, 2 * PAGE)));
+            return Err(corrupt(format!(
+                "its file says {} bytes, not {}",
+                identity.size,
+                2 * PAGE
+            )));
         }
         let capacity = check_capacity(identity.capacity).map_err(&corrupt)?;
         let mut bytes = [0; size_of::<TopicConfig>()];
         files::read_at(&file, size_of::<Identity>() as u64, &mut bytes)
             .map_err(|e| Error::system("read the topic", name, e))?;
-        let config = TopicConfig::read_from_bytes(&bytes).expect("as many bytes as a configuration has");
+        let config =
+            TopicConfig::read_from_bytes(&bytes).expect("as many bytes as a configuration has");
         if config.pattern != LOSSLESS {
-            return Err(corrupt(format!("its pattern is {}, which this version does not know", config.pattern)));
+            return Err(corrupt(format!(
+                "its pattern is {}, which this version does not know",
+                config.pattern
+            )));
         }
         let map = map(name, &file, PAGE as u64, PAGE, Access::Write)?;
-        Ok(Some(Self { dir, control: map.view(0), name: name.into(), capacity, config }))
+        Ok(Some(Self {
+            dir,
+            control: map.view(0),
+            name: name.into(),
+            capacity,
+            config,
+        }))
     }
 
     /// Makes the topic in `dir`, unless somebody was faster; then opens it.
-    pub fn create(dir: Dir, name: &str, capacity: usize, config: &TopicConfig) -> Result<Option<Self>> {
+    pub fn create(
+        dir: Dir,
+        name: &str,
+        capacity: usize,
+        config: &TopicConfig,
+    ) -> Result<Option<Self>> {
         let size = 2 * PAGE as u64;
         let identity = Identity::new(Kind::Topic, size, 0, capacity as u64);
         let content = config.as_bytes();
-        let plan = Plan { tried: "make the topic", identity, allocate: size, content, lock: false };
+        let plan = Plan {
+            tried: "make the topic",
+            identity,
+            allocate: size,
+            content,
+            lock: false,
+        };
         dir.create(TOPIC, &plan, |_| Ok(()))?;
         Self::open(dir, name)
     }
@@ -101,7 +128,13 @@ impl TopicFiles {
         let id = roster::next_id(&self.control);
         let size = (PAGE + capacity) as u64;
         let identity = Identity::new(Kind::Lane, size, id, capacity as u64);
-        let plan = Plan { tried: "make a lane", identity, allocate: size, content: &[], lock: true };
+        let plan = Plan {
+            tried: "make a lane",
+            identity,
+            allocate: size,
+            content: &[],
+            lock: true,
+        };
         let made = self.dir.create(&format!("{LANE}{id}"), &plan, |file| {
             let (header, ring) = self.map_lane(file, capacity, Access::Write)?;
             lane::own(&header, member, !futex::has_barrier());
@@ -120,7 +153,9 @@ impl TopicFiles {
         }
         lane::own(&header, member, !futex::has_barrier());
         // A lane that can't be followed to its end is left to its readers, who will say so.
-        Ok(Writer::adopt(header, ring).ok().map(|writer| (lock, writer)))
+        Ok(Writer::adopt(header, ring)
+            .ok()
+            .map(|writer| (lock, writer)))
     }
 
     /// A lane whose writer has gone, with its lock. `None`: there is none, or it has a writer.
@@ -130,7 +165,8 @@ impl TopicFiles {
             return Ok(None);
         };
         // Named still, once we hold the lock: whoever removes it holds it, too.
-        let ours = files::try_lock(&file).map_err(failed)? && files::is_named(&file).map_err(failed)?;
+        let ours =
+            files::try_lock(&file).map_err(failed)? && files::is_named(&file).map_err(failed)?;
         Ok(ours.then(|| (Held::new(file), lane)))
     }
 
@@ -141,33 +177,57 @@ impl TopicFiles {
 
     fn open_lane(&self, id: u64, access: Access) -> Result<Option<(OwnedFd, LaneFile)>> {
         let name = format!("{LANE}{id}");
-        let Some((file, identity)) = self.dir.open_file(&name, Kind::Lane, access == Access::Write)? else {
+        let Some((file, identity)) =
+            self.dir
+                .open_file(&name, Kind::Lane, access == Access::Write)?
+        else {
             return Ok(None);
         };
         let capacity = check_capacity(identity.capacity)
-            .and_then(|capacity| match identity.size == (PAGE + capacity) as u64 && identity.id == id {
-                true => Ok(capacity),
-                false => Err(format!("its header says lane {}, {} bytes", identity.id, identity.size)),
+            .and_then(|capacity| {
+                match identity.size == (PAGE + capacity) as u64 && identity.id == id {
+                    true => Ok(capacity),
+                    false => Err(format!(
+                        "its header says lane {}, {} bytes",
+                        identity.id, identity.size
+                    )),
+                }
             })
             .map_err(|why| self.corrupt_lane(id, why))?;
         let (header, ring) = self.map_lane(&file, capacity, access)?;
         Ok(Some((file, LaneFile { id, header, ring })))
     }
 
-    fn map_lane(&self, file: &OwnedFd, capacity: usize, access: Access) -> Result<(View<LaneHeader>, Ring)> {
+    fn map_lane(
+        &self,
+        file: &OwnedFd,
+        capacity: usize,
+        access: Access,
+    ) -> Result<(View<LaneHeader>, Ring)> {
         let map = map(&self.name, file, 0, PAGE + capacity, access)?;
         Ok((map.view(0), Ring::new(&map, capacity)))
     }
 
     /// What to say of a lane that is not one.
     pub fn corrupt_lane(&self, id: u64, why: String) -> Error {
-        Error::new(ErrorKind::Corrupt, "read the topic", &*self.name, format!("lane {id} is damaged: {why}"))
-            .advise("its publisher is to be restarted; the other lanes go on")
+        Error::new(
+            ErrorKind::Corrupt,
+            "read the topic",
+            &*self.name,
+            format!("lane {id} is damaged: {why}"),
+        )
+        .advise("its publisher is to be restarted; the other lanes go on")
     }
 
     /// The same of a frame.
     pub fn corrupt_frame(&self, id: u64, at: Corrupt) -> Error {
-        self.corrupt_lane(id, format!("the frame at {} has the word {:#018x}", at.position, at.word))
+        self.corrupt_lane(
+            id,
+            format!(
+                "the frame at {} has the word {:#018x}",
+                at.position, at.word
+            ),
+        )
     }
 
     // ---------------------------------------------------------------------------------------------------- cursors
@@ -177,7 +237,13 @@ impl TopicFiles {
         let id = roster::next_id(&self.control);
         let size = (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64;
         let identity = Identity::new(Kind::Cursor, size, id, CURSOR_SLOTS as u64);
-        let plan = Plan { tried: "make a cursor", identity, allocate: PAGE as u64, content: &[], lock: true };
+        let plan = Plan {
+            tried: "make a cursor",
+            identity,
+            allocate: PAGE as u64,
+            content: &[],
+            lock: true,
+        };
         let name = format!("{CURSOR}{id}");
         let made = self.dir.create(&name, &plan, |file| {
             let cursor = self.map_cursor(id, file, Access::Write)?;
@@ -192,7 +258,10 @@ impl TopicFiles {
     pub fn allocate_slot(&self, file: &Held, index: usize) -> Result<()> {
         if index >= CURSOR_SLOTS {
             let why = format!("it has more than {CURSOR_SLOTS} publishers");
-            return Err(Error::new(ErrorKind::TooMany, "join the topic", &*self.name, why).advise("use several topics"));
+            return Err(
+                Error::new(ErrorKind::TooMany, "join the topic", &*self.name, why)
+                    .advise("use several topics"),
+            );
         }
         let offset = PAGE + index * size_of::<Slot>() / PAGE * PAGE;
         files::allocate(file, offset as u64, PAGE as u64)
@@ -203,27 +272,49 @@ impl TopicFiles {
     /// is gone.
     pub fn cursor(&self, id: u64, access: Access) -> Result<Option<(OwnedFd, Cursor)>> {
         let name = format!("{CURSOR}{id}");
-        let Some((file, identity)) = self.dir.open_file(&name, Kind::Cursor, access == Access::Write)? else {
+        let Some((file, identity)) =
+            self.dir
+                .open_file(&name, Kind::Cursor, access == Access::Write)?
+        else {
             return Ok(None);
         };
         if identity.id != id || identity.size != (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64 {
-            let why = format!("cursor {id} says that it is {}, {} bytes", identity.id, identity.size);
-            return Err(Error::new(ErrorKind::Corrupt, "read the topic", &*self.name, why)
-                .advise("remove the topic when nobody uses it"));
+            let why = format!(
+                "cursor {id} says that it is {}, {} bytes",
+                identity.id, identity.size
+            );
+            return Err(
+                Error::new(ErrorKind::Corrupt, "read the topic", &*self.name, why)
+                    .advise("remove the topic when nobody uses it"),
+            );
         }
         let cursor = self.map_cursor(id, &file, access)?;
         Ok(Some((file, cursor)))
     }
 
     fn map_cursor(&self, id: u64, file: &OwnedFd, access: Access) -> Result<Cursor> {
-        let map = map(&self.name, file, 0, PAGE + CURSOR_SLOTS * size_of::<Slot>(), access)?;
-        Ok(Cursor { id, header: map.view(0), slots: map.views(PAGE, CURSOR_SLOTS) })
+        let map = map(
+            &self.name,
+            file,
+            0,
+            PAGE + CURSOR_SLOTS * size_of::<Slot>(),
+            access,
+        )?;
+        Ok(Cursor {
+            id,
+            header: map.view(0),
+            slots: map.views(PAGE, CURSOR_SLOTS),
+        })
     }
 
     /// Compares the cursors that there are with those `known`.
     pub fn list_cursors(&self, known: &[u64]) -> Result<Listed> {
         let there = self.dir.numbers(CURSOR)?;
-        let gone = known.iter().copied().filter(|id| there.binary_search(id).is_err()).collect();
+        let gone = known
+            .iter()
+            .copied()
+            .filter(|id| there.binary_search(id).is_err())
+            .collect();
         let mut new = Vec::new();
         for id in there.into_iter().filter(|id| !known.contains(id)) {
             new.extend(self.cursor(id, Access::Read)?.map(|(_, cursor)| cursor));
@@ -240,7 +331,10 @@ impl TopicFiles {
     pub fn count_open_lanes(&self) -> Result<usize> {
         let mut count = 0;
         for id in self.dir.numbers(LANE)? {
-            count += usize::from(self.lane(id)?.is_some_and(|lane| !lane::is_closed(&lane.header)));
+            count += usize::from(
+                self.lane(id)?
+                    .is_some_and(|lane| !lane::is_closed(&lane.header)),
+            );
         }
         Ok(count)
     }
@@ -258,12 +352,21 @@ pub fn check_capacity(capacity: u64) -> Result<usize, String> {
     if !capacity.is_power_of_two() {
         Err(format!("the capacity {capacity} is no power of two"))
     } else if !range.contains(&capacity) {
-        Err(format!("the capacity {capacity} is not between {MIN_CAPACITY} and {MAX_CAPACITY}"))
+        Err(format!(
+            "the capacity {capacity} is not between {MIN_CAPACITY} and {MAX_CAPACITY}"
+        ))
     } else {
         Ok(capacity as usize)
     }
 }
 
-fn map(name: &str, file: &OwnedFd, offset: u64, len: usize, access: Access) -> Result<Arc<Mapping>> {
-    Mapping::new(file, offset, len, access).map_err(|e| Error::system("map a file of the topic", name, e))
+fn map(
+    name: &str,
+    file: &OwnedFd,
+    offset: u64,
+    len: usize,
+    access: Access,
+) -> Result<Arc<Mapping>> {
+    Mapping::new(file, offset, len, access)
+        .map_err(|e| Error::system("map a file of the topic", name, e))
 }

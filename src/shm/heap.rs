@@ -1,0 +1,196 @@
+//! loom's ground: what `segment`, `bytes` and `futex` are to the processor, for a model. Shared memory is the heap,
+//! and the kernel is a few words.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::sync::{AtomicU64, Ordering};
+
+/// What every thread of a model sees: a page of a file, as it were.
+pub struct View<T: ?Sized>(Arc<T>);
+
+impl<T> View<T> {
+    /// A page that holds `value`.
+    pub fn new(value: T) -> Self {
+        Self(Arc::new(value))
+    }
+}
+
+impl<T> View<[T]> {
+    /// Pages that hold `values`.
+    pub fn all(values: Vec<T>) -> Self {
+        Self(values.into())
+    }
+}
+
+impl<T: ?Sized> Clone for View<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: ?Sized> Deref for View<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for View<T> {
+    // Not what is in there: to load it would be a step of the model.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("View")
+    }
+}
+
+/// A ring of loom's words. Payloads are words, too, written and read `Relaxed`: what is read too early, or overwritten
+/// while it is read, is then no undefined behaviour but another value, which the model's reader looks for.
+#[derive(Clone)]
+pub struct Ring(Arc<[AtomicU64]>);
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("capacity", &self.capacity())
+            .finish()
+    }
+}
+
+impl Ring {
+    /// A ring that holds these words: a power of two of them.
+    pub fn new(words: impl IntoIterator<Item = u64>) -> Self {
+        let words: Arc<[AtomicU64]> = words.into_iter().map(AtomicU64::new).collect();
+        assert!(
+            words.len().is_power_of_two(),
+            "a ring's capacity is a power of two"
+        );
+        Self(words)
+    }
+
+    /// Bytes in the ring.
+    pub fn capacity(&self) -> u64 {
+        self.0.len() as u64 * 8
+    }
+
+    /// Where `position` lies in the ring.
+    pub fn offset(&self, position: u64) -> u64 {
+        position & (self.capacity() - 1)
+    }
+
+    /// The word at `position`, a multiple of 8.
+    pub fn word(&self, position: u64) -> &AtomicU64 {
+        &self.0[(self.offset(position) / 8) as usize]
+    }
+
+    /// Zeroes `[from, to)`, at most the ring, which may wrap.
+    pub fn zero(&self, from: u64, to: u64) {
+        for position in (from..to.min(from + self.capacity())).step_by(8) {
+            self.word(position).store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn words(&self, position: u64, count: usize) -> &[AtomicU64] {
+        let first = (self.offset(position) / 8) as usize;
+        &self.0[first..first + count]
+    }
+
+    /// Writes a payload to `position`.
+    pub fn write(&self, position: u64, payload: &[u64]) {
+        for (word, &value) in self.words(position, payload.len()).iter().zip(payload) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The payload of `count` words at `position`, as it is now.
+    pub fn read(&self, position: u64, count: usize) -> Vec<u64> {
+        self.words(position, count)
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+            .collect()
+    }
+
+    /// A copy of the `len` bytes at `position`, whole words.
+    pub fn copy_out(&self, position: u64, len: usize) -> Vec<u8> {
+        self.read(position, len / 8)
+            .into_iter()
+            .flat_map(u64::to_le_bytes)
+            .collect()
+    }
+}
+
+/// The kernel's part of sleeping. No wake-up comes but from [`wake`], whatever the time: one that is lost is a deadlock,
+/// which loom reports.
+pub mod futex {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use loom::sync::atomic::AtomicU64 as Counter;
+    use loom::thread::{self, Thread};
+
+    use super::super::sync::{AtomicU64, Ordering};
+
+    /// Addresses that one model may sleep on.
+    const ADDRESSES: usize = 6;
+
+    struct Kernel {
+        /// For each address, how often it was woken. This is the kernel's lock on its queue: who goes to sleep sees all
+        /// that was stored before an earlier wake-up. It gives the waker nothing.
+        wakes: [Counter; ADDRESSES],
+        /// The address of each of them, as met, and who sleeps. Not loom's: it is looked at in one step with `wakes`.
+        queues: Mutex<(Vec<usize>, Vec<(usize, Thread)>)>,
+    }
+
+    loom::lazy_static! {
+        static ref KERNEL: Kernel = Kernel { wakes: Default::default(), queues: Mutex::default() };
+    }
+
+    /// Boots the kernel: to be called first in a model, so that its threads don't meet in booting it.
+    pub fn boot() {
+        assert!(KERNEL.queues.lock().unwrap().1.is_empty());
+    }
+
+    fn queue_of(word: &AtomicU64) -> usize {
+        let address = std::ptr::from_ref(word).addr();
+        let known = &mut KERNEL.queues.lock().unwrap().0;
+        known
+            .iter()
+            .position(|&at| at == address)
+            .unwrap_or_else(|| {
+                known.push(address);
+                known.len() - 1
+            })
+    }
+
+    /// Sleeps while the low half of `word` is that of `seen`, until it is woken.
+    pub fn wait(word: &AtomicU64, seen: u64, _time: Duration) {
+        let queue = queue_of(word);
+        let wakes = &KERNEL.wakes[queue];
+        loop {
+            let before = wakes.fetch_add(0, Ordering::Acquire);
+            if word.load(Ordering::Relaxed) as u32 != seen as u32 {
+                return;
+            }
+            if wakes.fetch_add(0, Ordering::Acquire) == before {
+                // From that step to the end of `park`'s there is no other.
+                KERNEL
+                    .queues
+                    .lock()
+                    .unwrap()
+                    .1
+                    .push((queue, thread::current()));
+                return thread::park();
+            }
+        }
+    }
+
+    /// Wakes all that sleep on `word`.
+    pub fn wake(word: &AtomicU64) {
+        let queue = queue_of(word);
+        KERNEL.wakes[queue].fetch_add(1, Ordering::Release);
+        let sleepers = &mut KERNEL.queues.lock().unwrap().1;
+        for (_, thread) in sleepers.extract_if(.., |(asleep_on, _)| *asleep_on == queue) {
+            thread.unpark();
+        }
+    }
+}

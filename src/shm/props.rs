@@ -1,0 +1,273 @@
+//! The lane against a queue, with random operations: sizes, capacities, wraps, loans, batches, adoption, positions
+//! around 2^32 and 2^63, and garbage in all memory that the invariant does not speak of.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::bytes::Ring;
+use super::lane::{Boundary, Full, Outside, Reader, Writer};
+use super::layout::{Control, LaneHeader, PAGE, SLOT, Slot, max_len};
+use super::roster::{self, Cursor, Listed, Readers};
+use super::segment::{Access, Mapping};
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Sends by claim, write and commit.
+    Send(usize),
+    /// Opens a loan, fills all of it, and commits so much of it; `None` drops it.
+    Loan(usize, Option<usize>),
+    /// Opens a loan and forgets it.
+    Leak(usize),
+    /// Stages all, then publishes.
+    Batch(Vec<usize>),
+    /// Receives up to so many.
+    Receive(usize),
+    /// The writer dies and another one adopts the lane.
+    Adopt,
+}
+
+fn sizes(capacity: usize) -> impl Strategy<Value = usize> {
+    let max = max_len(capacity as u64) as usize;
+    prop_oneof![4 => 0..=64_usize, 2 => 0..=max, 1 => Just(max), 1 => (max - 40)..=max]
+}
+
+fn steps(capacity: usize) -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => sizes(capacity).prop_map(Step::Send),
+        2 => (sizes(capacity), prop::option::of(0.0..=1.0_f64))
+            .prop_map(|(len, part)| Step::Loan(len, part.map(|part| (len as f64 * part) as usize))),
+        1 => sizes(capacity).prop_map(Step::Leak),
+        2 => prop::collection::vec(0..=100_usize, 0..8).prop_map(Step::Batch),
+        6 => (1..=8_usize).prop_map(Step::Receive),
+        1 => Just(Step::Adopt),
+    ];
+    prop::collection::vec(step, 1..200)
+}
+
+/// A lane and a cursor in memory that is shared with nobody.
+struct Rig {
+    lane: Arc<Mapping>,
+    control: Arc<Mapping>,
+    cursor: Cursor,
+    capacity: usize,
+}
+
+fn mapping(len: usize, garbage: bool) -> Arc<Mapping> {
+    let file = tempfile::tempfile().unwrap();
+    let byte = if garbage { 0xa5 } else { 0 };
+    std::io::Write::write_all(&mut &file, &vec![byte; len]).unwrap();
+    Mapping::new(&file, 0, len, Access::Write).unwrap()
+}
+
+impl Rig {
+    fn new(capacity: usize) -> Self {
+        let header = mapping(PAGE, false);
+        let slots = mapping(PAGE, false);
+        let cursor = Cursor {
+            id: 1,
+            header: header.view(0),
+            slots: slots.views::<Slot>(0, 4),
+        };
+        Self {
+            lane: mapping(PAGE + capacity, true),
+            control: mapping(PAGE, false),
+            cursor,
+            capacity,
+        }
+    }
+
+    fn ring(&self) -> Ring {
+        Ring::new(&self.lane, self.capacity)
+    }
+
+    fn readers(&self) -> Readers {
+        let mut readers = Readers::default();
+        let control = self.control.view::<Control>(0);
+        let listed = Listed {
+            gone: Vec::new(),
+            new: vec![self.cursor.clone()],
+        };
+        readers
+            .refresh::<Infallible>(&control, 1, |_| Ok(listed))
+            .unwrap();
+        readers
+    }
+}
+
+fn payload(sequence: u64, len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| (sequence as u8).wrapping_mul(31).wrapping_add(i as u8))
+        .collect()
+}
+
+/// Claims, making room as far as the reader allows.
+fn claim(writer: &mut Writer, readers: &mut Readers, len: usize) -> Result<u64, Full> {
+    writer.claim(len).or_else(|full| {
+        writer.publish();
+        writer
+            .extend::<Infallible>(full.end, |unjoined| Ok(readers.lowest(1, unjoined)))
+            .unwrap();
+        writer.claim(len)
+    })
+}
+
+fn run(capacity: usize, origin: u64, steps: &[Step]) {
+    let rig = Rig::new(capacity);
+    let mut writer = Writer::create(rig.lane.view(0), rig.ring(), origin);
+    let control = rig.control.view::<Control>(0);
+    rig.cursor.take_slot::<Infallible>(|_| Ok(())).unwrap();
+    let (mark, _) = roster::join(
+        &control,
+        writer.header(),
+        capacity as u64,
+        1,
+        &rig.cursor.slots[0],
+    );
+    assert_eq!(mark, origin);
+    let mut reader = Reader::new(
+        rig.lane.view(0),
+        rig.ring(),
+        rig.cursor.slots.clone(),
+        0,
+        origin,
+        false,
+    );
+    let mut readers = rig.readers();
+    let mut expected = VecDeque::new();
+    let mut total = Boundary {
+        position: 0,
+        sequence: 0,
+        bytes: 0,
+    };
+    let mut sent = |expected: &mut VecDeque<(u64, usize)>, len: usize| {
+        expected.push_back((total.sequence, len));
+        total.sequence += 1;
+        total.bytes += len as u64;
+        total
+    };
+    let mut next = 0;
+    for step in steps {
+        match *step {
+            Step::Send(len) => match claim(&mut writer, &mut readers, len) {
+                Ok(at) => {
+                    writer.write(at, &payload(next, len));
+                    writer.commit(len);
+                    next = sent(&mut expected, len).sequence;
+                }
+                Err(_) => assert!(!expected.is_empty(), "an empty ring has room for {len}"),
+            },
+            Step::Loan(len, commit) => {
+                if let Ok(at) = claim(&mut writer, &mut readers, len) {
+                    writer.open_loan();
+                    writer.loan(at, len).fill(0xff);
+                    match commit {
+                        Some(part) => {
+                            writer.loan(at, len)[..part].copy_from_slice(&payload(next, part));
+                            writer.commit(part);
+                            next = sent(&mut expected, part).sequence;
+                        }
+                        None => writer.abort(),
+                    }
+                }
+            }
+            Step::Leak(len) => {
+                if let Ok(at) = claim(&mut writer, &mut readers, len) {
+                    writer.open_loan();
+                    writer.loan(at, len).fill(0xff);
+                }
+            }
+            Step::Batch(ref lens) => {
+                for &len in lens {
+                    if let Ok(at) = claim(&mut writer, &mut readers, len) {
+                        writer.write(at, &payload(next, len));
+                        writer.stage(len);
+                        next = sent(&mut expected, len).sequence;
+                    }
+                }
+                writer.publish();
+            }
+            Step::Receive(count) => {
+                for _ in 0..count {
+                    let found = reader.next().unwrap();
+                    assert_eq!(found.is_some(), !expected.is_empty());
+                    let (Some(found), Some((sequence, len))) = (found, expected.pop_front()) else {
+                        break;
+                    };
+                    assert_eq!(found.word.sequence(), sequence as u32);
+                    assert_eq!(reader.payload(found), payload(sequence, len));
+                    reader.track().release(found.word.size());
+                }
+                if expected.is_empty() {
+                    reader.track().settle();
+                }
+            }
+            Step::Adopt => {
+                drop(writer);
+                writer = Writer::adopt(rig.lane.view(0), rig.ring()).unwrap();
+                readers = rig.readers();
+            }
+        }
+        check_outside(&rig, reader.position(), expected.len());
+    }
+    while let Some(found) = reader.next().unwrap() {
+        let (sequence, len) = expected.pop_front().unwrap();
+        assert_eq!(reader.payload(found), payload(sequence, len));
+        reader.track().release(found.word.size());
+    }
+    assert!(expected.is_empty());
+}
+
+/// Who gates nobody finds boundaries that lead to the end, and how far the reader is from it.
+fn check_outside(rig: &Rig, position: u64, unreceived: usize) {
+    let (header, ring) = (rig.lane.view::<LaneHeader>(0), rig.ring());
+    let outside = Outside {
+        header: &header,
+        ring: &ring,
+    };
+    let oldest = (0..16)
+        .filter_map(|i| outside.record(i))
+        .min_by_key(|boundary| boundary.position)
+        .unwrap();
+    let mut at = oldest;
+    while let Some((found, _)) = outside.frame(at.position, false) {
+        at.pass(found);
+    }
+    let (_, mut newest) = outside.newest().unwrap();
+    while let Some((found, _)) = outside.frame(newest.position, false) {
+        newest.pass(found);
+    }
+    assert_eq!(at, newest);
+    assert_eq!(outside.lag(position, at), unreceived as u64);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn a_lane_is_a_queue(
+        (capacity, steps) in prop::sample::select(vec![4096_usize, 8192, 65536]).prop_flat_map(|c| (Just(c), steps(c))),
+        start in prop::sample::select(vec![1_u64 << 17, 1 << 32, 1 << 63]),
+        below in 0..600_u64,
+    ) {
+        run(capacity, start - below * SLOT, &steps);
+        run(capacity, 0, &steps);
+    }
+}
+
+#[test]
+fn words_keep_their_fields() {
+    use super::layout::Word;
+    let word = Word::message(Word::MAX_LENGTH, 0x1_2345_6789);
+    assert_eq!(
+        (word.len(), word.sequence(), word.is_message()),
+        (Word::MAX_LENGTH, 0x2345_6789, true)
+    );
+    let padding = Word::padding(64, 7);
+    assert_eq!(
+        (padding.size(), padding.sequence(), padding.is_padding()),
+        (64, 7, true)
+    );
+    assert_ne!(Word::message(0, 0).0, 0);
+}
