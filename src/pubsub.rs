@@ -2,6 +2,7 @@
 //! patterns.
 
 use std::fmt;
+use std::hint;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -663,6 +664,9 @@ const STREAM: u32 = 8;
 /// Pauses between two looks at a stream; halved with each look that finds nothing.
 const STREAM_PAUSES: u32 = 256;
 
+/// Looks at one source before the others, the roster and the clock are looked at again.
+const CLOSE_LOOKS: u32 = 16;
+
 impl<T: ?Sized> fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Receiver { topic, cursor, .. } = &self.receiver;
@@ -708,11 +712,11 @@ impl Receiver {
     #[inline]
     fn poll(&mut self) -> Result<Option<(usize, Found)>> {
         self.check_fork()?;
-        self.turn += 1;
         if self.turn < TURN
             && let Some(source) = self.sources.get_mut(self.at)
             && let Ok(Some(found)) = source.reader.next()
         {
+            self.turn += 1;
             return Ok(Some((self.at, found)));
         }
         self.poll_all()
@@ -744,6 +748,7 @@ impl Receiver {
                 0
             };
             if let Some(found) = self.look_at(self.at)? {
+                self.turn = 1;
                 return Ok(Some((self.at, found)));
             }
         }
@@ -818,7 +823,12 @@ impl Receiver {
         let mut waiter = Waiter::new(self.topic.wait, timeout);
         loop {
             match waiter.next(self.pauses) {
-                Next::Look => self.pauses = (self.pauses / 2).max(1),
+                Next::Look if self.pauses > 1 => self.pauses /= 2,
+                Next::Look => {
+                    if let Some(found) = self.look_closely() {
+                        return Ok(Some(found));
+                    }
+                }
                 Next::Sleep(time) => self.sleep(time)?,
                 Next::TimedOut => return Ok(None),
             }
@@ -829,6 +839,20 @@ impl Receiver {
                 return Err(self.ended());
             }
         }
+    }
+
+    /// Looks at the source that was read last, and at nothing else, for about as long as a round trip takes.
+    #[inline]
+    fn look_closely(&mut self) -> Option<(usize, Found)> {
+        let source = self.sources.get_mut(self.at)?;
+        for _ in 0..CLOSE_LOOKS {
+            if let Ok(Some(found)) = source.reader.next() {
+                self.turn += 1;
+                return Some((self.at, found));
+            }
+            hint::spin_loop();
+        }
+        None
     }
 
     fn sleep(&mut self, time: Duration) -> Result<()> {

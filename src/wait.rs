@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::unistd::{SysconfVar, sysconf};
+
 /// How a blocking call waits while there is nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WaitStrategy {
@@ -66,9 +68,6 @@ impl Waiter {
         };
         self.looks += 1;
         if spins && !self.looks.is_multiple_of(LOOKS) {
-            if is_alone() {
-                thread::yield_now();
-            }
             for _ in 0..pauses {
                 hint::spin_loop();
             }
@@ -88,14 +87,17 @@ impl Waiter {
         }
         let started = *self.started.get_or_insert(now);
         if spins && (self.strategy == WaitStrategy::Spin || now - started < SPIN) {
+            // Whoever is waited for may need this very processor.
+            thread::yield_now();
             return Next::Look;
         }
         Next::Sleep(left.map_or(SLICE, |left| left.min(SLICE)))
     }
 }
 
-/// Whether this process has one processor: whoever it waits for can't run while it looks.
+/// Whether the machine has one processor: whoever is waited for can't run while we look. (Not this process's affinity:
+/// the other side may be pinned elsewhere.)
 fn is_alone() -> bool {
     static ALONE: OnceLock<bool> = OnceLock::new();
-    *ALONE.get_or_init(|| thread::available_parallelism().is_ok_and(|n| n.get() == 1))
+    *ALONE.get_or_init(|| matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(1))))
 }

@@ -37,7 +37,9 @@ impl Failure {
     /// Says why on stderr, if there is anything to say.
     pub fn tell(&self) {
         use std::io::Write as _;
-        if let Self::Error(why) | Self::Usage(why) | Self::Deadline(why) | Self::PeerGone(why) = self {
+        if let Self::Error(why) | Self::Usage(why) | Self::Deadline(why) | Self::PeerGone(why) =
+            self
+        {
             // A closed stderr leaves the status, which says enough.
             let _ = writeln!(io::stderr(), "buslane: {why}");
         }

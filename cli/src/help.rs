@@ -45,10 +45,15 @@ pub fn man(stop: &Stop) -> Result<(), Failure> {
 
 fn render(command: Command, pages: &mut Vec<u8>) -> std::io::Result<()> {
     Man::new(command.clone()).render(pages)?;
-    command.get_subcommands().cloned().try_for_each(|sub| render(sub, pages))
+    command
+        .get_subcommands()
+        .cloned()
+        .try_for_each(|sub| render(sub, pages))
 }
 
 fn print(text: &[u8], stop: &Stop) -> Result<(), Failure> {
     let mut out = stdout(stop)?;
-    out.write_all(text).and_then(|()| out.flush()).map_err(Failure::stdout)
+    out.write_all(text)
+        .and_then(|()| out.flush())
+        .map_err(Failure::stdout)
 }

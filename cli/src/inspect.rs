@@ -94,7 +94,11 @@ struct SeenJson<'a> {
 
 impl<'a> Whole<'a> {
     fn new(report: &'a TopicReport, tail: Option<&'a [Seen]>) -> Self {
-        let owner = |owner: &'a Owner| OwnerJson { pid: owner.pid, name: &owner.name, alive: owner.alive };
+        let owner = |owner: &'a Owner| OwnerJson {
+            pid: owner.pid,
+            name: &owner.name,
+            alive: owner.alive,
+        };
         let lane = |lane: &'a LaneReport| LaneJson {
             id: lane.id,
             owner: owner(&lane.owner),
@@ -110,7 +114,11 @@ impl<'a> Whole<'a> {
             positions: cursor
                 .positions
                 .iter()
-                .map(|at| PositionJson { lane: at.lane, position: at.position, lag: at.lag })
+                .map(|at| PositionJson {
+                    lane: at.lane,
+                    position: at.position,
+                    lag: at.lag,
+                })
                 .collect(),
         };
         let seen = |seen: &'a Seen| SeenJson {
@@ -129,18 +137,38 @@ impl<'a> Whole<'a> {
     }
 }
 
-fn people(out: &mut Output<'_>, report: &TopicReport, tail: Option<&[Seen]>) -> Result<(), Failure> {
+fn people(
+    out: &mut Output<'_>,
+    report: &TopicReport,
+    tail: Option<&[Seen]>,
+) -> Result<(), Failure> {
     let owner = |owner: &Owner| {
-        format!("{} {}{}", owner.name, owner.pid, if owner.alive { "" } else { " (dead)" })
+        format!(
+            "{} {}{}",
+            owner.name,
+            owner.pid,
+            if owner.alive { "" } else { " (dead)" }
+        )
     };
-    let row = |cells: &[&str]| cells.iter().map(|cell| String::from(*cell)).collect::<Vec<_>>();
+    let row = |cells: &[&str]| {
+        cells
+            .iter()
+            .map(|cell| String::from(*cell))
+            .collect::<Vec<_>>()
+    };
 
     let mut rows = vec![
         vec!["topic".into(), report.name.clone()],
         vec!["pattern".into(), report.pattern.into()],
         vec!["type".into(), report.type_name.clone()],
-        vec!["capacity".into(), format!("{} a lane", size::human(report.capacity))],
-        vec!["messages".into(), format!("{}, {}", report.messages(), size::human(report.bytes()))],
+        vec![
+            "capacity".into(),
+            format!("{} a lane", size::human(report.capacity)),
+        ],
+        vec![
+            "messages".into(),
+            format!("{}, {}", report.messages(), size::human(report.bytes())),
+        ],
         vec!["lag".into(), format!("{} messages", report.lag())],
     ];
     table(out, &rows)?;
@@ -153,7 +181,11 @@ fn people(out: &mut Output<'_>, report: &TopicReport, tail: Option<&[Seen]>) -> 
             lane.position.to_string(),
             lane.messages.to_string(),
             lane.bytes.to_string(),
-            if lane.closed { "closed".into() } else { String::new() },
+            if lane.closed {
+                "closed".into()
+            } else {
+                String::new()
+            },
         ]);
     }
     section(out, &rows)?;
@@ -162,7 +194,14 @@ fn people(out: &mut Output<'_>, report: &TopicReport, tail: Option<&[Seen]>) -> 
     for cursor in &report.cursors {
         let state = if cursor.sleeping { "sleeping" } else { "" };
         if cursor.positions.is_empty() {
-            rows.push(row(&[&cursor.id.to_string(), &owner(&cursor.owner), "-", "-", "-", state]));
+            rows.push(row(&[
+                &cursor.id.to_string(),
+                &owner(&cursor.owner),
+                "-",
+                "-",
+                "-",
+                state,
+            ]));
         }
         for at in &cursor.positions {
             rows.push(vec![
@@ -182,7 +221,12 @@ fn people(out: &mut Output<'_>, report: &TopicReport, tail: Option<&[Seen]>) -> 
         for seen in tail {
             // Escaped: a message must not be able to command the terminal.
             let text = seen.payload.escape_ascii().to_string();
-            rows.push(vec![seen.lane.to_string(), seen.sequence.to_string(), seen.payload.len().to_string(), text]);
+            rows.push(vec![
+                seen.lane.to_string(),
+                seen.sequence.to_string(),
+                seen.payload.len().to_string(),
+                text,
+            ]);
         }
         section(out, &rows)?;
     }

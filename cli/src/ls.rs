@@ -77,11 +77,16 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
             json_line(&mut out, &Summary::new(report))?;
         }
     } else if reports.is_empty() {
-        writeln!(out, "no topics yet: `buslane send TOPIC` and `buslane recv TOPIC` make them").map_err(Failure::stdout)?;
+        writeln!(
+            out,
+            "no topics yet: `buslane send TOPIC` and `buslane recv TOPIC` make them"
+        )
+        .map_err(Failure::stdout)?;
     } else {
         thread::sleep(RATE_OVER);
         let seconds = before.elapsed().as_secs_f64();
-        let rates = rates(&reports, &look(&bus, &names, false)?, seconds);
+        let later = look(&bus, &names, false)?;
+        let rates = rates(&reports, &later, seconds);
         table(&mut out, &rows(&reports, &rates, args.long))?;
     }
     out.flush().map_err(Failure::stdout)
@@ -111,24 +116,43 @@ fn look(bus: &Bus, names: &[String], must_exist: bool) -> Result<Vec<TopicReport
 }
 
 /// Messages a second, by topic.
-fn rates<'a>(before: &[TopicReport], after: &'a [TopicReport], seconds: f64) -> HashMap<&'a str, f64> {
-    let before: HashMap<_, _> = before.iter().map(|report| (report.name.as_str(), report.messages())).collect();
+fn rates<'a>(
+    before: &[TopicReport],
+    after: &'a [TopicReport],
+    seconds: f64,
+) -> HashMap<&'a str, f64> {
+    let before: HashMap<_, _> = before
+        .iter()
+        .map(|report| (report.name.as_str(), report.messages()))
+        .collect();
     let rate = |report: &'a TopicReport| {
-        let sent = report.messages().saturating_sub(*before.get(report.name.as_str())?);
+        let sent = report
+            .messages()
+            .saturating_sub(*before.get(report.name.as_str())?);
         Some((report.name.as_str(), sent as f64 / seconds))
     };
     after.iter().filter_map(rate).collect()
 }
 
 fn rows(reports: &[TopicReport], rates: &HashMap<&str, f64>, long: bool) -> Vec<Vec<String>> {
-    let mut header = vec!["TOPIC", "PATTERN", "TYPE", "PUBLISHERS", "SUBSCRIBERS", "RATE", "LAG"];
+    let mut header = vec![
+        "TOPIC",
+        "PATTERN",
+        "TYPE",
+        "PUBLISHERS",
+        "SUBSCRIBERS",
+        "RATE",
+        "LAG",
+    ];
     if long {
         header.extend(["CAPACITY", "BYTES", "MESSAGES", "LOST"]);
     }
     let mut rows = vec![header.into_iter().map(String::from).collect()];
     for report in reports {
         let summary = Summary::new(report);
-        let rate = rates.get(summary.topic).map_or_else(|| "-".into(), |rate| format!("{rate:.0}/s"));
+        let rate = rates
+            .get(summary.topic)
+            .map_or_else(|| "-".into(), |rate| format!("{rate:.0}/s"));
         let mut row = vec![
             summary.topic.into(),
             summary.pattern.into(),

@@ -55,7 +55,13 @@ struct Cli {
 #[derive(clap::Args)]
 struct Common {
     /// The bus: a name, or the path of its directory if it contains a `/`
-    #[arg(long, global = true, env = "BUSLANE_BUS", default_value = "default", value_name = "NAME|PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "BUSLANE_BUS",
+        default_value = "default",
+        value_name = "NAME|PATH"
+    )]
     bus: String,
     /// Print JSON to stdout: one object, or one a line where there are several
     #[arg(long, global = true)]
@@ -65,7 +71,11 @@ struct Common {
 impl Common {
     /// Opens the bus, as `builder` says.
     fn open(&self, builder: BusBuilder) -> Result<Bus, buslane::Error> {
-        if self.bus.contains('/') { builder.at(Path::new(&self.bus)) } else { builder.open(&self.bus) }
+        if self.bus.contains('/') {
+            builder.at(Path::new(&self.bus))
+        } else {
+            builder.open(&self.bus)
+        }
     }
 }
 

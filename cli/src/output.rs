@@ -19,7 +19,10 @@ pub type Output<'a> = BufWriter<Stdout<'a>>;
 /// Opens stdout.
 pub fn stdout(stop: &Stop) -> Result<Output<'_>, Failure> {
     let file = Stdout::open().map_err(Failure::stdout)?;
-    Ok(BufWriter::with_capacity(BUFFER_BYTES, Stdout { file, stop }))
+    Ok(BufWriter::with_capacity(
+        BUFFER_BYTES,
+        Stdout { file, stop },
+    ))
 }
 
 /// Writes `value` as one line of JSON.
@@ -50,10 +53,21 @@ impl<'a> Data<'a> {
 /// Rows for people, with the columns aligned.
 pub fn table(out: &mut impl Write, rows: &[Vec<String>]) -> Result<(), Failure> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
+    let widths: Vec<_> = (0..columns)
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
     for row in rows {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         writeln!(out, "{}", cells.join("  ").trim_end()).map_err(Failure::stdout)?;
     }
     Ok(())
@@ -73,7 +87,10 @@ impl Stdout<'_> {
         if !shared.metadata()?.file_type().is_fifo() {
             return Ok(shared);
         }
-        let own = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open("/proc/self/fd/1");
+        let own = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/proc/self/fd/1");
         Ok(own.unwrap_or(shared)) // another user's pipe cannot be opened: then it blocks
     }
 }

@@ -2,7 +2,7 @@
 //! with it.
 
 use std::env;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -19,12 +19,17 @@ use crate::signals::Stop;
 pub fn directory() -> Result<TempDir, Failure> {
     let mut builder = tempfile::Builder::new();
     builder.prefix("buslane-");
-    builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir()).map_err(Failure::system("make a private directory"))
+    builder
+        .tempdir_in("/dev/shm")
+        .or_else(|_| builder.tempdir())
+        .map_err(Failure::system("make a private directory"))
 }
 
 /// This program, to be started again.
 pub fn this_program() -> Result<Command, Failure> {
-    Ok(Command::new(env::current_exe().map_err(Failure::system("find this program"))?))
+    Ok(Command::new(
+        env::current_exe().map_err(Failure::system("find this program"))?,
+    ))
 }
 
 /// Another process of ours, seen from the one that started it. It is told things on its stdin and answers on its
@@ -40,12 +45,19 @@ impl Actor {
     /// Starts it.
     pub fn start(arguments: &[&str]) -> Result<Self, Failure> {
         let mut command = this_program()?;
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut process = Running::start(&mut command)?;
         let (Some(ears), Some(answers)) = (process.0.stdin.take(), process.0.stdout.take()) else {
             unreachable!("both were asked for");
         };
-        Ok(Self { process, ears, answers: BufReader::new(answers) })
+        Ok(Self {
+            process,
+            ears,
+            answers: BufReader::new(answers),
+        })
     }
 
     /// Tells it something.
@@ -57,11 +69,14 @@ impl Actor {
     pub fn answer<T: DeserializeOwned>(&mut self, stop: &Stop) -> Result<T, Failure> {
         // It writes each line at once, so that what is readable is all of it.
         if self.answers.buffer().is_empty() {
-            stop.wait_readable(self.answers.get_ref().as_fd()).map_err(Failure::system("wait for the other process"))?;
+            stop.wait_readable(self.answers.get_ref().as_fd())
+                .map_err(Failure::system("wait for the other process"))?;
         }
         stop.check()?;
         let mut line = String::new();
-        self.answers.read_line(&mut line).map_err(Failure::system("read from the other process"))?;
+        self.answers
+            .read_line(&mut line)
+            .map_err(Failure::system("read from the other process"))?;
         serde_json::from_str(&line).map_err(|_| Self::gone())
     }
 
@@ -82,7 +97,36 @@ pub struct Running(pub Child);
 impl Running {
     /// Starts it.
     pub fn start(command: &mut Command) -> Result<Self, Failure> {
-        command.spawn().map(Self).map_err(Failure::system("start another process"))
+        command
+            .spawn()
+            .map(Self)
+            .map_err(Failure::system("start another process"))
+    }
+
+    /// Waits until it has ended, and well. Its stderr must be piped.
+    pub fn finish(mut self, stop: &Stop) -> Result<(), Failure> {
+        let wait = Failure::system("wait for another process");
+        let mut said = String::new();
+        if let Some(mut stderr) = self.0.stderr.take() {
+            // A signal must end this wait; and the stream ends when the process does.
+            while stop.wait_readable(stderr.as_fd()).map_err(&wait)? {
+                let mut some = [0; 1024];
+                match stderr.read(&mut some).map_err(&wait)? {
+                    0 => break,
+                    n => said.push_str(&String::from_utf8_lossy(&some[..n])),
+                }
+            }
+        }
+        stop.check()?;
+        let status = self.0.wait().map_err(&wait)?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Failure::Error(format!(
+                "another process ended with {status}: {}",
+                said.trim()
+            )))
+        }
     }
 
     fn kill(&mut self) {
@@ -105,7 +149,8 @@ pub struct Director;
 impl Director {
     /// Has this process die with the one that started it.
     pub fn attach() -> Result<Self, Failure> {
-        set_pdeathsig(Signal::SIGKILL).map_err(|e| Failure::system("follow the other process")(e.into()))?;
+        set_pdeathsig(Signal::SIGKILL)
+            .map_err(|e| Failure::system("follow the other process")(e.into()))?;
         Ok(Self)
     }
 
@@ -114,7 +159,9 @@ impl Director {
         let mut line = String::new();
         match io::stdin().lock().read_line(&mut line) {
             Ok(0) => Ok(None),
-            Ok(_) => serde_json::from_str(&line).map(Some).map_err(|e| Failure::Error(format!("told nonsense: {e}"))),
+            Ok(_) => serde_json::from_str(&line)
+                .map(Some)
+                .map_err(|e| Failure::Error(format!("told nonsense: {e}"))),
             Err(error) => Err(Failure::system("read stdin")(error)),
         }
     }

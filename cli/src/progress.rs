@@ -19,7 +19,9 @@ impl Progress {
     /// Bytes and their rate, of `total` if that is known.
     pub fn bytes(total: Option<u64>) -> Self {
         let template = match total {
-            Some(_) => "{bar:40} {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left",
+            Some(_) => {
+                "{bar:40} {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left"
+            }
             None => "{spinner} {binary_bytes}  {binary_bytes_per_sec}",
         };
         Self::new(total, template)
@@ -27,15 +29,23 @@ impl Progress {
 
     /// Rounds of a measurement.
     pub fn rounds(total: usize) -> Self {
-        Self::new(Some(total as u64), "{bar:40} {pos} of {len} rounds  {eta} left")
+        Self::new(
+            Some(total as u64),
+            "{bar:40} {pos} of {len} rounds  {eta} left",
+        )
     }
 
     fn new(total: Option<u64>, template: &str) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden()).with_style(style)
         });
-        Self { bar, started: Instant::now(), done: 0 }
+        Self {
+            bar,
+            started: Instant::now(),
+            done: 0,
+        }
     }
 
     /// So much more is done.

@@ -57,22 +57,47 @@ enum From {
 /// Receives until the publishers have gone.
 pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     // Neither is a choice on a topic that loses nothing and keeps nothing.
-    let Args { from: From::New, strict: _, topics, frame, follow, count } = args;
+    let Args {
+        from: From::New,
+        strict: _,
+        topics,
+        frame,
+        follow,
+        count,
+    } = args;
     let bus = common.open(Bus::builder())?;
     let mut sources = Vec::new();
     for name in topics {
-        sources.push(Source { name, subscriber: bus.topic(name)?.subscriber()? });
+        sources.push(Source {
+            name,
+            subscriber: bus.topic(name)?.subscriber()?,
+        });
     }
     let framing = if common.json { None } else { Some(*frame) };
-    let sink = Sink { out: stdout(stop)?, framing, left: count.unwrap_or(u64::MAX), all_gone: false };
-    let receiver = Receiver { sink: Mutex::new(sink), follow: *follow, topics, bus, stop };
+    let sink = Sink {
+        out: stdout(stop)?,
+        framing,
+        left: count.unwrap_or(u64::MAX),
+        all_gone: false,
+    };
+    let receiver = Receiver {
+        sink: Mutex::new(sink),
+        follow: *follow,
+        topics,
+        bus,
+        stop,
+    };
     let receiver = &receiver;
 
     // One thread a topic: what it holds up by a slow stdout, it holds up on its own topic.
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            sources.into_iter().map(|mut source| scope.spawn(move || receiver.receive(&mut source))).collect();
-        let results = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let threads: Vec<_> = sources
+            .into_iter()
+            .map(|mut source| scope.spawn(move || receiver.receive(&mut source)))
+            .collect();
+        let results = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
         results.fold(Ok(()), Result::and)
     })
 }
@@ -110,9 +135,11 @@ enum Next {
     Ended,
 }
 
-impl Receiver<'_> {
+impl<'a> Receiver<'a> {
     fn receive(&self, source: &mut Source<'_>) -> Result<(), Failure> {
-        let result = self.pump(source).and_then(|()| self.sink().out.flush().map_err(Failure::stdout));
+        let result = self
+            .pump(source)
+            .and_then(|()| self.sink().out.flush().map_err(Failure::stdout));
         if result.is_err() {
             self.sink().left = 0; // the other threads shall end, too
         }
@@ -146,7 +173,11 @@ impl Receiver<'_> {
     }
 
     /// Writes a message from where it lies.
-    fn write(&self, topic: &str, found: Result<Option<Frame<'_>>, buslane::Error>) -> Result<Next, Failure> {
+    fn write(
+        &self,
+        topic: &str,
+        found: Result<Option<Frame<'_>>, buslane::Error>,
+    ) -> Result<Next, Failure> {
         let frame = match found {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ok(Next::Nothing),
@@ -156,7 +187,9 @@ impl Receiver<'_> {
         let sink = &mut *self.sink();
         if sink.left > 0 {
             match sink.framing {
-                Some(framing) => framing.write(&mut sink.out, &frame).map_err(Failure::stdout)?,
+                Some(framing) => framing
+                    .write(&mut sink.out, &frame)
+                    .map_err(Failure::stdout)?,
                 None => json_line(&mut sink.out, &Line::new(topic, &frame))?,
             }
             sink.left -= 1;
@@ -174,7 +207,7 @@ impl Receiver<'_> {
         Ok(true)
     }
 
-    fn sink(&self) -> MutexGuard<'_, Sink<'_>> {
+    fn sink(&self) -> MutexGuard<'_, Sink<'a>> {
         self.sink.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -192,6 +225,12 @@ struct Line<'a> {
 
 impl<'a> Line<'a> {
     fn new(topic: &'a str, frame: &'a Frame<'_>) -> Self {
-        Self { topic, lane: frame.lane(), sequence: frame.sequence(), len: frame.len(), data: Data::new(frame) }
+        Self {
+            topic,
+            lane: frame.lane(),
+            sequence: frame.sequence(),
+            len: frame.len(),
+            data: Data::new(frame),
+        }
     }
 }

@@ -52,9 +52,16 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         None => builder,
     }
     .open()?;
-    let mut sender = Sender { publisher: topic.publisher()?, stop, had_subscriber: false, sent: Sent::default() };
+    let mut sender = Sender {
+        publisher: topic.publisher()?,
+        stop,
+        had_subscriber: false,
+        sent: Sent::default(),
+    };
     if !args.no_wait {
-        in_slices(stop, || sender.publisher.wait_for_subscribers(1, Some(SLICE)))?;
+        in_slices(stop, || {
+            sender.publisher.wait_for_subscribers(1, Some(SLICE))
+        })?;
     }
     sender.check_subscribers()?;
 
@@ -76,7 +83,10 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
 }
 
 /// Repeats a wait that is bounded by [`SLICE`] until it succeeds or fails, or a signal comes.
-fn in_slices<T>(stop: &Stop, mut wait: impl FnMut() -> Result<T, buslane::Error>) -> Result<T, Failure> {
+fn in_slices<T>(
+    stop: &Stop,
+    mut wait: impl FnMut() -> Result<T, buslane::Error>,
+) -> Result<T, Failure> {
     loop {
         stop.check()?;
         match wait() {
@@ -110,14 +120,22 @@ impl Sender<'_> {
         Ok(())
     }
 
-    fn delimited(&mut self, input: Input<'_>, delimiter: u8, progress: &mut Progress) -> Result<(), Failure> {
+    fn delimited(
+        &mut self,
+        input: Input<'_>,
+        delimiter: u8,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
         let max = self.publisher.max_len();
         let mut input = BufReader::with_capacity(64 * 1024, input);
         let mut message = Vec::new();
         loop {
             message.clear();
             // Room for the longest message, its delimiter, and to see that it is not longer.
-            let read = input.by_ref().take(max as u64 + 2).read_until(delimiter, &mut message);
+            let read = input
+                .by_ref()
+                .take(max as u64 + 1)
+                .read_until(delimiter, &mut message);
             let read = read.map_err(Failure::system("read stdin"))?;
             self.stop.check()?;
             if read == 0 {
@@ -140,7 +158,12 @@ impl Sender<'_> {
     }
 
     /// Each chunk is read from stdin straight into the frame that subscribers will see.
-    fn chunks(&mut self, mut input: Input<'_>, size: usize, progress: &mut Progress) -> Result<(), Failure> {
+    fn chunks(
+        &mut self,
+        mut input: Input<'_>,
+        size: usize,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
         let max = self.publisher.max_len();
         if size > max {
             return Err(self.too_long(&format!("a chunk of {size} bytes"), max));
@@ -171,7 +194,10 @@ impl Sender<'_> {
             }
             if len == 0 {
                 self.send(&[])?;
-            } else if self.loaned(len, |frame| read_full(&mut input, frame).map(|n| if n < len { 0 } else { n }))? == 0 {
+            } else if self.loaned(len, |frame| {
+                read_full(&mut input, frame).map(|n| if n < len { 0 } else { n })
+            })? == 0
+            {
                 return Err(self.truncated());
             }
             progress.add(len as u64 + 4);
@@ -179,7 +205,11 @@ impl Sender<'_> {
     }
 
     /// Sends what `read` puts into a loan of `len` bytes; if that is nothing, sends nothing.
-    fn loaned(&mut self, len: usize, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> Result<usize, Failure> {
+    fn loaned(
+        &mut self,
+        len: usize,
+        read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> Result<usize, Failure> {
         // The loan borrows the publisher, so this cannot be `in_slices`.
         let got = loop {
             self.stop.check()?;
@@ -218,7 +248,10 @@ impl Sender<'_> {
     }
 
     fn truncated(&self) -> Failure {
-        Failure::Error(format!("stdin ends inside message {}; check what writes it", self.sent.messages + 1))
+        Failure::Error(format!(
+            "stdin ends inside message {}; check what writes it",
+            self.sent.messages + 1
+        ))
     }
 }
 
@@ -245,7 +278,11 @@ impl<'a> Input<'a> {
     fn open(stop: &'a Stop) -> io::Result<Self> {
         let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
         let metadata = file.metadata()?;
-        Ok(Self { regular_len: metadata.is_file().then_some(metadata.len()), file, stop })
+        Ok(Self {
+            regular_len: metadata.is_file().then_some(metadata.len()),
+            file,
+            stop,
+        })
     }
 }
 

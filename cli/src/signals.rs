@@ -69,7 +69,10 @@ impl Stop {
 
     fn wait(&self, fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<bool> {
         // What the signal wrote is never read, so that it ends every later wait as well.
-        let mut fds = [PollFd::new(fd, flags), PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(fd, flags),
+            PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN),
+        ];
         loop {
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) => return Ok(!fds[1].any().unwrap_or(false)),

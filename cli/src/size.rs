@@ -4,8 +4,11 @@ use bytesize::ByteSize;
 
 /// Parses a size into bytes.
 pub fn parse(text: &str) -> Result<usize, String> {
-    let size: ByteSize = text.parse().map_err(|_| format!("`{text}` is no size: write bytes, 64KiB or 1MiB"))?;
-    usize::try_from(size.as_u64()).map_err(|_| format!("`{text}` is more than this machine can address"))
+    let size: ByteSize = text
+        .parse()
+        .map_err(|_| format!("`{text}` is no size: write bytes, 64KiB or 1MiB"))?;
+    usize::try_from(size.as_u64())
+        .map_err(|_| format!("`{text}` is more than this machine can address"))
 }
 
 /// A number of bytes for people.

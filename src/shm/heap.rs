@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use loom::cell::UnsafeCell;
+
 use super::sync::{AtomicU64, Ordering};
 
 /// What every thread of a model sees: a page of a file, as it were.
@@ -44,16 +46,21 @@ impl<T: ?Sized> fmt::Debug for View<T> {
     }
 }
 
-/// A ring of loom's words. Payloads are words, too, written and read `Relaxed`: what is read too early, or overwritten
-/// while it is read, is then no undefined behaviour but another value, which the model's reader looks for.
+/// A ring of loom's words. What `bytes` does to payloads with plain copies is done here word by word, `Relaxed`, so that
+/// what is read too early or overwritten while it is read is another value, which the model's reader looks for.
+///
+/// Plain accesses are watched, too: one that no happens-before separates from a write is a data race, and loom panics.
+/// The atomic accesses to frame words count as reads, which may meet each other, but no plain write.
 #[derive(Clone)]
-pub struct Ring(Arc<[AtomicU64]>);
+pub struct Ring {
+    words: Arc<[AtomicU64]>,
+    /// One for each word; `None` for who reads what may be overwritten meanwhile.
+    watched: Option<Arc<[UnsafeCell<()>]>>,
+}
 
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring")
-            .field("capacity", &self.capacity())
-            .finish()
+        f.debug_struct("Ring").field("capacity", &self.capacity()).finish()
     }
 }
 
@@ -61,16 +68,19 @@ impl Ring {
     /// A ring that holds these words: a power of two of them.
     pub fn new(words: impl IntoIterator<Item = u64>) -> Self {
         let words: Arc<[AtomicU64]> = words.into_iter().map(AtomicU64::new).collect();
-        assert!(
-            words.len().is_power_of_two(),
-            "a ring's capacity is a power of two"
-        );
-        Self(words)
+        assert!(words.len().is_power_of_two(), "a ring's capacity is a power of two");
+        let watched = words.iter().map(|_| UnsafeCell::new(())).collect();
+        Self { words, watched: Some(watched) }
+    }
+
+    /// The same ring, for an observer: its races are not reported, because it finds out about them itself.
+    pub fn unwatched(&self) -> Self {
+        Self { words: Arc::clone(&self.words), watched: None }
     }
 
     /// Bytes in the ring.
     pub fn capacity(&self) -> u64 {
-        self.0.len() as u64 * 8
+        self.words.len() as u64 * 8
     }
 
     /// Where `position` lies in the ring.
@@ -78,44 +88,60 @@ impl Ring {
         position & (self.capacity() - 1)
     }
 
-    /// The word at `position`, a multiple of 8.
+    fn index(&self, position: u64) -> usize {
+        (self.offset(position) / 8) as usize
+    }
+
+    #[track_caller]
+    fn will_read(&self, index: usize) {
+        if let Some(watched) = &self.watched {
+            watched[index].with(|_| ());
+        }
+    }
+
+    #[track_caller]
+    fn will_write(&self, index: usize) {
+        if let Some(watched) = &self.watched {
+            watched[index].with_mut(|_| ());
+        }
+    }
+
+    /// The word at `position`, a multiple of 8, for an atomic access.
+    #[track_caller]
     pub fn word(&self, position: u64) -> &AtomicU64 {
-        &self.0[(self.offset(position) / 8) as usize]
+        self.will_read(self.index(position));
+        &self.words[self.index(position)]
     }
 
     /// Zeroes `[from, to)`, at most the ring, which may wrap.
     pub fn zero(&self, from: u64, to: u64) {
         for position in (from..to.min(from + self.capacity())).step_by(8) {
-            self.word(position).store(0, Ordering::Relaxed);
+            self.will_write(self.index(position));
+            self.words[self.index(position)].store(0, Ordering::Relaxed);
         }
-    }
-
-    fn words(&self, position: u64, count: usize) -> &[AtomicU64] {
-        let first = (self.offset(position) / 8) as usize;
-        &self.0[first..first + count]
     }
 
     /// Writes a payload to `position`.
     pub fn write(&self, position: u64, payload: &[u64]) {
-        for (word, &value) in self.words(position, payload.len()).iter().zip(payload) {
-            word.store(value, Ordering::Relaxed);
+        for (index, &value) in (self.index(position)..).zip(payload) {
+            self.will_write(index);
+            self.words[index].store(value, Ordering::Relaxed);
         }
     }
 
     /// The payload of `count` words at `position`, as it is now.
     pub fn read(&self, position: u64, count: usize) -> Vec<u64> {
-        self.words(position, count)
-            .iter()
-            .map(|word| word.load(Ordering::Relaxed))
-            .collect()
+        let first = self.index(position);
+        let load = |index| {
+            self.will_read(index);
+            self.words[index].load(Ordering::Relaxed)
+        };
+        (first..first + count).map(load).collect()
     }
 
-    /// A copy of the `len` bytes at `position`, whole words.
+    /// A copy of the `len` bytes at `position`, whole words, that may be overwritten meanwhile.
     pub fn copy_out(&self, position: u64, len: usize) -> Vec<u8> {
-        self.read(position, len / 8)
-            .into_iter()
-            .flat_map(u64::to_le_bytes)
-            .collect()
+        self.unwatched().read(position, len / 8).into_iter().flat_map(u64::to_le_bytes).collect()
     }
 }
 

@@ -744,7 +744,6 @@ impl Outside<'_> {
 
     /// The frame at `position`, with a copy of its payload if wanted; `None` where there is none yet, or it does not
     /// hold any more.
-    #[cfg(not(loom))]
     pub fn frame(&self, position: u64, with_payload: bool) -> Option<(Found, Vec<u8>)> {
         let found = frame_at(self.ring, position).ok()??;
         let len = if with_payload && found.word.is_message() {

@@ -32,7 +32,12 @@ pub struct Segment(Shmem);
 impl Segment {
     /// Makes it; removed when this is dropped.
     pub fn create(name: &str) -> Result<Self, Failure> {
-        Self::check(ShmemConf::new().os_id(name).size(size_of::<Words>()).create())
+        Self::check(
+            ShmemConf::new()
+                .os_id(name)
+                .size(size_of::<Words>())
+                .create(),
+        )
     }
 
     /// Opens the other process's.
@@ -43,8 +48,13 @@ impl Segment {
     fn check(segment: Result<Shmem, shared_memory::ShmemError>) -> Result<Self, Failure> {
         match segment {
             Ok(shmem) if shmem.len() >= size_of::<Words>() => Ok(Self(shmem)),
-            Ok(shmem) => Err(Failure::Error(format!("the shared segment has only {} bytes", shmem.len()))),
-            Err(error) => Err(Failure::Error(format!("cannot share memory for the bare round trip: {error}"))),
+            Ok(shmem) => Err(Failure::Error(format!(
+                "the shared segment has only {} bytes",
+                shmem.len()
+            ))),
+            Err(error) => Err(Failure::Error(format!(
+                "cannot share memory for the bare round trip: {error}"
+            ))),
         }
     }
 
@@ -70,7 +80,12 @@ pub struct RawLink {
 impl RawLink {
     /// From the shared segment, in which nothing was sent yet.
     pub fn new(segment: Segment, side: Side, yields: bool) -> Self {
-        Self { segment, side, seen: 0, yields }
+        Self {
+            segment,
+            side,
+            seen: 0,
+            yields,
+        }
     }
 
     #[cold]
@@ -78,7 +93,9 @@ impl RawLink {
         if self.yields {
             thread::yield_now();
         }
-        if looks.is_multiple_of(1 << 16) && started.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+        if looks.is_multiple_of(1 << 16)
+            && started.get_or_insert_with(Instant::now).elapsed() > PATIENCE
+        {
             return Err(gone());
         }
         Ok(())
@@ -89,7 +106,9 @@ impl Link for RawLink {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
         // Release: as any transport must, for what was written before to be seen.
-        self.segment.words().raw[self.side.outgoing()].0.store(word(message), Ordering::Release);
+        self.segment.words().raw[self.side.outgoing()]
+            .0
+            .store(word(message), Ordering::Release);
         Ok(())
     }
 
@@ -99,7 +118,9 @@ impl Link for RawLink {
         let mut started = None;
         loop {
             // Acquire: the partner of the store above.
-            let value = self.segment.words().raw[self.side.incoming()].0.load(Ordering::Acquire);
+            let value = self.segment.words().raw[self.side.incoming()]
+                .0
+                .load(Ordering::Acquire);
             if value != self.seen {
                 self.seen = value;
                 return Ok(value);
@@ -124,7 +145,11 @@ pub struct FutexLink {
 impl FutexLink {
     /// From the shared segment, in which nothing was sent yet.
     pub fn new(segment: Segment, side: Side) -> Self {
-        Self { segment, side, seen: 0 }
+        Self {
+            segment,
+            side,
+            seen: 0,
+        }
     }
 }
 
@@ -148,14 +173,25 @@ impl Link for FutexLink {
                 self.seen = value;
                 return Ok(u64::from(value));
             }
-            let timeout = libc::timespec { tv_sec: PATIENCE.as_secs() as libc::time_t, tv_nsec: 0 };
+            let timeout = libc::timespec {
+                tv_sec: PATIENCE.as_secs() as libc::time_t,
+                tv_nsec: 0,
+            };
             // SAFETY: the futex lives in the mapping that `self` holds, and `timeout` on this stack: both outlive the
             // call, which only reads them.
             let slept = unsafe {
-                libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout)
+                libc::syscall(
+                    libc::SYS_futex,
+                    futex.as_ptr(),
+                    libc::FUTEX_WAIT,
+                    value,
+                    &raw const timeout,
+                )
             };
             // Any other result is a reason to look again.
-            if slept == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ETIMEDOUT) {
+            if slept == -1
+                && std::io::Error::last_os_error().raw_os_error() == Some(libc::ETIMEDOUT)
+            {
                 return Err(gone());
             }
         }
@@ -165,10 +201,15 @@ impl Link for FutexLink {
 /// The message's number, or as much of it as there is.
 #[inline]
 fn word(message: &[u8]) -> u64 {
-    message.first_chunk().map_or(0, |number| u64::from_le_bytes(*number))
+    message
+        .first_chunk()
+        .map_or(0, |number| u64::from_le_bytes(*number))
 }
 
 #[cold]
 fn gone() -> Failure {
-    Failure::PeerGone("the other process of the benchmark does not answer; run it again on an idle machine".into())
+    Failure::PeerGone(
+        "the other process of the benchmark does not answer; run it again on an idle machine"
+            .into(),
+    )
 }

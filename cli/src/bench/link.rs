@@ -62,7 +62,8 @@ pub trait Link {
         for sample in 0..job.count / batch {
             let sample_started = Instant::now();
             for _ in 0..batch {
-                self.send(message.next())?;
+                self.send(&message.bytes)?;
+                message.advance();
                 checksum = fold(checksum, self.recv(job.size)?);
             }
             // The first has the other side's awakening in it.
@@ -70,7 +71,11 @@ pub trait Link {
                 times.saturating_record(nanoseconds(sample_started.elapsed()) / batch);
             }
         }
-        Ok(RoundTrips { times, elapsed: started.elapsed(), checksum })
+        Ok(RoundTrips {
+            times,
+            elapsed: started.elapsed(),
+            checksum,
+        })
     }
 
     /// Round trips, on the side that answers. The checksum of what came.
@@ -79,7 +84,8 @@ pub trait Link {
         let mut checksum = 0;
         for _ in 0..job.count {
             checksum = fold(checksum, self.recv(job.size)?);
-            self.send(message.next())?;
+            self.send(&message.bytes)?;
+            message.advance();
         }
         Ok(checksum)
     }
@@ -88,7 +94,8 @@ pub trait Link {
     fn flood(&mut self, job: &Job) -> Result<(), Failure> {
         let mut message = Message::new(job);
         for _ in 0..job.count {
-            self.send(message.next())?;
+            self.send(&message.bytes)?;
+            message.advance();
         }
         Ok(())
     }
@@ -103,9 +110,9 @@ pub trait Link {
     }
 }
 
-/// Three digits of nanoseconds.
+/// Nanoseconds, with three digits; what takes longer than ten seconds counts as ten.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are allowed")
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("these bounds are allowed")
 }
 
 /// A duration in the unit of the report.
@@ -117,11 +124,17 @@ pub fn nanoseconds(duration: Duration) -> u64 {
 pub fn expected_checksum(job: &Job) -> u64 {
     let mut message = Message::new(job);
     if job.size < NUMBER_BYTES {
-        return (0..job.count).fold(0, |checksum, _| fold(checksum, sum(message.next())));
+        return (0..job.count).fold(0, |checksum, _| {
+            let checksum = fold(checksum, sum(&message.bytes));
+            message.advance();
+            checksum
+        });
     }
     // The number is the first word of the sum; the rest does not change.
-    let rest = sum(message.next()).wrapping_sub(job.first);
-    (job.first..job.first + job.count).fold(0, |checksum, number| fold(checksum, rest.wrapping_add(number)))
+    let rest = sum(&message.bytes).wrapping_sub(job.first);
+    (job.first..job.first + job.count).fold(0, |checksum, number| {
+        fold(checksum, rest.wrapping_add(number))
+    })
 }
 
 /// The order matters.
@@ -134,13 +147,16 @@ fn fold(checksum: u64, sum: u64) -> u64 {
 #[inline]
 pub fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<NUMBER_BYTES>();
-    let words = words.iter().fold(0u64, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
-    rest.iter().fold(words, |sum, &byte| sum.wrapping_add(u64::from(byte)))
+    let words = words.iter().fold(0u64, |sum, word| {
+        sum.wrapping_add(u64::from_le_bytes(*word))
+    });
+    rest.iter()
+        .fold(words, |sum, &byte| sum.wrapping_add(u64::from(byte)))
 }
 
 const NUMBER_BYTES: usize = size_of::<u64>();
 
-/// A message that is renumbered each time.
+/// A message: its number, as far as there is room, before what never changes.
 struct Message {
     bytes: Vec<u8>,
     number: u64,
@@ -148,19 +164,27 @@ struct Message {
 
 impl Message {
     fn new(job: &Job) -> Self {
-        Self { bytes: (0..job.size).map(|i| (i * 31 + 7) as u8).collect(), number: job.first }
+        let bytes = (0..job.size).map(|i| (i * 31 + 7) as u8).collect();
+        let number = job.first;
+        let mut message = Self { bytes, number };
+        message.stamp();
+        message
     }
 
-    /// The next one: its number, as far as there is room, before what never changes.
+    /// Makes it the next one: after sending, when there is time, so that the copy does not wait for this store.
     #[inline]
-    fn next(&mut self) -> &[u8] {
+    fn advance(&mut self) {
+        self.number += 1;
+        self.stamp();
+    }
+
+    #[inline]
+    fn stamp(&mut self) {
         let number = self.number.to_le_bytes();
         match self.bytes.first_chunk_mut() {
             Some(place) => *place = number,
             None => self.bytes.iter_mut().zip(number).for_each(|(place, byte)| *place = byte),
         }
-        self.number += 1;
-        &self.bytes
     }
 }
 

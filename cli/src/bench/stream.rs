@@ -21,7 +21,13 @@ pub struct StreamLink<S> {
 impl<S> StreamLink<S> {
     /// From its two streams.
     pub fn new(write: S, read: S) -> Self {
-        Self { write, read, buffer: vec![0; BUFFER_BYTES], filled: 0, taken: 0 }
+        Self {
+            write,
+            read,
+            buffer: vec![0; BUFFER_BYTES],
+            filled: 0,
+            taken: 0,
+        }
     }
 }
 
@@ -63,5 +69,7 @@ impl<S: Read + Write> Link for StreamLink<S> {
 
 #[cold]
 fn gone(error: io::Error) -> Failure {
-    Failure::PeerGone(format!("the other process of the benchmark has gone: {error}"))
+    Failure::PeerGone(format!(
+        "the other process of the benchmark has gone: {error}"
+    ))
 }
