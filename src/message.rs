@@ -50,9 +50,13 @@ pub trait Payload: sealed::Sealed + 'static {
     /// A copy that outlives the frame.
     type Owned;
 
-    /// The payload of a frame; `None` if it has not the size of the type.
+    /// Bytes of each payload, if they are always the same.
     #[doc(hidden)]
-    fn in_frame(bytes: &[u8]) -> Option<&Self>;
+    const SIZE: Option<u64>;
+
+    /// The payload of a frame that has this size.
+    #[doc(hidden)]
+    fn in_frame(bytes: &[u8]) -> &Self;
 
     /// A copy that outlives the frame.
     #[doc(hidden)]
@@ -68,9 +72,11 @@ impl sealed::Sealed for [u8] {}
 impl Payload for [u8] {
     type Owned = Vec<u8>;
 
+    const SIZE: Option<u64> = None;
+
     #[inline]
-    fn in_frame(bytes: &[u8]) -> Option<&Self> {
-        Some(bytes)
+    fn in_frame(bytes: &[u8]) -> &Self {
+        bytes
     }
 
     fn copied(&self) -> Vec<u8> {
@@ -92,15 +98,12 @@ impl<T: Message> sealed::Sealed for T {}
 impl<T: Message + 'static> Payload for T {
     type Owned = T;
 
+    const SIZE: Option<u64> = Some(size_of::<T>() as u64);
+
     #[inline]
-    fn in_frame(bytes: &[u8]) -> Option<&Self> {
-        const {
-            assert!(
-                align_of::<T>() <= 8,
-                "a message's alignment is at most 8: payloads stand 8 bytes behind a multiple of 16"
-            )
-        };
-        T::ref_from_bytes(bytes).ok()
+    fn in_frame(bytes: &[u8]) -> &Self {
+        const { assert!(align_of::<T>() <= 8, "a payload stands 8 bytes behind a multiple of 16") };
+        T::ref_from_bytes(bytes).expect("as many bytes as the type has, aligned")
     }
 
     fn copied(&self) -> T {

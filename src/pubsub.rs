@@ -19,7 +19,7 @@ use crate::shm::park::{self, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
 use crate::shm::segment::View;
 use crate::shm::{futex, reclaim};
-use crate::wait::{Next, Waiter};
+use crate::wait::{Next, WaitStrategy, Waiter};
 
 // ------------------------------------------------------------------------------------------------------ publishing
 
@@ -630,8 +630,12 @@ struct Receiver {
     turn: u32,
     /// Messages since there was none.
     burst: u32,
-    /// How often to pause between looks.
+    /// Looks at the source that is read now before anything else is done.
+    looks: u32,
+    /// How often to pause before the next look.
     pauses: u32,
+    /// Lanes that contradicted themselves.
+    abandoned: Vec<u64>,
     seen_roster: Option<u64>,
     /// A publisher was there since the end was last reported.
     had_publisher: bool,
@@ -652,8 +656,6 @@ struct Source {
     closed: bool,
     /// And all it sent is received.
     ended: bool,
-    /// It contradicted itself, and is not read any more.
-    broken: bool,
 }
 
 /// Messages taken from one lane before the others are looked at.
@@ -665,7 +667,7 @@ const STREAM: u32 = 8;
 const STREAM_PAUSES: u32 = 256;
 
 /// Looks at one source before the others, the roster and the clock are looked at again.
-const CLOSE_LOOKS: u32 = 16;
+const CLOSE_LOOKS: u32 = 100;
 
 impl<T: ?Sized> fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -686,7 +688,9 @@ impl Receiver {
             at: 0,
             turn: 0,
             burst: 0,
+            looks: 1,
             pauses: 1,
+            abandoned: Vec::new(),
             seen_roster: None,
             had_publisher: false,
             born: fork::generation(),
@@ -708,80 +712,114 @@ impl Receiver {
         }
     }
 
-    /// The next message, if one is there: the source that has it.
+    /// The next message of the source that is read now, if it is there.
     #[inline]
-    fn poll(&mut self) -> Result<Option<(usize, Found)>> {
-        self.check_fork()?;
-        if self.turn < TURN
-            && let Some(source) = self.sources.get_mut(self.at)
-            && let Ok(Some(found)) = source.reader.next()
-        {
-            self.turn += 1;
-            return Ok(Some((self.at, found)));
-        }
-        self.poll_all()
+    fn look(&mut self) -> Option<Found> {
+        let found = self.sources.get_mut(self.at)?.reader.next().ok()??;
+        self.turn += 1;
+        Some(found)
     }
 
-    /// The next message, waited for as long as it takes: the source that has it.
+    /// The next message of the source that is then at `at`, waited for as long as it takes.
     #[inline]
-    fn next(&mut self) -> Result<(usize, Found)> {
-        let mut found = self.poll()?;
+    fn next(&mut self) -> Result<Found> {
+        self.check_fork()?;
+        let mut waiter = None;
         loop {
-            match found {
-                Some(found) => return Ok(found),
-                None => found = self.wait(None)?,
+            if let Some(found) = self.look_closely() {
+                return Ok(found);
+            }
+            self.wait(&mut waiter, None)?;
+        }
+    }
+
+    /// The same, waited for at most `timeout`.
+    #[inline]
+    fn next_within(&mut self, timeout: Duration) -> Result<Option<Found>> {
+        self.check_fork()?;
+        let mut waiter = None;
+        loop {
+            if let Some(found) = self.look_closely() {
+                return Ok(Some(found));
+            }
+            if !self.wait(&mut waiter, Some(timeout))? {
+                return Ok(None);
             }
         }
     }
 
-    /// Looks at the roster, and at every source once, beginning behind the one that was read last.
-    fn poll_all(&mut self) -> Result<Option<(usize, Found)>> {
+    /// The same, if it is there.
+    #[inline]
+    fn next_now(&mut self) -> Result<Option<Found>> {
+        self.check_fork()?;
+        if self.turn < TURN
+            && let Some(found) = self.look()
+        {
+            return Ok(Some(found));
+        }
+        if self.look_elsewhere()? {
+            return Ok(self.look());
+        }
+        if self.take_end() { Err(self.ended()) } else { Ok(None) }
+    }
+
+    /// Looks at the source that is read now, and at nothing else: while messages come singly, for about as long as a
+    /// round trip takes.
+    #[inline]
+    fn look_closely(&mut self) -> Option<Found> {
+        if self.turn >= TURN {
+            return None;
+        }
+        for _ in 0..self.looks {
+            if let Some(found) = self.look() {
+                return Some(found);
+            }
+            hint::spin_loop();
+        }
+        None
+    }
+
+    /// Looks at the roster, then at every source once, beginning behind the one that was read last; whether a message
+    /// is there, at the source that is then read. If not, publishes what was released, and puts away what has ended.
+    fn look_elsewhere(&mut self) -> Result<bool> {
         self.burst = self.burst.saturating_add(self.turn);
         self.turn = 0;
         if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
             self.refresh()?;
         }
         for _ in 0..self.sources.len() {
-            self.at = if self.at + 1 < self.sources.len() {
-                self.at + 1
-            } else {
-                0
-            };
-            if let Some(found) = self.look_at(self.at)? {
-                self.turn = 1;
-                return Ok(Some((self.at, found)));
+            self.at = if self.at + 1 < self.sources.len() { self.at + 1 } else { 0 };
+            match self.sources[self.at].reader.next() {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => {}
+                Err(corrupt) => {
+                    let error = self.topic.files.corrupt_frame(self.sources[self.at].id, corrupt);
+                    self.abandon(self.at);
+                    return Err(error);
+                }
             }
         }
         self.be_idle()?;
-        Ok(None)
+        Ok(false)
     }
 
-    fn look_at(&mut self, index: usize) -> Result<Option<Found>> {
-        let source = &mut self.sources[index];
-        if source.broken {
-            return Ok(None);
-        }
-        source.reader.next().map_err(|corrupt| {
-            // Reported once; from now on it gates nobody, and is not read.
-            source.broken = true;
-            lane::leave(&self.cursor.slots[source.slot]);
-            self.topic.files.corrupt_frame(source.id, corrupt)
-        })
+    /// Stops reading a source that contradicts itself: it is reported once, and not waited for any more.
+    #[cold]
+    fn abandon(&mut self, index: usize) {
+        let source = self.sources.remove(index);
+        lane::leave(&self.cursor.slots[source.slot]);
+        self.abandoned.push(source.id);
+        self.at = 0;
     }
 
-    /// Nothing is there: publishes what was released, and puts away lanes that are drained for good.
     fn be_idle(&mut self) -> Result<()> {
-        let mut ended = Vec::new();
         for source in &mut self.sources {
             source.reader.track().settle();
             if source.closed && !source.ended && matches!(source.reader.next(), Ok(None)) {
                 source.ended = true;
-                ended.push(source.id);
-            }
-        }
-        for id in ended {
-            if reclaim::tidy_lane(&self.topic.files, id)? {
-                roster::changed(&self.topic.files.control);
+                if reclaim::tidy_lane(&self.topic.files, source.id)? {
+                    roster::changed(&self.topic.files.control);
+                }
             }
         }
         Ok(())
@@ -789,11 +827,7 @@ impl Receiver {
 
     /// Whether the last publisher has left, and all is received. Says so once.
     fn take_end(&mut self) -> bool {
-        let ended = self.had_publisher
-            && self
-                .sources
-                .iter()
-                .all(|source| source.ended || source.broken);
+        let ended = self.had_publisher && self.sources.iter().all(|source| source.ended);
         if ended {
             self.had_publisher = false;
         }
@@ -802,57 +836,35 @@ impl Receiver {
 
     fn ended(&self) -> Error {
         let on = Arc::clone(&self.topic.files.name);
-        Error::new(
-            ErrorKind::Ended,
-            "receive from",
-            on,
-            "the last publisher has left, and all it sent was received",
-        )
-        .advise("receive again to wait for the next one")
+        let why = "the last publisher has left, and all it sent was received";
+        Error::new(ErrorKind::Ended, "receive from", on, why).advise("receive again to wait for the next one")
     }
 
-    /// Waits for a message. `None`: the time has passed.
+    /// Nothing was there: looks elsewhere, pauses, or sleeps. `false`: the time has passed.
     #[cold]
-    fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<(usize, Found)>> {
-        self.pauses = if self.burst >= STREAM {
-            STREAM_PAUSES
-        } else {
-            1
-        };
-        self.burst = 0;
-        let mut waiter = Waiter::new(self.topic.wait, timeout);
-        loop {
-            match waiter.next(self.pauses) {
-                Next::Look if self.pauses > 1 => self.pauses /= 2,
-                Next::Look => {
-                    if let Some(found) = self.look_closely() {
-                        return Ok(Some(found));
-                    }
-                }
-                Next::Sleep(time) => self.sleep(time)?,
-                Next::TimedOut => return Ok(None),
-            }
-            if let Some(found) = self.poll()? {
-                return Ok(Some(found));
-            }
-            if self.take_end() {
-                return Err(self.ended());
-            }
+    #[inline(never)]
+    fn wait(&mut self, waiter: &mut Option<Waiter>, timeout: Option<Duration>) -> Result<bool> {
+        if self.look_elsewhere()? {
+            return Ok(true);
         }
-    }
-
-    /// Looks at the source that was read last, and at nothing else, for about as long as a round trip takes.
-    #[inline]
-    fn look_closely(&mut self) -> Option<(usize, Found)> {
-        let source = self.sources.get_mut(self.at)?;
-        for _ in 0..CLOSE_LOOKS {
-            if let Ok(Some(found)) = source.reader.next() {
-                self.turn += 1;
-                return Some((self.at, found));
-            }
-            hint::spin_loop();
+        if self.take_end() {
+            return Err(self.ended());
         }
-        None
+        let waiter = waiter.get_or_insert_with(|| {
+            self.pauses = if self.burst >= STREAM { STREAM_PAUSES } else { 1 };
+            self.burst = 0;
+            self.looks = 1;
+            Waiter::new(self.topic.wait, timeout)
+        });
+        match waiter.next(self.pauses) {
+            Next::Look => self.pauses = (self.pauses / 2).max(1),
+            Next::Sleep(time) => self.sleep(time)?,
+            Next::TimedOut => return Ok(false),
+        }
+        if self.pauses == 1 && self.topic.wait != WaitStrategy::Sleep {
+            self.looks = CLOSE_LOOKS;
+        }
+        Ok(true)
     }
 
     fn sleep(&mut self, time: Duration) -> Result<()> {
@@ -865,7 +877,7 @@ impl Receiver {
                 || self
                     .sources
                     .iter_mut()
-                    .any(|source| !source.broken && !matches!(source.reader.next(), Ok(None))))
+                    .any(|source| !matches!(source.reader.next(), Ok(None))))
         })
     }
 
@@ -880,14 +892,15 @@ impl Receiver {
         let cursor = &self.cursor;
         self.sources.retain(|source| {
             // A lane is removed when all have drained it; one that was removed by force is read to its end.
-            let stays = !(source.ended || source.broken) || ids.binary_search(&source.id).is_ok();
+            let stays = !source.ended || ids.binary_search(&source.id).is_ok();
             if !stays {
                 cursor.free_slot(source.slot);
             }
             stays
         });
         for &id in &ids {
-            if !self.sources.iter().any(|source| source.id == id) {
+            let known = self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id);
+            if !known {
                 self.join_lane(id, is_first)?;
             }
         }
@@ -897,7 +910,7 @@ impl Receiver {
             source.reader.track().refresh();
             source.closed = source.reader.is_closed();
             source.ended = source.closed && matches!(source.reader.next(), Ok(None));
-            self.had_publisher |= !source.broken && !source.ended;
+            self.had_publisher |= !source.ended;
         }
         Ok(())
     }
@@ -949,7 +962,6 @@ impl Receiver {
             slot,
             closed: false,
             ended: false,
-            broken: false,
         });
         Ok(())
     }
@@ -1003,8 +1015,8 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// system's.
     #[inline]
     pub fn recv(&mut self) -> Result<Frame<'_, T>> {
-        let (index, found) = self.receiver.next()?;
-        self.frame(index, found)
+        let found = self.receiver.next()?;
+        self.frame(found)
     }
 
     /// The next message, if it is there: in place.
@@ -1014,11 +1026,8 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// As for [`recv`](Self::recv).
     #[inline]
     pub fn try_recv(&mut self) -> Result<Option<Frame<'_, T>>> {
-        match self.receiver.poll()? {
-            Some((index, found)) => self.frame(index, found).map(Some),
-            None if self.receiver.take_end() => Err(self.receiver.ended()),
-            None => Ok(None),
-        }
+        let found = self.receiver.next_now()?;
+        found.map(|found| self.frame(found)).transpose()
     }
 
     /// The next message, in place; `None` if there is none for `timeout`.
@@ -1028,43 +1037,28 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// As for [`recv`](Self::recv).
     #[inline]
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Frame<'_, T>>> {
-        let found = match self.receiver.poll()? {
-            None => self.receiver.wait(Some(timeout))?,
-            found => found,
-        };
-        found
-            .map(|(index, found)| self.frame(index, found))
-            .transpose()
+        let found = self.receiver.next_within(timeout)?;
+        found.map(|found| self.frame(found)).transpose()
     }
 
     #[inline]
-    fn frame(&mut self, index: usize, found: Found) -> Result<Frame<'_, T>> {
-        let Receiver {
-            sources,
-            topic,
-            cursor,
-            ..
-        } = &mut self.receiver;
-        let source = &mut sources[index];
-        let (bytes, track) = source.reader.take(found);
-        match T::in_frame(bytes) {
-            Some(payload) => Ok(Frame {
-                payload,
-                track,
-                found,
-                lane: source.id,
-            }),
-            None => {
-                let why = format!(
-                    "a message has {} bytes, and the type {}",
-                    bytes.len(),
-                    T::describe()
-                );
-                source.broken = true;
-                lane::leave(&cursor.slots[source.slot]);
-                Err(topic.files.corrupt_lane(source.id, why))
-            }
+    fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
+        if found.word.len() != T::SIZE.unwrap_or(found.word.len()) {
+            return Err(self.wrong_size(found));
         }
+        let source = &mut self.receiver.sources[self.receiver.at];
+        let (bytes, track) = source.reader.take(found);
+        let payload = T::in_frame(bytes);
+        Ok(Frame { payload, track, found, lane: source.id })
+    }
+
+    #[cold]
+    fn wrong_size(&mut self, found: Found) -> Error {
+        let Receiver { sources, at, topic, .. } = &self.receiver;
+        let why = format!("a message has {} bytes, and the topic carries {}", found.word.len(), T::describe());
+        let error = topic.files.corrupt_lane(sources[*at].id, why);
+        self.receiver.abandon(*at);
+        error
     }
 
     /// Copies of the messages, until the last publisher has left.
@@ -1112,12 +1106,8 @@ impl Subscriber<[u8]> {
     /// As for [`recv`](Self::recv).
     #[inline]
     pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
-        let (index, found) = self.receiver.next()?;
-        Ok(Batch::new(
-            &mut self.receiver.sources[index].reader,
-            found,
-            max,
-        ))
+        let found = self.receiver.next()?;
+        Ok(self.batch(found, max))
     }
 
     /// The next messages of one publisher, `max` at most, in place, if there are any.
@@ -1127,15 +1117,13 @@ impl Subscriber<[u8]> {
     /// As for [`recv`](Self::recv).
     #[inline]
     pub fn try_recv_batch(&mut self, max: usize) -> Result<Option<Batch<'_>>> {
-        match self.receiver.poll()? {
-            Some((index, found)) => Ok(Some(Batch::new(
-                &mut self.receiver.sources[index].reader,
-                found,
-                max,
-            ))),
-            None if self.receiver.take_end() => Err(self.receiver.ended()),
-            None => Ok(None),
-        }
+        let found = self.receiver.next_now()?;
+        Ok(found.map(|found| self.batch(found, max)))
+    }
+
+    #[inline]
+    fn batch(&mut self, first: Found, max: usize) -> Batch<'_> {
+        Batch::new(&mut self.receiver.sources[self.receiver.at].reader, first, max)
     }
 }
 
@@ -1150,9 +1138,8 @@ pub(crate) struct Kept {
 impl Subscriber<[u8]> {
     /// Waits for the next message.
     pub(crate) fn keep(&mut self) -> Result<Kept> {
-        self.receiver
-            .next()
-            .map(|(index, found)| Kept { index, found })
+        let found = self.receiver.next()?;
+        Ok(Kept { index: self.receiver.at, found })
     }
 
     pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {

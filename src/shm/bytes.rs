@@ -72,6 +72,7 @@ impl Ring {
         }
     }
 
+    #[inline]
     fn range(&self, position: u64, len: usize) -> NonNull<u8> {
         let offset = self.offset(position);
         assert!(

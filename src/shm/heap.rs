@@ -154,7 +154,7 @@ pub mod futex {
     use loom::sync::atomic::AtomicU64 as Counter;
     use loom::thread::{self, Thread};
 
-    use super::super::sync::{AtomicU64, Ordering};
+    use super::super::sync::{AtomicU64, Ordering, begin, trace};
 
     /// Addresses that one model may sleep on.
     const ADDRESSES: usize = 6;
@@ -173,6 +173,7 @@ pub mod futex {
 
     /// Boots the kernel: to be called first in a model, so that its threads don't meet in booting it.
     pub fn boot() {
+        begin();
         assert!(KERNEL.queues.lock().unwrap().1.is_empty());
     }
 
@@ -189,6 +190,7 @@ pub mod futex {
     }
 
     /// Sleeps while the low half of `word` is that of `seen`, until it is woken.
+    #[track_caller]
     pub fn wait(word: &AtomicU64, seen: u64, _time: Duration) {
         let queue = queue_of(word);
         let wakes = &KERNEL.wakes[queue];
@@ -205,15 +207,19 @@ pub mod futex {
                     .unwrap()
                     .1
                     .push((queue, thread::current()));
-                return thread::park();
+                trace(format_args!("sleep on {queue}"));
+                thread::park();
+                return trace(format_args!("awake"));
             }
         }
     }
 
     /// Wakes all that sleep on `word`.
+    #[track_caller]
     pub fn wake(word: &AtomicU64) {
         let queue = queue_of(word);
         KERNEL.wakes[queue].fetch_add(1, Ordering::Release);
+        trace(format_args!("wake {queue}"));
         let sleepers = &mut KERNEL.queues.lock().unwrap().1;
         for (_, thread) in sleepers.extract_if(.., |(asleep_on, _)| *asleep_on == queue) {
             thread.unpark();

@@ -122,6 +122,8 @@ pub struct Writer {
     tail: u64,
     /// The end of what may be written; never above what was published, never lowered.
     limit: u64,
+    /// The nearer of `limit` and the end of the ring; at or before it when they have moved.
+    bound: u64,
     /// See the invariant.
     cleared: u64,
     /// Number of the next message.
@@ -182,6 +184,7 @@ impl Writer {
             ring,
             tail: position,
             limit: first_slot,
+            bound: 0,
             cleared: first_slot,
             sequence,
             bytes,
@@ -217,6 +220,14 @@ impl Writer {
     /// Claims the next frame for `len` bytes (at most [`max_len`](super::layout::max_len)) and says where its payload goes. Claims nothing if it is full.
     #[inline]
     pub fn claim(&mut self, len: usize) -> Result<u64, Full> {
+        if self.tail + frame_size(len as u64) + SLOT > self.bound {
+            self.claim_past_bound(len)?;
+        }
+        Ok(self.tail + 8)
+    }
+
+    /// Behind the end of the ring, or of the limit: pads up to the former, and says if the latter is too near.
+    fn claim_past_bound(&mut self, len: usize) -> Result<(), Full> {
         let size = frame_size(len as u64);
         let to_end = self.ring.capacity() - self.ring.offset(self.tail);
         let padding = if size > to_end { to_end } else { 0 };
@@ -225,9 +236,17 @@ impl Writer {
             return Err(Full { end });
         }
         if padding > 0 {
-            self.hold(Word::padding(padding, self.sequence));
+            let at = self.pass(padding);
+            self.hold(at, Word::padding(padding, self.sequence));
         }
-        Ok(self.tail + 8)
+        self.set_bound();
+        Ok(())
+    }
+
+    /// Up to where a claim needs neither padding nor a look at the limit.
+    fn set_bound(&mut self) {
+        let ring_end = self.tail + self.ring.capacity() - self.ring.offset(self.tail);
+        self.bound = self.limit.min(ring_end + SLOT);
     }
 
     /// Writes `payload` where [`claim`](Self::claim) said.
@@ -270,32 +289,53 @@ impl Writer {
     /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
     #[inline]
     pub fn commit(&mut self, len: usize) {
-        self.stage(len);
-        self.publish();
+        if self.has_run() {
+            self.stage(len);
+            self.publish();
+        } else {
+            let (at, word) = self.pass_message(len);
+            // Pairs with the fence in `frame_at`: payload and the 0 behind it come first.
+            self.ring.word(at).store(word.0, Ordering::Release);
+            self.keep_cleared();
+        }
     }
 
     /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
     #[inline]
     pub fn stage(&mut self, len: usize) {
-        self.hold(Word::message(len as u64, self.sequence));
-        self.sequence += 1;
-        self.bytes += len as u64;
+        let (at, word) = self.pass_message(len);
+        self.hold(at, word);
     }
 
-    /// Puts a frame's word at the tail: the first of a run is held back, the rest is invisible behind it.
+    /// Moves the tail behind the claimed frame: where it starts, and its word.
     #[inline]
-    fn hold(&mut self, word: Word) {
-        let end = self.tail + word.size();
-        if end + SLOT > self.cleared {
-            self.ring.word(end).store(0, Ordering::Relaxed);
-            self.cleared = end + SLOT;
+    fn pass_message(&mut self, len: usize) -> (u64, Word) {
+        let word = Word::message(len as u64, self.sequence);
+        self.sequence += 1;
+        self.bytes += len as u64;
+        (self.pass(frame_size(len as u64)), word)
+    }
+
+    /// Moves the tail by a frame, keeping the invariant: where that frame starts.
+    #[inline]
+    fn pass(&mut self, size: u64) -> u64 {
+        let at = self.tail;
+        self.tail += size;
+        if self.tail + SLOT > self.cleared {
+            self.ring.word(self.tail).store(0, Ordering::Relaxed);
+            self.cleared = self.tail + SLOT;
         }
+        at
+    }
+
+    /// Puts a frame's word in its place: the first of a run is held back, the rest is invisible behind it.
+    #[inline]
+    fn hold(&mut self, at: u64, word: Word) {
         if self.has_run() {
-            self.ring.word(self.tail).store(word.0, Ordering::Relaxed);
+            self.ring.word(at).store(word.0, Ordering::Relaxed);
         } else {
-            self.first = (self.tail, word);
+            self.first = (at, word);
         }
-        self.tail = end;
     }
 
     /// Makes all staged frames visible with one store, then clears ahead, off the latency path.
@@ -307,6 +347,11 @@ impl Writer {
             self.ring.word(position).store(word.0, Ordering::Release);
             self.first.1 = Word(0);
         }
+        self.keep_cleared();
+    }
+
+    #[inline]
+    fn keep_cleared(&mut self) {
         if self.cleared < self.tail + AHEAD / 2 {
             self.clear_ahead();
         }
@@ -324,6 +369,7 @@ impl Writer {
     pub fn abort(&mut self) {
         self.tail = self.visible();
         self.first.1 = Word(0);
+        self.bound = 0;
         self.expose();
     }
 
@@ -354,25 +400,34 @@ impl Writer {
         );
         let capacity = self.ring.capacity();
         let unjoined = self.unjoined();
-        let all_joined = unjoined.is_none() || survey(unjoined)?.all_joined;
-        let wish = if all_joined {
-            self.tail + capacity
-        } else {
-            capacity
+        let mut all_joined = unjoined.is_none() || survey(unjoined)?.all_joined;
+        let (wish, lowest) = loop {
+            let wish = if all_joined {
+                self.tail + capacity
+            } else {
+                capacity
+            };
+            // Pairs with the fence after the load in `roster::join`: who starts here sees the words from here on.
+            self.header.mark.store(self.tail, Ordering::Release);
+            self.header.limit.store(wish, Ordering::Relaxed);
+            // Total order with the fence in `roster::join`: either `survey` sees the joiner's slot, or the joiner sees
+            // this limit and takes a newer mark.
+            fence(Ordering::SeqCst);
+            let lowest = survey(self.unjoined())?;
+            if all_joined || !lowest.all_joined {
+                break (wish, lowest);
+            }
+            // The last one has joined meanwhile. It may have read everything already, and would not move again: wish
+            // for more before anyone waits for it.
+            all_joined = true;
         };
-        // Pairs with the fence after the load in `roster::join`: who starts here sees the words from here on.
-        self.header.mark.store(self.tail, Ordering::Release);
-        self.header.limit.store(wish, Ordering::Relaxed);
-        // Total order with the fence in `roster::join`: either `survey` sees the joiner's slot, or the joiner sees this
-        // limit and takes a newer mark.
-        fence(Ordering::SeqCst);
-        let lowest = survey(self.unjoined())?;
         let room = lowest.position.saturating_add(capacity).min(wish);
         let step = (capacity / RECORDS as u64).max(SLOT);
         let grant = room.min(end.max(self.tail + step));
         if grant > self.limit {
             self.raise_floor(grant, step);
             self.limit = grant;
+            self.set_bound();
         }
         Ok(lowest)
     }
@@ -418,7 +473,7 @@ impl Writer {
     /// the least that suffices, but a quarter of the ring more, so that a writer is not woken for every frame.
     pub fn wanted(&self, end: u64, lowest: u64) -> u64 {
         let least = end.saturating_sub(self.ring.capacity());
-        least.max(lowest + self.ring.capacity() / 4).min(self.tail)
+        least.max(lowest.saturating_add(self.ring.capacity() / 4)).min(self.tail)
     }
 }
 

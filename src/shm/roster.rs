@@ -161,8 +161,10 @@ pub fn join_from_start(
     lane: u64,
     slot: &Slot,
 ) -> bool {
+    // Before the slot: once the writer sees that, its limit follows us.
+    let waited = header.limit.load(Ordering::Relaxed) <= capacity;
     enter(control, lane, slot, 0);
-    header.limit.load(Ordering::Relaxed) <= capacity
+    waited
 }
 
 fn enter(control: &Control, lane: u64, slot: &Slot, position: u64) {

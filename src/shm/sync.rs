@@ -29,7 +29,7 @@ pub fn heavy_fence() {
 #[cfg(loom)]
 pub use std::sync::atomic::Ordering;
 #[cfg(loom)]
-pub use weakened::{AtomicU64, fence, heavy_fence, light_fence};
+pub use weakened::{AtomicU64, begin, fence, heavy_fence, light_fence, trace};
 
 #[cfg(loom)]
 mod weakened {
@@ -113,6 +113,35 @@ mod weakened {
         }
     }
 
+    static STEPS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    /// `BUSLANE_TRACE=1`: every step of the execution that fails is printed. For one model at a time.
+    static TRACED: LazyLock<bool> = LazyLock::new(|| {
+        let wanted = std::env::var_os("BUSLANE_TRACE").is_some();
+        if wanted {
+            std::panic::set_hook(Box::new(|panic| {
+                eprintln!("{}{panic}", STEPS.lock().unwrap().join("\n"));
+            }));
+        }
+        wanted
+    });
+
+    /// An execution begins.
+    pub fn begin() {
+        if *TRACED {
+            STEPS.lock().unwrap().clear();
+        }
+    }
+
+    #[track_caller]
+    pub fn trace(what: std::fmt::Arguments<'_>) {
+        if *TRACED {
+            let at = Location::caller();
+            let step = format!("{:?} {}:{} {what}", loom::thread::current().id(), at.file(), at.line());
+            STEPS.lock().unwrap().push(step);
+        }
+    }
+
     /// loom's word, with the operations that the core uses.
     #[derive(Debug, Default)]
     pub struct AtomicU64(loom::sync::atomic::AtomicU64);
@@ -123,17 +152,20 @@ mod weakened {
         }
         #[track_caller]
         pub fn load(&self, order: Ordering) -> u64 {
-            self.0.load(chosen("load", order).unwrap_or(Relaxed))
+            let value = self.0.load(chosen("load", order).unwrap_or(Relaxed));
+            trace(format_args!("load {value}"));
+            value
         }
         #[track_caller]
         pub fn store(&self, value: u64, order: Ordering) {
-            self.0
-                .store(value, chosen("store", order).unwrap_or(Relaxed));
+            self.0.store(value, chosen("store", order).unwrap_or(Relaxed));
+            trace(format_args!("store {value}"));
         }
         #[track_caller]
         pub fn fetch_add(&self, by: u64, order: Ordering) -> u64 {
-            self.0
-                .fetch_add(by, chosen("rmw", order).unwrap_or(Relaxed))
+            let old = self.0.fetch_add(by, chosen("rmw", order).unwrap_or(Relaxed));
+            trace(format_args!("{old} + {by}"));
+            old
         }
     }
 
@@ -141,6 +173,7 @@ mod weakened {
     pub fn fence(order: Ordering) {
         if let Some(order) = chosen("fence", order) {
             loom::sync::atomic::fence(order);
+            trace(format_args!("fence"));
         }
     }
 
