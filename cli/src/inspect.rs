@@ -142,13 +142,10 @@ fn people(
     report: &TopicReport,
     tail: Option<&[Seen]>,
 ) -> Result<(), Failure> {
-    let owner = |owner: &Owner| {
-        format!(
-            "{} {}{}",
-            owner.name,
-            owner.pid,
-            if owner.alive { "" } else { " (dead)" }
-        )
+    let owner = |owner: &Owner| match owner {
+        Owner { alive: true, .. } => format!("{} {}", owner.name, owner.pid),
+        Owner { pid: 0, .. } => String::from("gone"),
+        _ => format!("{} {} (dead)", owner.name, owner.pid),
     };
     let row = |cells: &[&str]| {
         cells

@@ -54,11 +54,12 @@ struct Cli {
 /// What every command takes.
 #[derive(clap::Args)]
 struct Common {
-    /// The bus: a name, or the path of its directory if it contains a `/`
+    /// The bus: a name, or the path of its directory if it contains a `/`; BUSLANE_BUS says it, too
     #[arg(
         long,
         global = true,
         env = "BUSLANE_BUS",
+        hide_env = true,
         default_value = "default",
         value_name = "NAME|PATH"
     )]

@@ -115,7 +115,7 @@ impl Sender<'_> {
         if self.publisher.subscriber_count()? > 0 {
             self.had_subscriber = true;
         } else if self.had_subscriber {
-            self.publisher.wait_delivered(None)?;
+            in_slices(self.stop, || self.publisher.wait_delivered(Some(SLICE)))?;
         }
         Ok(())
     }
@@ -131,7 +131,7 @@ impl Sender<'_> {
         let mut message = Vec::new();
         loop {
             message.clear();
-            // Room for the longest message, its delimiter, and to see that it is not longer.
+            // One byte more than a message may have: its delimiter, or it is too long.
             let read = input
                 .by_ref()
                 .take(max as u64 + 1)
@@ -145,7 +145,7 @@ impl Sender<'_> {
                 message.pop();
             }
             if message.len() > max {
-                return Err(self.too_long("more bytes", max));
+                return Err(self.too_long(None));
             }
             self.send(&message)?;
             progress.add(read as u64);
@@ -166,7 +166,7 @@ impl Sender<'_> {
     ) -> Result<(), Failure> {
         let max = self.publisher.max_len();
         if size > max {
-            return Err(self.too_long(&format!("a chunk of {size} bytes"), max));
+            return Err(self.too_long(Some(size)));
         }
         loop {
             let read = self.loaned(size, |frame| input.read(frame))?;
@@ -190,7 +190,7 @@ impl Sender<'_> {
             }
             let len = u32::from_le_bytes(len) as usize;
             if len > max {
-                return Err(self.too_long(&format!("{len} bytes"), max));
+                return Err(self.too_long(Some(len)));
             }
             if len == 0 {
                 self.send(&[])?;
@@ -238,11 +238,13 @@ impl Sender<'_> {
         self.check_subscribers()
     }
 
-    fn too_long(&self, what: &str, max: usize) -> Failure {
+    fn too_long(&self, len: Option<usize>) -> Failure {
+        let len = len.map(|len| format!(" ({len} bytes)")).unwrap_or_default();
         Failure::Error(format!(
-            "message {} has {what}, but a frame of topic {} holds at most {max}; use a new topic with a larger \
-             --capacity, or send bytes with --frame chunk",
+            "message {}{len} is longer than the {} bytes that a frame of topic {} holds; use a new topic with a larger \
+             --capacity, or send bytes in smaller pieces with --frame chunk=SIZE",
             self.sent.messages + 1,
+            self.publisher.max_len(),
             self.publisher.topic_name(),
         ))
     }

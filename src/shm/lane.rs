@@ -32,8 +32,10 @@ use super::roster::Lowest;
 use super::sync::{Ordering, fence, light_fence};
 use super::{Ring, View, futex};
 
-/// How far ahead of the tail slots are cleared, in bytes; begun anew when half of it is used up.
-const AHEAD: u64 = 1024;
+/// How far behind the place of the next frame slots are cleared, in bytes.
+const AHEAD: u64 = 128;
+/// How much of the place of a long frame is cleared.
+const MAX_AHEAD: u64 = 2048;
 
 /// The position of a boundary record that was not made yet.
 const UNUSED: u64 = u64::MAX;
@@ -296,7 +298,7 @@ impl Writer {
             let (at, word) = self.pass_message(len);
             // Pairs with the fence in `frame_at`: payload and the 0 behind it come first.
             self.ring.word(at).store(word.0, Ordering::Release);
-            self.keep_cleared();
+            self.keep_cleared(word.size());
         }
     }
 
@@ -346,19 +348,23 @@ impl Writer {
             // Pairs with the fence in `frame_at`: payloads, later words of the run and the 0 at its end come first.
             self.ring.word(position).store(word.0, Ordering::Release);
             self.first.1 = Word(0);
+            self.keep_cleared(word.size());
         }
-        self.keep_cleared();
     }
 
+    /// Clears the place of the next frame, if it is no longer than the last one of `size` bytes. Not farther: lines that
+    /// are cleared long before they are written are taken away again by the reader's prefetcher.
     #[inline]
-    fn keep_cleared(&mut self) {
-        if self.cleared < self.tail + AHEAD / 2 {
-            self.clear_ahead();
+    fn keep_cleared(&mut self, size: u64) {
+        let next = self.tail + size.min(MAX_AHEAD);
+        if self.cleared < next + SLOT {
+            self.clear_up_to(next + AHEAD);
         }
     }
 
-    fn clear_ahead(&mut self) {
-        let to = (self.tail + AHEAD).next_multiple_of(64).min(self.limit);
+    #[inline(never)]
+    fn clear_up_to(&mut self, to: u64) {
+        let to = to.next_multiple_of(64).min(self.limit);
         if to > self.cleared {
             self.ring.zero(self.cleared, to);
             self.cleared = to;

@@ -183,7 +183,11 @@ impl Message {
         let number = self.number.to_le_bytes();
         match self.bytes.first_chunk_mut() {
             Some(place) => *place = number,
-            None => self.bytes.iter_mut().zip(number).for_each(|(place, byte)| *place = byte),
+            None => self
+                .bytes
+                .iter_mut()
+                .zip(number)
+                .for_each(|(place, byte)| *place = byte),
         }
     }
 }
