@@ -628,8 +628,8 @@ struct Receiver {
     at: usize,
     /// Messages from it; every [`TURN`]th, the next source is looked at, and the roster.
     turn: u32,
-    /// Messages since there was none.
-    burst: u32,
+    /// Messages in a row that were there at the first look.
+    streak: u32,
     /// Looks at the source that is read now before anything else is done.
     looks: u32,
     /// How often to pause before the next look.
@@ -687,7 +687,7 @@ impl Receiver {
             sources: Vec::new(),
             at: 0,
             turn: 0,
-            burst: 0,
+            streak: 0,
             looks: 1,
             pauses: 1,
             abandoned: Vec::new(),
@@ -700,6 +700,8 @@ impl Receiver {
         };
         roster::changed(&topic.files.control);
         receiver.refresh()?;
+        receiver.cursor.set_joined();
+        roster::changed(&topic.files.control);
         Ok(receiver)
     }
 
@@ -760,7 +762,11 @@ impl Receiver {
         if self.look_elsewhere()? {
             return Ok(self.look());
         }
-        if self.take_end() { Err(self.ended()) } else { Ok(None) }
+        if self.take_end() {
+            Err(self.ended())
+        } else {
+            Ok(None)
+        }
     }
 
     /// Looks at the source that is read now, and at nothing else: while messages come singly, for about as long as a
@@ -770,8 +776,13 @@ impl Receiver {
         if self.turn >= TURN {
             return None;
         }
-        for _ in 0..self.looks {
+        for look in 0..self.looks {
             if let Some(found) = self.look() {
+                self.streak = if look == 0 {
+                    self.streak.saturating_add(1)
+                } else {
+                    0
+                };
                 return Some(found);
             }
             hint::spin_loop();
@@ -782,18 +793,24 @@ impl Receiver {
     /// Looks at the roster, then at every source once, beginning behind the one that was read last; whether a message
     /// is there, at the source that is then read. If not, publishes what was released, and puts away what has ended.
     fn look_elsewhere(&mut self) -> Result<bool> {
-        self.burst = self.burst.saturating_add(self.turn);
         self.turn = 0;
         if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
             self.refresh()?;
         }
         for _ in 0..self.sources.len() {
-            self.at = if self.at + 1 < self.sources.len() { self.at + 1 } else { 0 };
+            self.at = if self.at + 1 < self.sources.len() {
+                self.at + 1
+            } else {
+                0
+            };
             match self.sources[self.at].reader.next() {
                 Ok(Some(_)) => return Ok(true),
                 Ok(None) => {}
                 Err(corrupt) => {
-                    let error = self.topic.files.corrupt_frame(self.sources[self.at].id, corrupt);
+                    let error = self
+                        .topic
+                        .files
+                        .corrupt_frame(self.sources[self.at].id, corrupt);
                     self.abandon(self.at);
                     return Err(error);
                 }
@@ -837,7 +854,8 @@ impl Receiver {
     fn ended(&self) -> Error {
         let on = Arc::clone(&self.topic.files.name);
         let why = "the last publisher has left, and all it sent was received";
-        Error::new(ErrorKind::Ended, "receive from", on, why).advise("receive again to wait for the next one")
+        Error::new(ErrorKind::Ended, "receive from", on, why)
+            .advise("receive again to wait for the next one")
     }
 
     /// Nothing was there: looks elsewhere, pauses, or sleeps. `false`: the time has passed.
@@ -851,8 +869,12 @@ impl Receiver {
             return Err(self.ended());
         }
         let waiter = waiter.get_or_insert_with(|| {
-            self.pauses = if self.burst >= STREAM { STREAM_PAUSES } else { 1 };
-            self.burst = 0;
+            self.pauses = if self.streak >= STREAM {
+                STREAM_PAUSES
+            } else {
+                1
+            };
+            self.streak = 0;
             self.looks = 1;
             Waiter::new(self.topic.wait, timeout)
         });
@@ -899,7 +921,8 @@ impl Receiver {
             stays
         });
         for &id in &ids {
-            let known = self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id);
+            let known =
+                self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id);
             if !known {
                 self.join_lane(id, is_first)?;
             }
@@ -909,8 +932,8 @@ impl Receiver {
         for source in &mut self.sources {
             source.reader.track().refresh();
             source.closed = source.reader.is_closed();
-            source.ended = source.closed && matches!(source.reader.next(), Ok(None));
-            self.had_publisher |= !source.ended;
+            source.ended &= source.closed;
+            self.had_publisher |= !(source.closed && matches!(source.reader.next(), Ok(None)));
         }
         Ok(())
     }
@@ -1049,13 +1072,24 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         let source = &mut self.receiver.sources[self.receiver.at];
         let (bytes, track) = source.reader.take(found);
         let payload = T::in_frame(bytes);
-        Ok(Frame { payload, track, found, lane: source.id })
+        Ok(Frame {
+            payload,
+            track,
+            found,
+            lane: source.id,
+        })
     }
 
     #[cold]
     fn wrong_size(&mut self, found: Found) -> Error {
-        let Receiver { sources, at, topic, .. } = &self.receiver;
-        let why = format!("a message has {} bytes, and the topic carries {}", found.word.len(), T::describe());
+        let Receiver {
+            sources, at, topic, ..
+        } = &self.receiver;
+        let why = format!(
+            "a message has {} bytes, and the topic carries {}",
+            found.word.len(),
+            T::describe()
+        );
         let error = topic.files.corrupt_lane(sources[*at].id, why);
         self.receiver.abandon(*at);
         error
@@ -1123,7 +1157,11 @@ impl Subscriber<[u8]> {
 
     #[inline]
     fn batch(&mut self, first: Found, max: usize) -> Batch<'_> {
-        Batch::new(&mut self.receiver.sources[self.receiver.at].reader, first, max)
+        Batch::new(
+            &mut self.receiver.sources[self.receiver.at].reader,
+            first,
+            max,
+        )
     }
 }
 
@@ -1139,7 +1177,10 @@ impl Subscriber<[u8]> {
     /// Waits for the next message.
     pub(crate) fn keep(&mut self) -> Result<Kept> {
         let found = self.receiver.next()?;
-        Ok(Kept { index: self.receiver.at, found })
+        Ok(Kept {
+            index: self.receiver.at,
+            found,
+        })
     }
 
     pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {

@@ -167,13 +167,8 @@ impl Dir {
         plan: &Plan<'_>,
         init: impl FnOnce(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
-        let unnamed = openat(
-            &self.fd,
-            ".",
-            OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_TMPFILE,
-            self.rights(),
-        );
-        match unnamed {
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_TMPFILE;
+        match openat(&self.fd, ".", flags, self.rights()) {
             Ok(fd) => self.finish(fd, None, name, plan, init),
             // The filesystem knows no files without a name.
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
@@ -183,7 +178,8 @@ impl Dir {
         }
     }
 
-    fn create_draft<T>(
+    /// The same, by way of another name: inotify goes on calling a file that was made without one by its first name.
+    pub fn create_draft<T>(
         &self,
         name: &str,
         plan: &Plan<'_>,
@@ -490,6 +486,15 @@ pub fn try_lock(fd: &impl AsFd) -> nix::Result<bool> {
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(e) => Err(e),
     }
+}
+
+/// Ends a lock now. Closing the file would not: what is mapped of it keeps it open, and with it the lock.
+pub fn unlock(fd: &impl AsFd) {
+    // Fails only for what is no file of ours.
+    let _ = fcntl(
+        fd.as_fd(),
+        FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)),
+    );
 }
 
 /// Whether somebody holds the file's lock.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Once, OnceLock};
 
-use super::segment;
+use super::{files, segment};
 
 /// How often this process's line of ancestors has forked since the library was first used. Changed only in a new child,
 /// while that has a single thread, so that `Relaxed` suffices.
@@ -89,6 +89,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         if self.born == generation() {
             self.node.fd.store(FREE, Ordering::Relaxed);
+            files::unlock(&*self.fd);
             let fd = self.fd.as_fd().as_raw_fd();
             // An error of close leaves nothing to do.
             let _ = nix::unistd::close(fd);

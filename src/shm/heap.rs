@@ -60,7 +60,9 @@ pub struct Ring {
 
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring").field("capacity", &self.capacity()).finish()
+        f.debug_struct("Ring")
+            .field("capacity", &self.capacity())
+            .finish()
     }
 }
 
@@ -68,14 +70,23 @@ impl Ring {
     /// A ring that holds these words: a power of two of them.
     pub fn new(words: impl IntoIterator<Item = u64>) -> Self {
         let words: Arc<[AtomicU64]> = words.into_iter().map(AtomicU64::new).collect();
-        assert!(words.len().is_power_of_two(), "a ring's capacity is a power of two");
+        assert!(
+            words.len().is_power_of_two(),
+            "a ring's capacity is a power of two"
+        );
         let watched = words.iter().map(|_| UnsafeCell::new(())).collect();
-        Self { words, watched: Some(watched) }
+        Self {
+            words,
+            watched: Some(watched),
+        }
     }
 
     /// The same ring, for an observer: its races are not reported, because it finds out about them itself.
     pub fn unwatched(&self) -> Self {
-        Self { words: Arc::clone(&self.words), watched: None }
+        Self {
+            words: Arc::clone(&self.words),
+            watched: None,
+        }
     }
 
     /// Bytes in the ring.
@@ -141,7 +152,11 @@ impl Ring {
 
     /// A copy of the `len` bytes at `position`, whole words, that may be overwritten meanwhile.
     pub fn copy_out(&self, position: u64, len: usize) -> Vec<u8> {
-        self.unwatched().read(position, len / 8).into_iter().flat_map(u64::to_le_bytes).collect()
+        self.unwatched()
+            .read(position, len / 8)
+            .into_iter()
+            .flat_map(u64::to_le_bytes)
+            .collect()
     }
 }
 
@@ -149,6 +164,7 @@ impl Ring {
 /// which loom reports.
 pub mod futex {
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
     use loom::sync::atomic::AtomicU64 as Counter;
@@ -158,22 +174,33 @@ pub mod futex {
 
     /// Addresses that one model may sleep on.
     const ADDRESSES: usize = 6;
+    /// Threads of one model: all that loom takes.
+    const THREADS: usize = loom::MAX_THREADS;
 
+    #[derive(Default)]
     struct Kernel {
         /// For each address, how often it was woken. This is the kernel's lock on its queue: who goes to sleep sees all
         /// that was stored before an earlier wake-up. It gives the waker nothing.
         wakes: [Counter; ADDRESSES],
         /// The address of each of them, as met, and who sleeps. Not loom's: it is looked at in one step with `wakes`.
         queues: Mutex<(Vec<usize>, Vec<(usize, Thread)>)>,
+        /// For each thread, where its light fences meet the heavy ones of all.
+        processors: [Counter; THREADS],
+        /// How many threads the model has.
+        threads: AtomicUsize,
     }
 
     loom::lazy_static! {
-        static ref KERNEL: Kernel = Kernel { wakes: Default::default(), queues: Mutex::default() };
+        static ref KERNEL: Kernel = Kernel::default();
     }
 
-    /// Boots the kernel: to be called first in a model, so that its threads don't meet in booting it.
-    pub fn boot() {
+    /// Boots the kernel: to be called first in a model of so many
+    /// threads, so that they don't meet in booting it.
+    pub fn boot(threads: usize) {
         begin();
+        KERNEL
+            .threads
+            .store(threads, std::sync::atomic::Ordering::Relaxed);
         assert!(KERNEL.queues.lock().unwrap().1.is_empty());
     }
 
@@ -223,6 +250,26 @@ pub mod futex {
         let sleepers = &mut KERNEL.queues.lock().unwrap().1;
         for (_, thread) in sleepers.extract_if(.., |(asleep_on, _)| *asleep_on == queue) {
             thread.unpark();
+        }
+    }
+
+    fn processor() -> usize {
+        let id = format!("{:?}", thread::current().id());
+        id.trim_matches(|c: char| !c.is_ascii_digit())
+            .parse()
+            .expect("loom numbers its threads")
+    }
+
+    /// The light half of the barrier: an order with the heavy halves of others, but none with their light ones.
+    pub fn light() {
+        KERNEL.processors[processor()].fetch_add(0, Ordering::AcqRel);
+    }
+
+    /// The heavy half, but for the fence of its own.
+    pub fn heavy() {
+        let threads = KERNEL.threads.load(std::sync::atomic::Ordering::Relaxed);
+        for other in (0..threads).filter(|&other| other != processor()) {
+            KERNEL.processors[other].fetch_add(0, Ordering::AcqRel);
         }
     }
 }

@@ -479,7 +479,9 @@ impl Writer {
     /// the least that suffices, but a quarter of the ring more, so that a writer is not woken for every frame.
     pub fn wanted(&self, end: u64, lowest: u64) -> u64 {
         let least = end.saturating_sub(self.ring.capacity());
-        least.max(lowest.saturating_add(self.ring.capacity() / 4)).min(self.tail)
+        least
+            .max(lowest.saturating_add(self.ring.capacity() / 4))
+            .min(self.tail)
     }
 }
 

@@ -204,6 +204,8 @@ pub struct CursorOwner {
     pub member: AtomicU64,
     /// 1: the reader can't run `membarrier`; senders fence before they load `attention`.
     pub fences: AtomicU64,
+    /// 1: it has joined every lane that was there when it came, and counts as a subscriber.
+    pub joined: AtomicU64,
 }
 
 /// How far a reader is in one lane. A line of its own: its lane's writer polls it.

@@ -70,7 +70,7 @@ impl Member {
                 content,
                 lock: true,
             };
-            if let Some((file, ())) = dir.create(&file_name(id), &plan, |_| Ok(()))? {
+            if let Some((file, ())) = dir.create_draft(&file_name(id), &plan, |_| Ok(()))? {
                 return Ok(Self {
                     dir,
                     id,

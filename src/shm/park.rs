@@ -90,7 +90,7 @@ pub fn park<E>(
     let seen = control.bell.load(Ordering::Relaxed);
     cursor.parked.store(1, Ordering::Relaxed);
     // Pairs with the load in `Watch::disturbed`: who sees the bump sees the flag, and rings after the load above.
-    control.attention.fetch_add(1, Ordering::AcqRel);
+    control.attention.fetch_add(1, Ordering::Release);
     heavy_fence();
     let ready = ready();
     if let Ok(false) = ready {

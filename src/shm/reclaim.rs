@@ -29,6 +29,7 @@ pub struct Reclaimed {
 pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
     let mut found = Reclaimed::default();
     let dead = members::dead(members)?;
+    tidy_drafts(members)?;
     if dead.is_empty() {
         return Ok(found);
     }
@@ -63,14 +64,7 @@ pub fn tidy(topic: &TopicFiles) -> Result<Reclaimed> {
     for id in topic.dir().numbers(LANE)? {
         found.lanes += usize::from(tidy_lane(topic, id)?);
     }
-    for name in topic
-        .dir()
-        .names()?
-        .iter()
-        .filter(|name| name.starts_with(DRAFT))
-    {
-        tidy_draft(topic.dir(), name)?;
-    }
+    tidy_drafts(topic.dir())?;
     if found != Reclaimed::default() {
         roster::changed(&topic.control);
     }
@@ -147,14 +141,16 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
     Ok(true)
 }
 
-/// Removes a file that its maker died over before it had its name (where files can't be without one).
-fn tidy_draft(dir: &Dir, name: &str) -> Result<()> {
-    for kind in [Kind::Lane, Kind::Cursor] {
-        // Without an identity yet, or with a lock: its maker is at it.
-        if let Ok(Some((file, _))) = dir.open_file(name, kind, true)
-            && files::try_lock(&file).is_ok_and(|locked| locked)
-        {
-            dir.remove(name)?;
+/// Removes files that their makers died over before they had their names.
+fn tidy_drafts(dir: &Dir) -> Result<()> {
+    for name in dir.names()?.iter().filter(|name| name.starts_with(DRAFT)) {
+        for kind in [Kind::Member, Kind::Lane, Kind::Cursor] {
+            // Without an identity yet, or with a lock: its maker is at it.
+            if let Ok(Some((file, _))) = dir.open_file(name, kind, true)
+                && files::try_lock(&file).is_ok_and(|locked| locked)
+            {
+                dir.remove(name)?;
+            }
         }
     }
     Ok(())

@@ -15,8 +15,8 @@
 //!
 //! | word | written by | ordering and its partner |
 //! |---|---|---|
-//! | `roster` | who joins or leaves | `AcqRel` in [`changed`], with the `Acquire` in [`Readers::refresh`]: what was changed before it was bumped |
-//! | `attention` | the same, and sleepers | `AcqRel` in [`changed`] and `park`, with the `Acquire` in `park::Watch` |
+//! | `roster` | who joins or leaves | `Release` in [`changed`], with the `Acquire` in [`state`]: what was changed before it was bumped |
+//! | `attention` | the same, and sleepers | `Release` in [`changed`] and `park`, with the `Acquire` in `park::Watch` |
 //! | `bell` | the same, and senders | `park` |
 //! | slot `position` | the reader | see `lane`; on joining it is stored before `lane` |
 //! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
@@ -28,10 +28,10 @@ use super::{View, futex};
 
 /// Tells all members that lanes or cursors have changed, sleepers too.
 pub fn changed(control: &Control) {
-    // Pairs with the `Acquire` in `Readers::refresh`: who sees it finds the new lane, cursor or slot.
-    control.roster.fetch_add(1, Ordering::AcqRel);
+    // Pairs with the `Acquire` in `state`: who sees it, or a later bump, finds the new lane, cursor or slot.
+    control.roster.fetch_add(1, Ordering::Release);
     // Pairs with the `Acquire` in `Watch::disturbed`: who sees it finds the roster changed.
-    control.attention.fetch_add(1, Ordering::AcqRel);
+    control.attention.fetch_add(1, Ordering::Release);
     // Pairs with the `Acquire` in `park::await_change`.
     control.bell.fetch_add(1, Ordering::Release);
     futex::wake(&control.bell);
@@ -75,6 +75,20 @@ impl Cursor {
         self.header.owner.member.load(Ordering::Relaxed)
     }
 
+    /// The reader's: it has joined every lane that was there, and misses nothing from now on.
+    pub fn set_joined(&self) {
+        // Pairs with the fence in `is_joined`: its slots.
+        self.header.owner.joined.store(1, Ordering::Release);
+    }
+
+    /// See [`set_joined`](Self::set_joined).
+    pub fn is_joined(&self) -> bool {
+        let joined = self.header.owner.joined.load(Ordering::Relaxed) != 0;
+        // Pairs with the `Release` in `set_joined`.
+        fence(Ordering::Acquire);
+        joined
+    }
+
     /// Whether its reader sleeps, or is about to.
     pub fn is_parked(&self) -> bool {
         self.header.parked.load(Ordering::Relaxed) != 0
@@ -102,10 +116,7 @@ impl Cursor {
     /// How far its reader is in `lane`, [`LEFT`] included; `None`: it has not joined that lane.
     pub fn position_in(&self, lane: u64) -> Option<u64> {
         let slot = self.slot_of(lane)?;
-        let position = self.slots[slot].position.load(Ordering::Relaxed);
-        // Pairs with the `Release` in `Track::publish`.
-        fence(Ordering::Acquire);
-        Some(position)
+        Some(self.slots[slot].position.load(Ordering::Relaxed))
     }
 
     /// The reader's: a slot that is free. `allocate` makes sure that slot `n` may be touched.
@@ -249,9 +260,12 @@ impl Readers {
         Ok(())
     }
 
-    /// How many cursors there are.
+    /// How many subscribers there are: cursors that have joined.
     pub fn count(&self) -> usize {
-        self.known.len()
+        self.known
+            .iter()
+            .filter(|known| known.cursor.is_joined())
+            .count()
     }
 
     /// Whether a reader can't use `membarrier`, so that senders must fence.

@@ -137,7 +137,12 @@ mod weakened {
     pub fn trace(what: std::fmt::Arguments<'_>) {
         if *TRACED {
             let at = Location::caller();
-            let step = format!("{:?} {}:{} {what}", loom::thread::current().id(), at.file(), at.line());
+            let step = format!(
+                "{:?} {}:{} {what}",
+                loom::thread::current().id(),
+                at.file(),
+                at.line()
+            );
             STEPS.lock().unwrap().push(step);
         }
     }
@@ -158,12 +163,15 @@ mod weakened {
         }
         #[track_caller]
         pub fn store(&self, value: u64, order: Ordering) {
-            self.0.store(value, chosen("store", order).unwrap_or(Relaxed));
+            self.0
+                .store(value, chosen("store", order).unwrap_or(Relaxed));
             trace(format_args!("store {value}"));
         }
         #[track_caller]
         pub fn fetch_add(&self, by: u64, order: Ordering) -> u64 {
-            let old = self.0.fetch_add(by, chosen("rmw", order).unwrap_or(Relaxed));
+            let old = self
+                .0
+                .fetch_add(by, chosen("rmw", order).unwrap_or(Relaxed));
             trace(format_args!("{old} + {by}"));
             old
         }
@@ -177,14 +185,26 @@ mod weakened {
         }
     }
 
-    /// loom has no `membarrier`; both halves are whole fences in a model.
+    /// An order with the heavy fences of others only; `full`: also with the light ones.
     #[track_caller]
-    pub fn light_fence(_full: bool) {
-        fence(SeqCst);
+    pub fn light_fence(full: bool) {
+        match chosen("fence", SeqCst) {
+            Some(SeqCst) if full => loom::sync::atomic::fence(SeqCst),
+            Some(SeqCst) => super::super::heap::futex::light(),
+            _ => {}
+        }
+        trace(format_args!("light fence"));
     }
 
     #[track_caller]
     pub fn heavy_fence() {
-        fence(SeqCst);
+        if let Some(order) = chosen("fence", SeqCst) {
+            loom::sync::atomic::fence(order);
+            if order == SeqCst {
+                super::super::heap::futex::heavy();
+                loom::sync::atomic::fence(order);
+            }
+        }
+        trace(format_args!("heavy fence"));
     }
 }

@@ -322,9 +322,16 @@ impl TopicFiles {
         Ok(Listed { gone, new })
     }
 
-    /// How many cursors there are.
+    /// How many cursors there are that have joined.
     pub fn count_cursors(&self) -> Result<usize> {
-        Ok(self.dir.numbers(CURSOR)?.len())
+        let mut count = 0;
+        for id in self.dir.numbers(CURSOR)? {
+            count += usize::from(
+                self.cursor(id, Access::Read)?
+                    .is_some_and(|(_, cursor)| cursor.is_joined()),
+            );
+        }
+        Ok(count)
     }
 
     /// How many lanes there are that have a writer.

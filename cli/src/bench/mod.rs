@@ -1,0 +1,497 @@
+//! `buslane bench`: what messages cost between two real processes, beside what else there is.
+//!
+//! Figures from different seconds cannot be compared where a machine's cores move; so all transports take turns in
+//! short rounds, and what counts is the ratio within a round.
+
+mod floor;
+mod link;
+pub mod peer;
+mod report;
+mod setup;
+mod stream;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use crate::Common;
+use crate::failure::Failure;
+use crate::output::{json_line, stdout};
+use crate::private::{self, Actor};
+use crate::progress::Progress;
+use crate::signals::Stop;
+use crate::size;
+use link::{Job, Kind, RoundTrips, expected_checksum};
+pub use report::Report;
+use report::{Figures, Placement, Round};
+use setup::{Links, Offer, Setup, Side};
+
+/// Measure what messages cost between two processes
+///
+/// rtt is the time of a round trip; every byte is copied in and read on both sides. Its clock is read every 16 round
+/// trips, so that percentiles are those of means of 16.
+/// rate is how many messages a second go one way, from the first that is sent to the acknowledgement of the last.
+/// wake is the time of a round trip for which both sides sleep; its clock is read at each.
+///
+/// Transports take turns in short rounds; figures are medians over the rounds, and `ratio` is to the first of
+/// --against, divided round by round. A round is `near` if a bare cache line takes less than 200 ns there and back
+/// just then, else `far`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Transports:
+  buslane  the library, each message copied in and summed where it lies
+  raw      one 8-byte word in shared memory each way, whatever the size: the floor of a round trip
+  futex    the same, with both sides asleep until woken: the floor of wake
+  pipe     two pipes of 1MiB, one write a message, reads as large as they come
+  uds      a connected pair of Unix stream sockets, used like the pipes")]
+pub struct Args {
+    /// What to measure
+    #[arg(value_enum)]
+    what: What,
+    /// Message sizes (bytes, or 64KiB, 1MiB) [default: 8,64,1024; for wake 64]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = message_size)]
+    size: Vec<usize>,
+    /// How many rounds, each of some 20 ms a transport and size
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// What to compare with; the first is what ratios refer to [default: rtt raw,pipe; rate pipe; wake futex]
+    #[arg(long, value_enum, value_name = "TRANSPORT", value_delimiter = ',')]
+    against: Vec<Against>,
+    /// How buslane waits: looking, looking and then sleeping, or sleeping at once; wake always parks
+    #[arg(long, value_enum, default_value = "adaptive")]
+    wait: Wait,
+    /// The CPUs of the two processes; may be the same [default: the first two that this process may use]
+    #[arg(long, value_name = "CPU,CPU", value_delimiter = ',')]
+    cpus: Vec<usize>,
+    /// Bytes in a lane of buslane (64KiB, 1MiB; a power of two) [default: the library's]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    capacity: Option<usize>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// Round trips between two processes that wait as --wait says
+    Rtt,
+    /// Messages a second, one way
+    Rate,
+    /// Round trips between two processes that sleep
+    Wake,
+}
+
+impl What {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rtt => "rtt",
+            Self::Rate => "rate",
+            Self::Wake => "wake",
+        }
+    }
+}
+
+/// A way to carry messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Transport {
+    /// The library.
+    Buslane,
+    /// A cache line.
+    Raw,
+    /// Two pipes.
+    Pipe,
+    /// A Unix socket.
+    Uds,
+    /// A cache line and a wake-up.
+    Futex,
+}
+
+impl Transport {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Buslane => "buslane",
+            Self::Raw => "raw",
+            Self::Pipe => "pipe",
+            Self::Uds => "uds",
+            Self::Futex => "futex",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Against {
+    Raw,
+    Pipe,
+    Uds,
+    Futex,
+    None,
+}
+
+/// How buslane waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum Wait {
+    /// Looks again and again
+    Spin,
+    /// Looks for some microseconds, then sleeps
+    Adaptive,
+    /// Sleeps at once
+    Park,
+}
+
+/// What to measure, and how.
+#[derive(Debug)]
+pub struct Plan {
+    what: What,
+    sizes: Vec<usize>,
+    rounds: u32,
+    against: Vec<Transport>,
+    wait: Wait,
+    cpus: [usize; 2],
+    capacity: Option<usize>,
+}
+
+/// Measures and prints.
+pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
+    let reports = measure(&Plan::from_args(args)?, stop)?;
+    let mut out = stdout(stop)?;
+    if common.json {
+        reports
+            .iter()
+            .try_for_each(|report| json_line(&mut out, report))?;
+    } else {
+        report::table(&mut out, &reports)?;
+    }
+    out.flush().map_err(Failure::stdout)
+}
+
+impl Plan {
+    /// A plan with nothing but defaults.
+    pub fn new(what: What, size: usize, rounds: u32, against: Transport) -> Result<Self, Failure> {
+        let (sizes, against) = (vec![size], vec![against]);
+        Ok(Self {
+            what,
+            sizes,
+            rounds,
+            against,
+            wait: Wait::Adaptive,
+            cpus: first_cpus()?,
+            capacity: None,
+        })
+    }
+
+    fn from_args(args: &Args) -> Result<Self, Failure> {
+        let what = args.what;
+        let sizes = match (what, args.size.is_empty()) {
+            (_, false) => args.size.clone(),
+            (What::Wake, true) => vec![64],
+            (_, true) => vec![8, 64, 1024],
+        };
+        let cpus = chosen_cpus(args)?;
+        let wait = if what == What::Wake {
+            Wait::Park
+        } else {
+            args.wait
+        };
+        Ok(Self {
+            what,
+            sizes,
+            rounds: args.rounds,
+            against: against(args)?,
+            wait,
+            cpus,
+            capacity: args.capacity,
+        })
+    }
+
+    /// Of round trips, how many stand between two readings of the clock, which costs some 25 ns.
+    fn batch(&self) -> u64 {
+        if self.what == What::Wake { 1 } else { 16 }
+    }
+}
+
+fn against(args: &Args) -> Result<Vec<Transport>, Failure> {
+    if args.against.is_empty() {
+        return Ok(match args.what {
+            What::Rtt => vec![Transport::Raw, Transport::Pipe],
+            What::Rate => vec![Transport::Pipe],
+            What::Wake => vec![Transport::Futex],
+        });
+    }
+    let mut against = Vec::new();
+    for choice in &args.against {
+        let transport = match choice {
+            Against::Raw => Transport::Raw,
+            Against::Pipe => Transport::Pipe,
+            Against::Uds => Transport::Uds,
+            Against::Futex => Transport::Futex,
+            Against::None => continue,
+        };
+        if args.what == What::Rate && matches!(transport, Transport::Raw | Transport::Futex) {
+            let name = transport.name();
+            return Err(Failure::Usage(format!(
+                "{name} has room for one word and no rate; use --against pipe, uds or none with `bench rate`"
+            )));
+        }
+        if !against.contains(&transport) {
+            against.push(transport);
+        }
+    }
+    Ok(against)
+}
+
+fn message_size(text: &str) -> Result<usize, String> {
+    match size::parse(text)? {
+        0 => Err("a message must have at least one byte to be checked".into()),
+        size => Ok(size),
+    }
+}
+
+/// The CPUs that this process may use; at least one.
+fn allowed_cpus() -> Result<Vec<usize>, Failure> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))
+        .map_err(|e| Failure::system("ask for the CPUs")(e.into()))?;
+    Ok((0..CpuSet::count())
+        .filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
+        .collect())
+}
+
+/// The first two; with one, that one twice.
+fn first_cpus() -> Result<[usize; 2], Failure> {
+    let allowed = allowed_cpus()?;
+    Ok([allowed[0], *allowed.get(1).unwrap_or(&allowed[0])])
+}
+
+fn chosen_cpus(args: &Args) -> Result<[usize; 2], Failure> {
+    let [clock, peer] = *args.cpus else {
+        if args.cpus.is_empty() {
+            return first_cpus();
+        }
+        return Err(Failure::Usage(
+            "--cpus takes two CPU numbers, such as 0,1 (or 0,0)".into(),
+        ));
+    };
+    let allowed = allowed_cpus()?;
+    match [clock, peer].into_iter().find(|cpu| !allowed.contains(cpu)) {
+        None => Ok([clock, peer]),
+        Some(cpu) => Err(Failure::Usage(format!(
+            "CPU {cpu} is none that this process may use; with --cpus give two of {allowed:?}"
+        ))),
+    }
+}
+
+/// Does the whole plan.
+pub fn measure(plan: &Plan, stop: &Stop) -> Result<Vec<Report>, Failure> {
+    let mut pair = Pair::start(plan, stop)?;
+    let mut rounds = Vec::new();
+    let mut progress = Progress::rounds(plan.rounds as usize);
+    for _ in 0..plan.rounds {
+        for &size in &plan.sizes {
+            rounds.push(pair.round(size)?);
+        }
+        progress.add(1);
+    }
+    Ok(report::reports(plan, &rounds))
+}
+
+/// How long a turn lasts, about.
+const TURN: Duration = Duration::from_millis(20);
+/// Round trips that sleep, in a turn.
+const WAKES: u64 = 200;
+/// Bare round trips that tell where the two CPUs are.
+const PLACING: u64 = 4096;
+/// Messages at most in a turn.
+const MESSAGES_MAX: u64 = 1 << 23;
+
+/// The two processes, connected.
+struct Pair<'a> {
+    plan: &'a Plan,
+    stop: &'a Stop,
+    transports: Vec<Transport>,
+    peer: Actor,
+    links: Links,
+    /// How many messages fill a turn.
+    counts: HashMap<(Transport, usize), u64>,
+    next_number: u64,
+    _dir: TempDir,
+}
+
+/// What came of one turn.
+struct Turn {
+    elapsed: Duration,
+    figures: Figures,
+}
+
+impl<'a> Pair<'a> {
+    fn start(plan: &'a Plan, stop: &'a Stop) -> Result<Self, Failure> {
+        let dir = private::directory()?;
+        let transports: Vec<_> = [Transport::Buslane]
+            .into_iter()
+            .chain(plan.against.iter().copied())
+            .collect();
+        let mut connected = transports.clone();
+        if !connected.contains(&Transport::Raw) {
+            connected.push(Transport::Raw); // it places each round
+        }
+        let setup = Setup {
+            dir: dir.path().into(),
+            cpus: plan.cpus,
+            transports: connected,
+            capacity: plan.capacity,
+            wait: plan.wait,
+        };
+        let offer = Offer::new(&setup)?;
+        let mut peer = Actor::start(&[peer::NAME])?;
+        peer.tell(&setup)?;
+        peer.answer::<String>(stop)?;
+        setup.pin(Side::Clock)?;
+        let links = offer.accept(&setup)?;
+        let mut pair = Self {
+            plan,
+            stop,
+            transports,
+            peer,
+            links,
+            counts: HashMap::new(),
+            next_number: 1,
+            _dir: dir,
+        };
+        for &size in &plan.sizes {
+            pair.calibrate(size)?;
+        }
+        Ok(pair)
+    }
+
+    /// Finds how many messages fill a turn.
+    fn calibrate(&mut self, size: usize) -> Result<(), Failure> {
+        for transport in self.transports.clone() {
+            let mut count = WAKES;
+            while self.plan.what != What::Wake {
+                let elapsed = self.turn(transport, size, count)?.elapsed;
+                let scale = TURN.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
+                // A short try says little: only approach.
+                count = (count as f64 * scale.min(8.0)) as u64;
+                count = count.clamp(4 * self.plan.batch(), MESSAGES_MAX);
+                if scale < 4.0 || count == MESSAGES_MAX {
+                    break;
+                }
+            }
+            self.counts.insert((transport, size), count);
+        }
+        Ok(())
+    }
+
+    /// One turn for each transport, and where the CPUs were just then.
+    fn round(&mut self, size: usize) -> Result<Round, Failure> {
+        let bare = self.round_trips(Transport::Raw, size, PLACING, 16)?;
+        let placement = Placement::of(Duration::from_nanos(bare.times.value_at_quantile(0.5)));
+        let mut turns = Vec::new();
+        for transport in self.transports.clone() {
+            turns.push((
+                transport,
+                self.turn(transport, size, self.counts[&(transport, size)])?
+                    .figures,
+            ));
+        }
+        Ok(Round {
+            size,
+            placement,
+            turns,
+        })
+    }
+
+    fn turn(&mut self, transport: Transport, size: usize, count: u64) -> Result<Turn, Failure> {
+        match self.plan.what {
+            What::Rtt | What::Wake => {
+                let result = self.round_trips(transport, size, count, self.plan.batch())?;
+                Ok(Turn {
+                    elapsed: result.elapsed,
+                    figures: Figures::round_trips(&result.times),
+                })
+            }
+            What::Rate => {
+                let elapsed = self.one_way(transport, size, count)?;
+                Ok(Turn {
+                    elapsed,
+                    figures: Figures::rate(size, count, elapsed),
+                })
+            }
+        }
+    }
+
+    fn round_trips(
+        &mut self,
+        transport: Transport,
+        size: usize,
+        count: u64,
+        batch: u64,
+    ) -> Result<RoundTrips, Failure> {
+        // Full batches.
+        let job = self.start_job(Kind::RoundTrips, transport, size, count / batch * batch)?;
+        let result = self.links.get(transport).ping(&job, batch)?;
+        self.check(&job, result.checksum)?;
+        let theirs = self.peer.answer(self.stop)?;
+        self.check(&job, theirs)?;
+        Ok(result)
+    }
+
+    fn one_way(
+        &mut self,
+        transport: Transport,
+        size: usize,
+        count: u64,
+    ) -> Result<Duration, Failure> {
+        let job = self.start_job(Kind::OneWay, transport, size, count)?;
+        let started = Instant::now();
+        self.links.get(transport).flood(&job)?;
+        let checksum = self.peer.answer(self.stop)?;
+        let elapsed = started.elapsed();
+        self.check(&job, checksum)?;
+        Ok(elapsed)
+    }
+
+    /// Returns when the other side is about to begin.
+    fn start_job(
+        &mut self,
+        kind: Kind,
+        transport: Transport,
+        size: usize,
+        count: u64,
+    ) -> Result<Job, Failure> {
+        self.stop.check()?;
+        // The floor carries a word, whatever the size.
+        let size = if matches!(transport, Transport::Raw | Transport::Futex) {
+            size_of::<u64>()
+        } else {
+            size
+        };
+        let job = Job {
+            kind,
+            transport,
+            size,
+            count,
+            first: self.next_number,
+        };
+        self.next_number += count;
+        self.peer.tell(&job)?;
+        self.peer.answer::<String>(self.stop)?;
+        Ok(job)
+    }
+
+    /// Off the clock: whether what was received is what was sent.
+    fn check(&self, job: &Job, checksum: u64) -> Result<(), Failure> {
+        if checksum == expected_checksum(job) {
+            return Ok(());
+        }
+        let Job {
+            transport, size, ..
+        } = job;
+        Err(Failure::Error(format!(
+            "{} delivered wrong bytes in messages of {size}; please report it",
+            transport.name()
+        )))
+    }
+}

@@ -1,0 +1,242 @@
+//! What connects the two processes of a benchmark.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use buslane::{Bus, WaitStrategy};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use serde::{Deserialize, Serialize};
+
+use super::floor::{FutexLink, RawLink, Segment};
+use super::link::{BusLink, Link};
+use super::stream::StreamLink;
+use super::{Transport, Wait};
+use crate::failure::Failure;
+
+/// What both sides must know.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Setup {
+    /// Where bus, pipes and sockets are.
+    pub dir: PathBuf,
+    /// The CPU of the side with the clock, and of the other.
+    pub cpus: [usize; 2],
+    /// What is measured.
+    pub transports: Vec<Transport>,
+    /// Bytes in a lane.
+    pub capacity: Option<usize>,
+    /// How buslane waits.
+    pub wait: Wait,
+}
+
+/// Which of the two processes this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// It has the clock.
+    Clock,
+    /// It answers.
+    Peer,
+}
+
+impl Side {
+    /// Of the two directions, the one that this side sends in.
+    pub fn outgoing(self) -> usize {
+        self as usize
+    }
+
+    /// The one that it receives in.
+    pub fn incoming(self) -> usize {
+        1 - self.outgoing()
+    }
+}
+
+impl Setup {
+    /// Binds this thread to its CPU.
+    pub fn pin(&self, side: Side) -> Result<(), Failure> {
+        let cpu = self.cpus[side.outgoing()];
+        let mut set = CpuSet::new();
+        set.set(cpu)
+            .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+            .map_err(|error| {
+                Failure::Error(format!(
+                    "cannot run on CPU {cpu}: {error}; give another with --cpus"
+                ))
+            })
+    }
+
+    fn path(&self, transport: Transport, direction: usize) -> PathBuf {
+        self.dir.join(format!("{}-{direction}", transport.name()))
+    }
+
+    /// Shared memory has one place for names; the directory's is unique.
+    fn segment(&self, transport: Transport) -> String {
+        let dir = self.dir.file_name().unwrap_or_default().to_string_lossy();
+        format!("{dir}-{}", transport.name())
+    }
+
+    fn bus(&self) -> Result<Bus, Failure> {
+        let wait = match self.wait {
+            Wait::Spin => WaitStrategy::Spin,
+            Wait::Adaptive => WaitStrategy::Adaptive,
+            Wait::Park => WaitStrategy::Sleep,
+        };
+        let mut builder = Bus::builder().wait(wait);
+        if let Some(bytes) = self.capacity {
+            builder = builder.capacity(bytes);
+        }
+        Ok(builder.at(self.dir.join("bus"))?)
+    }
+
+    fn floor_link(&self, transport: Transport, side: Side, segment: Segment) -> Box<dyn Link> {
+        match transport {
+            Transport::Futex => Box::new(FutexLink::new(segment, side)),
+            _ => Box::new(RawLink::new(segment, side, self.cpus[0] == self.cpus[1])),
+        }
+    }
+
+    fn pipe_link(&self, side: Side) -> Result<StreamLink<File>, Failure> {
+        let open = |options: &mut OpenOptions, direction| {
+            let file = options.open(self.path(Transport::Pipe, direction))?;
+            // 64 KiB by default, which one large message fills; a system that allows less is measured as it is.
+            let _ = fcntl(&file, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+            Ok(file)
+        };
+        let write = open(OpenOptions::new().write(true), side.outgoing()).map_err(connect)?;
+        let read = open(OpenOptions::new().read(true), side.incoming()).map_err(connect)?;
+        Ok(StreamLink::new(write, read))
+    }
+}
+
+/// Both pipes' size.
+const PIPE_BYTES: i32 = 1 << 20;
+
+/// The links of one side.
+pub struct Links(Vec<(Transport, Box<dyn Link>)>);
+
+impl Links {
+    /// On the side that answers, of what the other offers.
+    pub fn join(setup: &Setup) -> Result<Self, Failure> {
+        let side = Side::Peer;
+        let join = |transport| -> Result<Box<dyn Link>, Failure> {
+            Ok(match transport {
+                Transport::Buslane => Box::new(bus_link(&setup.bus()?, side)?),
+                Transport::Raw | Transport::Futex => {
+                    setup.floor_link(transport, side, Segment::open(&setup.segment(transport))?)
+                }
+                Transport::Pipe => Box::new(setup.pipe_link(side)?),
+                Transport::Uds => {
+                    let stream = UnixStream::connect(setup.path(transport, 0));
+                    Box::new(socket_link(stream.map_err(connect)?)?)
+                }
+            })
+        };
+        setup
+            .transports
+            .iter()
+            .map(|&transport| Ok((transport, join(transport)?)))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// The link of this transport.
+    pub fn get(&mut self, transport: Transport) -> &mut dyn Link {
+        let found = self.0.iter_mut().find(|(name, _)| *name == transport);
+        &mut *found.expect("only what was set up is measured").1
+    }
+}
+
+/// What the side with the clock makes first, for the other to find.
+pub struct Offer(Vec<Offered>);
+
+enum Offered {
+    Bus(Bus),
+    Floor(Transport, Segment),
+    /// Both pipes, open at both ends, so that neither side waits for the other to open them.
+    Pipes([File; 2]),
+    Socket(UnixListener),
+}
+
+impl Offer {
+    /// Makes it.
+    pub fn new(setup: &Setup) -> Result<Self, Failure> {
+        let offer = |transport: &Transport| {
+            Ok(match *transport {
+                Transport::Buslane => Offered::Bus(setup.bus()?),
+                Transport::Raw | Transport::Futex => {
+                    Offered::Floor(*transport, Segment::create(&setup.segment(*transport))?)
+                }
+                Transport::Pipe => {
+                    let pipe = |direction| make_pipe(&setup.path(*transport, direction));
+                    Offered::Pipes([pipe(0)?, pipe(1)?])
+                }
+                Transport::Uds => {
+                    Offered::Socket(UnixListener::bind(setup.path(*transport, 0)).map_err(connect)?)
+                }
+            })
+        };
+        setup
+            .transports
+            .iter()
+            .map(offer)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// Once the other side has joined.
+    pub fn accept(self, setup: &Setup) -> Result<Links, Failure> {
+        let side = Side::Clock;
+        let accept = |offered| -> Result<(Transport, Box<dyn Link>), Failure> {
+            Ok(match offered {
+                Offered::Bus(bus) => (Transport::Buslane, Box::new(bus_link(&bus, side)?)),
+                Offered::Floor(transport, segment) => {
+                    (transport, setup.floor_link(transport, side, segment))
+                }
+                Offered::Pipes(held) => {
+                    let link = setup.pipe_link(side)?;
+                    drop(held); // from here on the end of one side is seen by the other
+                    (Transport::Pipe, Box::new(link))
+                }
+                Offered::Socket(listener) => {
+                    let (stream, _) = listener.accept().map_err(connect)?;
+                    (Transport::Uds, Box::new(socket_link(stream)?))
+                }
+            })
+        };
+        self.0
+            .into_iter()
+            .map(accept)
+            .collect::<Result<_, _>>()
+            .map(Links)
+    }
+}
+
+fn bus_link(bus: &Bus, side: Side) -> Result<BusLink, Failure> {
+    let topic = |direction| bus.topic(["ping", "pong"][direction]);
+    let subscriber = topic(side.incoming())?.subscriber()?;
+    let publisher = topic(side.outgoing())?.publisher()?;
+    Ok(BusLink {
+        publisher,
+        subscriber,
+    })
+}
+
+fn make_pipe(path: &Path) -> Result<File, Failure> {
+    mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|error| connect(error.into()))?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(connect)
+}
+
+fn socket_link(stream: UnixStream) -> Result<StreamLink<UnixStream>, Failure> {
+    let read = stream.try_clone().map_err(connect)?;
+    Ok(StreamLink::new(stream, read))
+}
+
+fn connect(error: std::io::Error) -> Failure {
+    Failure::system("connect the two processes")(error)
+}
