@@ -941,7 +941,7 @@ impl Receiver {
     fn join_lane(&mut self, id: u64, by_mark: bool) -> Result<()> {
         let topic = Arc::clone(&self.topic);
         let files = &topic.files;
-        let lane = match files.lane(id) {
+        let lane = match files.lane_to_follow(id) {
             Ok(Some(lane)) => lane,
             Ok(None) => return Ok(()),
             Err(e) => return Err(e),

@@ -450,9 +450,10 @@ struct Receiver {
 
 impl Receiver {
     fn join(topic: &Arc<Topic>, index: usize) -> Self {
+        let cursor = topic.cursors[index].clone();
+        cursor.header.used.store(0, Relaxed);
         topic.cursor_names.link(index);
         roster::changed(&topic.control);
-        let cursor = topic.cursors[index].clone();
         let mut receiver = Self {
             topic: Arc::clone(topic),
             cursor,
@@ -460,6 +461,8 @@ impl Receiver {
             seen_roster: None,
         };
         receiver.refresh();
+        receiver.cursor.set_joined();
+        roster::changed(&topic.control);
         receiver
     }
 
@@ -560,6 +563,13 @@ impl Receiver {
             }
             self.sleep();
         }
+    }
+
+    /// The first slot was another lane's, in which we had come further, and is free again.
+    fn use_a_slot(&self) {
+        self.cursor.slots[0].position.store(1 << 40, Relaxed);
+        self.cursor.free_slot(0);
+        self.cursor.header.used.store(1, Relaxed);
     }
 
     /// One look at everything: the messages that are there.
@@ -734,10 +744,15 @@ fn join_by_mark() {
 
 /// Sends up to 5 messages through a lane that is new to the reader, who joins it from the start at some time: none is
 /// lost.
-fn join_late(mut receiver: Receiver) {
+fn join_late(mut receiver: Receiver, in_a_used_slot: bool) {
     let topic = Arc::clone(&receiver.topic);
     let mut sender = Sender::create(&topic, 0);
     let reader = thread::spawn(move || {
+        if in_a_used_slot {
+            receiver.use_a_slot();
+        } else {
+            receiver.cursor.header.used.store(0, Relaxed);
+        }
         receiver.look();
         receiver
     });
@@ -755,7 +770,7 @@ fn join_late(mut receiver: Receiver) {
 #[test]
 fn join_from_start() {
     model(2, || {
-        join_late(Receiver::join(&Topic::new(1, 1, CAPACITY), 0))
+        join_late(Receiver::join(&Topic::new(1, 1, CAPACITY), 0), false)
     });
 }
 
@@ -770,7 +785,7 @@ fn join_in_a_used_slot() {
             .used
             .store(1, buslane::shm::sync::Ordering::Relaxed);
         receiver.cursor.free_slot(0);
-        join_late(receiver);
+        join_late(receiver, true);
     });
 }
 
@@ -813,11 +828,13 @@ fn position_in_a_used_slot() {
         receiver.cursor.free_slot(0);
         let mut sender = Sender::create(&topic, 0);
         sender.enter();
-        let reader = thread::spawn(move || receiver.refresh());
+        let reader = thread::spawn(move || {
+            receiver.use_a_slot();
+            receiver.refresh();
+        });
         let position = topic.cursors[0].position_in(sender.id());
         assert!(position.is_none_or(|position| position == 0));
-        let lowest = sender.survey();
-        assert_eq!(lowest.position, 0);
+        assert_eq!(sender.survey().position, 0);
         reader.join().unwrap();
     });
 }
@@ -840,7 +857,10 @@ fn attention_tells_of_the_roster() {
         });
         if sender.watch.disturbed(&topic.control, false) {
             sender.refresh();
-            assert_eq!(sender.readers.count(), 1);
+            assert!(
+                sender.readers.lowest(1, Some(0)).position == 0,
+                "the reader is not listed"
+            );
         }
         reader.join().unwrap();
     });

@@ -7,7 +7,6 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::layout::PAGE;
 use super::segment::Mapping;
 use super::sync::AtomicU64;
 
@@ -33,14 +32,14 @@ impl fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// The ring of `capacity` bytes, a power of two, behind a lane's header page.
+    /// The ring of `capacity` bytes, a power of two, at the start of a mapping.
     pub fn new(map: &Arc<Mapping>, capacity: usize) -> Self {
         assert!(
             capacity.is_power_of_two(),
             "a ring's capacity is a power of two"
         );
         Self {
-            start: map.at(PAGE, capacity, 64),
+            start: map.at(0, capacity, 64),
             mask: capacity as u64 - 1,
             _map: Arc::clone(map),
         }

@@ -50,6 +50,7 @@ fn steps(capacity: usize) -> impl Strategy<Value = Vec<Step>> {
 /// A lane and a cursor in memory that is shared with nobody.
 struct Rig {
     lane: Arc<Mapping>,
+    ring: Arc<Mapping>,
     control: Arc<Mapping>,
     cursor: Cursor,
     capacity: usize,
@@ -72,7 +73,8 @@ impl Rig {
             slots: slots.views::<Slot>(0, 4),
         };
         Self {
-            lane: mapping(PAGE + capacity, true),
+            lane: mapping(PAGE, true),
+            ring: mapping(capacity, true),
             control: mapping(PAGE, false),
             cursor,
             capacity,
@@ -80,7 +82,7 @@ impl Rig {
     }
 
     fn ring(&self) -> Ring {
-        Ring::new(&self.lane, self.capacity)
+        Ring::new(&self.ring, self.capacity)
     }
 
     fn readers(&self) -> Readers {

@@ -1,0 +1,150 @@
+//! Private buses, and real child processes: the test binary runs itself again with one role.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+/// Only against hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const BUS: &str = "BUSLANE_TEST_BUS";
+const ARGUMENT: &str = "BUSLANE_TEST_ARGUMENT";
+
+/// A bus of one test's own, and a guard against hanging.
+pub struct Private {
+    pub path: PathBuf,
+    dir: TempDir,
+    _guard: Sender<()>,
+}
+
+pub fn private() -> Private {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (guard, ended) = channel::<()>();
+    let name = thread::current().name().unwrap_or("?").to_owned();
+    thread::spawn(move || {
+        if ended.recv_timeout(2 * PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{name} hangs");
+            std::process::abort();
+        }
+    });
+    Private { path: dir.path().join("bus"), dir, _guard: guard }
+}
+
+impl Private {
+    pub fn bus(&self) -> buslane::Bus {
+        buslane::Bus::builder().capacity(65536).at(&self.path).unwrap()
+    }
+    /// The names in a directory of the bus, sorted.
+    pub fn names(&self, under: &str) -> Vec<String> {
+        names(&self.path.join(under))
+    }
+    pub fn child(&self, role: &str, argument: impl ToString) -> Process {
+        Process::start(&self.path, role, &argument.to_string())
+    }
+}
+
+pub fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+/// A child that ends with its test.
+pub struct Process {
+    pub child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(path: &Path, role: &str, argument: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("child::{role}"), "--nocapture"])
+            .env(BUS, path)
+            .env(ARGUMENT, argument)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Self { child, out }
+    }
+
+    /// What the child said next.
+    pub fn hear(&mut self) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(self.out.read_line(&mut line).unwrap() > 0, "the child ended without a word");
+            if let Some(at) = line.find('@') {
+                return line[at + 1..].trim().to_owned();
+            }
+        }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for a good end.
+    pub fn join(mut self) {
+        let mut rest = String::new();
+        let _ = std::io::Read::read_to_string(&mut self.out, &mut rest);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {rest}");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// In a child: the bus's path and the argument. `None` in an ordinary run, where roles do nothing.
+pub fn role() -> Option<(PathBuf, String)> {
+    let path = std::env::var_os(BUS)?;
+    nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL)).unwrap();
+    Some((path.into(), std::env::var(ARGUMENT).unwrap()))
+}
+
+/// In a child: says it to the test.
+pub fn say(what: impl std::fmt::Display) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "@{what}").unwrap();
+    out.flush().unwrap();
+}
+
+/// A message that shows whether it is whole: publisher, number, then a pattern.
+pub fn fill(bytes: &mut [u8], publisher: u64, n: u64) {
+    bytes[..8].copy_from_slice(&publisher.to_le_bytes());
+    bytes[8..16].copy_from_slice(&n.to_le_bytes());
+    bytes[16..].fill((n ^ publisher) as u8);
+}
+
+pub fn length(n: u64) -> usize {
+    16 + (n * 37 % 900) as usize
+}
+
+/// Its publisher and number.
+pub fn check(bytes: &[u8]) -> (u64, u64) {
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let (publisher, n) = (word(0), word(8));
+    assert_eq!(bytes.len(), length(n), "length of {publisher}/{n}");
+    assert!(bytes[16..].iter().all(|&b| b == (n ^ publisher) as u8), "{publisher}/{n} is torn");
+    (publisher, n)
+}
