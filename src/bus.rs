@@ -88,7 +88,6 @@ impl Bus {
     }
 
     /// Opens a bus otherwise than by default.
-    #[must_use]
     pub fn builder() -> BusBuilder {
         BusBuilder::default()
     }
@@ -118,7 +117,6 @@ impl Bus {
     }
 
     /// Opens a topic otherwise than by default.
-    #[must_use]
     pub fn topic_builder(&self, name: &str) -> TopicBuilder<'_> {
         let BusBuilder { wait, .. } = self.0.options;
         TopicBuilder {

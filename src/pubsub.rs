@@ -1288,7 +1288,6 @@ impl<'a> Batch<'a> {
     }
 
     /// The messages.
-    #[must_use]
     pub fn iter(&self) -> BatchIter<'_> {
         BatchIter {
             reader: self.reader,

@@ -7,7 +7,6 @@ use crate::pubsub::{Kept, Publisher, Subscriber};
 
 impl Publisher<[u8]> {
     /// The writing end of a stream of bytes: each `write` is one message, or as much of it as fits one.
-    #[must_use]
     pub fn into_writer(self) -> ByteWriter {
         ByteWriter { publisher: self }
     }
@@ -16,7 +15,6 @@ impl Publisher<[u8]> {
 impl Subscriber<[u8]> {
     /// The reading end of a stream of bytes: the payloads of all messages, one after the other. It ends when the last
     /// publisher has left.
-    #[must_use]
     pub fn into_reader(self) -> ByteReader {
         ByteReader {
             subscriber: self,

@@ -142,7 +142,7 @@ impl Dir {
     pub fn check_filesystem(&self) -> Result<()> {
         let tried = "use the directory";
         let stat = fstatfs(&self.fd).map_err(|e| Error::system(tried, shown(&self.path), e))?;
-        let kind = i64::from(stat.filesystem_type().0);
+        let kind = stat.filesystem_type().0;
         match REFUSED.iter().find(|(magic, _)| *magic == kind) {
             None => Ok(()),
             Some((_, name)) => {
