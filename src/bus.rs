@@ -194,7 +194,7 @@ impl Bus {
                 &name,
                 move || {
                     // What can't be put away now will be by the next one who opens the bus, and told there.
-                    let _ = reclaim::sweep(&members, &topics);
+                    reclaim::sweep(&members, &topics).map_or(true, |found| found.lingering == 0)
                 },
             )?);
         }

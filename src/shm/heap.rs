@@ -170,7 +170,7 @@ pub mod futex {
     use loom::sync::atomic::AtomicU64 as Counter;
     use loom::thread::{self, Thread};
 
-    use super::super::sync::{AtomicU64, Ordering, begin, trace};
+    use super::super::sync::{AtomicU64, Ordering, begin, begin_threads, trace};
 
     /// Addresses that one model may sleep on.
     const ADDRESSES: usize = 6;
@@ -198,6 +198,7 @@ pub mod futex {
     /// threads, so that they don't meet in booting it.
     pub fn boot(threads: usize) {
         begin();
+        begin_threads(false);
         KERNEL
             .threads
             .store(threads, std::sync::atomic::Ordering::Relaxed);

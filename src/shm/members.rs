@@ -18,10 +18,10 @@ use super::fork::{self, Held};
 use super::layout::{Identity, Kind, MemberInfo};
 use crate::error::{Error, Result};
 
-/// How often the members are looked through where inotify has run out.
-const WITHOUT_DOORBELL: Duration = Duration::from_millis(250);
+/// How often the members are looked through where inotify has run out, or somebody holds what a dead one left.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// The kernel closes a file, and rings, just before it drops the lock: how long that may take, and the steps.
-const LOCK_LINGERS: [Duration; 8] = {
+pub const LOCK_LINGERS: [Duration; 8] = {
     let mut steps = [Duration::ZERO; 8];
     let mut i = 1;
     while i < steps.len() {
@@ -150,6 +150,11 @@ pub struct Dead {
 }
 
 impl Dead {
+    /// Its number.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Removes its file, once all else that it left is put away.
     pub fn remove(self, dir: &Dir) -> Result<bool> {
         dir.remove(&file_name(self.id))
@@ -168,7 +173,7 @@ fn lock_if_dead(dir: &Dir, id: u64) -> Option<Dead> {
         .then_some(Dead { id, _lock: file })
 }
 
-/// A thread that runs `on_death` soon after a member has died.
+/// A thread that runs `on_death` soon after a member has died, and again after a while if it says `false`.
 #[derive(Debug)]
 pub struct Doorbell {
     thread: Option<JoinHandle<()>>,
@@ -178,7 +183,11 @@ pub struct Doorbell {
 
 impl Doorbell {
     /// Listens at `members/`.
-    pub fn listen(dir: Arc<Dir>, bus: &str, on_death: impl Fn() + Send + 'static) -> Result<Self> {
+    pub fn listen(
+        dir: Arc<Dir>,
+        bus: &str,
+        on_death: impl Fn() -> bool + Send + 'static,
+    ) -> Result<Self> {
         let failed = |e: Errno| Error::system("listen for deaths on the bus", bus, e);
         let stop =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
@@ -189,9 +198,10 @@ impl Doorbell {
         let thread = thread::Builder::new()
             .name("buslane-doorbell".into())
             .spawn(move || {
-                while let Some(rung) = wait(inotify.as_ref(), &until) {
+                let mut done = true;
+                while let Some(rung) = wait(inotify.as_ref(), &until, done) {
                     if has_died(&dir, &rung) {
-                        on_death();
+                        done = on_death();
                     }
                 }
             })
@@ -241,13 +251,13 @@ enum Rung {
 }
 
 /// Waits until something rings; `None`: it is to end.
-fn wait(inotify: Option<&Inotify>, stop: &EventFd) -> Option<Rung> {
+fn wait(inotify: Option<&Inotify>, stop: &EventFd, done: bool) -> Option<Rung> {
     let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     fds.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
-    let time = if inotify.is_some() {
+    let time = if inotify.is_some() && done {
         PollTimeout::NONE
     } else {
-        PollTimeout::from(WITHOUT_DOORBELL.as_millis() as u16)
+        PollTimeout::from(LOOK_AGAIN.as_millis() as u16)
     };
     match poll(&mut fds, time) {
         Err(Errno::EINTR) => return Some(Rung::Names(BTreeSet::new())),

@@ -4,10 +4,12 @@
 //! Each step may be the last one before a `SIGKILL`; running it all again finishes it. A cursor first stops gating,
 //! then loses its name. A lane is first closed, and loses its name only when every reader has drained it.
 
+use std::thread;
+
 use super::files::{self, DRAFT, Dir};
 use super::lane;
 use super::layout::{Kind, LEFT};
-use super::members;
+use super::members::{self, Dead};
 use super::roster;
 use super::segment::Access;
 use super::topic::{CURSOR, LANE, LaneFile, TopicFiles};
@@ -23,9 +25,14 @@ pub struct Reclaimed {
     pub lanes: usize,
     /// Cursors that were removed.
     pub cursors: usize,
+    /// Dead processes whose locks somebody else still holds, such as a child that they were just starting.
+    pub lingering: usize,
 }
 
 /// If a member has died, puts away all that has no living owner, in every topic of the bus.
+///
+/// The kernel drops the locks of a process that ends one after the other, so some may still be held when the member's is
+/// gone: they are asked for again.
 pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
     let mut found = Reclaimed::default();
     let dead = members::dead(members)?;
@@ -33,26 +40,47 @@ pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
     if dead.is_empty() {
         return Ok(found);
     }
-    for name in topics.names()? {
-        let topic = topics
-            .dir(&name, false)
-            .and_then(|dir| TopicFiles::open(dir, &name));
-        match topic.and_then(|topic| topic.map(|topic| tidy(&topic)).transpose()) {
-            Ok(tidied) => {
-                let Reclaimed { lanes, cursors, .. } = tidied.unwrap_or_default();
-                found.lanes += lanes;
-                found.cursors += cursors;
+    let ids: Vec<u64> = dead.iter().map(Dead::id).collect();
+    let mut names = topics.names()?;
+    for step in members::LOCK_LINGERS {
+        thread::sleep(step);
+        let mut held = Vec::new();
+        for name in names {
+            if sweep_topic(topics, &name, &ids, &mut found)? {
+                held.push(name);
             }
-            // It stays for a person to look at; the other topics need us.
-            Err(e) if is_damage(&e) || e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
+        }
+        names = held;
+        if names.is_empty() {
+            // Last, so that whoever comes after a death in the midst of this does it again.
+            for dead in dead {
+                found.members += usize::from(dead.remove(members)?);
+            }
+            return Ok(found);
         }
     }
-    // Last, so that whoever comes after a death in the midst of this does it again.
-    for dead in dead {
-        found.members += usize::from(dead.remove(members)?);
-    }
+    found.lingering = dead.len();
     Ok(found)
+}
+
+/// Whether the dead still hold something here.
+fn sweep_topic(topics: &Dir, name: &str, dead: &[u64], found: &mut Reclaimed) -> Result<bool> {
+    let look = || -> Result<(Reclaimed, bool)> {
+        let Some(topic) = TopicFiles::open(topics.dir(name, false)?, name)? else {
+            return Ok((Reclaimed::default(), false));
+        };
+        Ok((tidy(&topic)?, topic.is_held_by(dead)?))
+    };
+    match look() {
+        Ok((tidied, held)) => {
+            found.lanes += tidied.lanes;
+            found.cursors += tidied.cursors;
+            Ok(held)
+        }
+        // It stays for a person to look at; the other topics need us.
+        Err(e) if is_damage(&e) || e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Puts away all of a topic that has no living owner, and tells the living if anything changed.

@@ -29,7 +29,7 @@ pub fn heavy_fence() {
 #[cfg(loom)]
 pub use std::sync::atomic::Ordering;
 #[cfg(loom)]
-pub use weakened::{AtomicU64, begin, fence, heavy_fence, light_fence, trace};
+pub use weakened::{AtomicU64, begin, begin_threads, fence, heavy_fence, light_fence, trace};
 
 #[cfg(loom)]
 mod weakened {
@@ -147,6 +147,16 @@ mod weakened {
         }
     }
 
+    thread_local! {
+        /// Whether the execution has other threads yet: who stores before that only prepares the words for their owners.
+        static HAS_BEGUN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+
+    /// See `HAS_BEGUN`.
+    pub fn begin_threads(begin: bool) {
+        HAS_BEGUN.set(begin);
+    }
+
     /// loom's word, with the operations that the core uses.
     #[derive(Debug, Default)]
     pub struct AtomicU64 {
@@ -178,7 +188,8 @@ mod weakened {
         pub fn store(&self, value: u64, order: Ordering) {
             self.word
                 .store(value, chosen("store", order).unwrap_or(Relaxed));
-            *self.own.lock().unwrap() = Some((loom::thread::current().id(), value));
+            let has_begun = HAS_BEGUN.get();
+            *self.own.lock().unwrap() = has_begun.then(|| (loom::thread::current().id(), value));
             trace(format_args!("store {value}"));
         }
         #[track_caller]

@@ -363,6 +363,26 @@ impl TopicFiles {
         Ok(count)
     }
 
+    /// Whether there is a cursor, or a lane that is not closed, of one of these members.
+    pub fn is_held_by(&self, members: &[u64]) -> Result<bool> {
+        for id in self.dir.numbers(CURSOR)? {
+            let cursor = self.cursor(id, Access::Read)?;
+            if cursor.is_some_and(|(_, cursor)| members.contains(&cursor.owner())) {
+                return Ok(true);
+            }
+        }
+        for id in self.dir.numbers(LANE)? {
+            let lane = self.lane(id)?;
+            let held = |lane: LaneFile| {
+                !lane::is_closed(&lane.header) && members.contains(&lane::owner(&lane.header))
+            };
+            if lane.is_some_and(held) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn taken(&self, what: &str, id: u64) -> Error {
         let why = format!("there is a {what} {id} already, which was not given that number here");
         Error::new(ErrorKind::Corrupt, "join the topic", &*self.name, why)
