@@ -201,7 +201,7 @@ impl Bus {
         Ok(())
     }
 
-    fn check_fork(&self) -> Result<()> {
+    pub(crate) fn check_fork(&self) -> Result<()> {
         if self.0.born == fork::generation() {
             Ok(())
         } else {

@@ -117,6 +117,7 @@ pub(crate) fn until(
     timeout: Option<Duration>,
     mut done: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
+    topic.bus.check_fork()?;
     let mut waiter = Waiter::new(WaitStrategy::Sleep, timeout);
     loop {
         // Read before looking, so that a change after it is not slept over.

@@ -465,8 +465,10 @@ struct Run<'a>(&'a mut Sender);
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
-        self.0.lane.publish();
-        self.0.look_around();
+        if self.0.check_fork().is_ok() {
+            self.0.lane.publish();
+            self.0.look_around();
+        }
     }
 }
 
@@ -513,6 +515,7 @@ impl<T: Message + 'static> Publisher<T> {
 }
 
 /// Part of a lane, lent to be written in place. [`commit`](Self::commit) sends it; dropping it sends nothing.
+/// It is not to be touched in a forked child: the lane is not mapped there.
 #[must_use = "a loan that is dropped sends nothing"]
 pub struct Loan<'a, T: ?Sized = [u8]> {
     sender: &'a mut Sender,
@@ -536,10 +539,12 @@ impl<'a, T: ?Sized> Loan<'a, T> {
         })
     }
 
-    /// Sends it.
+    /// Sends it. In a forked child, which has no part in the lane, this does nothing.
     #[inline]
     pub fn commit(mut self) {
-        self.sender.commit(self.len);
+        if self.sender.check_fork().is_ok() {
+            self.sender.commit(self.len);
+        }
         self.committed = true;
     }
 }
@@ -1069,6 +1074,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         if found.word.len() != T::SIZE.unwrap_or(found.word.len()) {
             return Err(self.wrong_size(found));
         }
+        let born = self.receiver.born;
         let source = &mut self.receiver.sources[self.receiver.at];
         let (bytes, track) = source.reader.take(found);
         let payload = T::in_frame(bytes);
@@ -1077,6 +1083,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
             track,
             found,
             lane: source.id,
+            born,
         })
     }
 
@@ -1157,11 +1164,10 @@ impl Subscriber<[u8]> {
 
     #[inline]
     fn batch(&mut self, first: Found, max: usize) -> Batch<'_> {
-        Batch::new(
-            &mut self.receiver.sources[self.receiver.at].reader,
-            first,
-            max,
-        )
+        let Receiver {
+            sources, at, born, ..
+        } = &mut self.receiver;
+        Batch::new(&mut sources[*at].reader, first, max, *born)
     }
 }
 
@@ -1189,20 +1195,22 @@ impl Subscriber<[u8]> {
     }
 
     pub(crate) fn release(&mut self, kept: Kept) {
-        self.receiver.sources[kept.index]
-            .reader
-            .track()
-            .release(kept.found.word.size());
+        if self.receiver.check_fork().is_ok() {
+            let track = self.receiver.sources[kept.index].reader.track();
+            track.release(kept.found.word.size());
+        }
     }
 }
 
-/// A message in place. It derefs to the payload, and is released when dropped.
+/// A message in place. It derefs to the payload, and is released when dropped. It is not to be read in a forked child:
+/// the lane is not mapped there.
 #[must_use]
 pub struct Frame<'a, T: ?Sized = [u8]> {
     payload: &'a T,
     track: &'a mut Track,
     found: Found,
     lane: u64,
+    born: u64,
 }
 
 impl<T: ?Sized> Frame<'_, T> {
@@ -1230,7 +1238,9 @@ impl<T: ?Sized> Deref for Frame<'_, T> {
 impl<T: ?Sized> Drop for Frame<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.track.release(self.found.word.size());
+        if self.born == fork::generation() {
+            self.track.release(self.found.word.size());
+        }
     }
 }
 
@@ -1258,11 +1268,12 @@ pub struct Batch<'a> {
     first: Found,
     len: usize,
     size: u64,
+    born: u64,
 }
 
 impl<'a> Batch<'a> {
     #[inline]
-    fn new(reader: &'a mut Reader, first: Found, max: usize) -> Self {
+    fn new(reader: &'a mut Reader, first: Found, max: usize, born: u64) -> Self {
         let (mut last, mut len, mut size) = (first, 1, first.word.size());
         // A frame that is damaged ends the batch, and is reported by the next look.
         while len < max
@@ -1277,6 +1288,7 @@ impl<'a> Batch<'a> {
             first,
             len,
             size,
+            born,
         }
     }
 
@@ -1300,7 +1312,9 @@ impl<'a> Batch<'a> {
 impl Drop for Batch<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.reader.track().release(self.size);
+        if self.born == fork::generation() {
+            self.reader.track().release(self.size);
+        }
     }
 }
 

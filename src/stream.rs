@@ -14,12 +14,13 @@ impl Publisher<[u8]> {
 
 impl Subscriber<[u8]> {
     /// The reading end of a stream of bytes: the payloads of all messages, one after the other. It ends when the last
-    /// publisher has left.
+    /// publisher has left, and stays ended.
     pub fn into_reader(self) -> ByteReader {
         ByteReader {
             subscriber: self,
             kept: None,
             consumed: 0,
+            ended: false,
         }
     }
 }
@@ -75,6 +76,8 @@ pub struct ByteReader {
     kept: Option<Kept>,
     /// Bytes of the kept message that were read.
     consumed: usize,
+    /// The last publisher had left: as a pipe's, this end stays.
+    ended: bool,
 }
 
 impl ByteReader {
@@ -89,12 +92,18 @@ impl ByteReader {
 
 impl BufRead for ByteReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.ended {
+            return Ok(&[]);
+        }
         loop {
             let kept = match self.kept {
                 Some(kept) => kept,
                 None => match self.subscriber.keep() {
                     Ok(kept) => *self.kept.insert(kept),
-                    Err(e) if e.kind() == ErrorKind::Ended => return Ok(&[]),
+                    Err(e) if e.kind() == ErrorKind::Ended => {
+                        self.ended = true;
+                        return Ok(&[]);
+                    }
                     Err(e) => return Err(e.into()),
                 },
             };

@@ -19,6 +19,7 @@ use buslane::shm::lane::{self, Boundary, Found, Outside, Reader, Writer};
 use buslane::shm::layout::{CURSOR_SLOTS, Control, CursorHeader, LaneHeader, Slot, Word};
 use buslane::shm::park::{self, Watch};
 use buslane::shm::roster::{self, Cursor, Listed, Lowest, Readers};
+use buslane::shm::sync::begin_threads;
 use buslane::shm::{Ring, View};
 use loom::sync::atomic::AtomicU64;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -50,6 +51,12 @@ fn model_of(threads: usize, preemptions: usize, body: impl Fn() + Send + Sync + 
         "{} executions",
         runs.load(std::sync::atomic::Ordering::Relaxed)
     );
+}
+
+/// Starts a thread, when all that it needs is prepared.
+fn spawn<T: 'static>(body: impl FnOnce() -> T + 'static) -> thread::JoinHandle<T> {
+    begin_threads(true);
+    thread::spawn(body)
 }
 
 /// The word of a frame that nobody sent.
@@ -611,7 +618,7 @@ fn joined(readers: usize, capacity: usize) -> (Sender, Vec<Source>) {
 
 /// A thread that receives `count` messages.
 fn receive(mut source: Source, count: u64) -> thread::JoinHandle<()> {
-    thread::spawn(move || {
+    spawn(move || {
         for sequence in 0..count {
             assert_eq!(source.receive(), sequence);
         }
@@ -652,7 +659,7 @@ fn two_readers() {
     model_of(3, 2, || {
         let (mut sender, sources) = joined(2, CAPACITY);
         let look = |mut source: Source| {
-            thread::spawn(move || {
+            spawn(move || {
                 source.look(2);
                 source
             })
@@ -724,7 +731,7 @@ fn join_by_mark() {
             sender.send(SMALL);
         }
         let has_joined = Arc::new(AtomicU64::new(0));
-        let reader = thread::spawn({
+        let reader = spawn({
             let (topic, has_joined) = (Arc::clone(&topic), Arc::clone(&has_joined));
             move || {
                 let mut source = Receiver::join(&topic, 0).only();
@@ -747,17 +754,21 @@ fn join_by_mark() {
 fn join_late(mut receiver: Receiver, in_a_used_slot: bool) {
     let topic = Arc::clone(&receiver.topic);
     let mut sender = Sender::create(&topic, 0);
-    let reader = thread::spawn(move || {
+    sender.enter();
+    for _ in 0..3 {
+        sender.send(SMALL);
+    }
+    let reader = spawn(move || {
         if in_a_used_slot {
             receiver.use_a_slot();
         } else {
             receiver.cursor.header.used.store(0, Relaxed);
         }
-        receiver.look();
+        receiver.refresh();
+        receiver.sources[0].look(1);
         receiver
     });
-    sender.enter();
-    for _ in 0..5 {
+    for _ in 0..2 {
         sender.try_send(SMALL);
     }
     let mut receiver = reader.join().unwrap();
@@ -794,18 +805,21 @@ fn join_in_a_used_slot() {
 #[test]
 fn join_each_other() {
     model(2, || {
-        let topic = Topic::new(1, 1, CAPACITY);
+        let topic = Topic::new(1, 1, CAPACITY / 2);
         let mut sender = Sender::create(&topic, 0);
-        let reader = thread::spawn({
+        let reader = spawn({
             let topic = Arc::clone(&topic);
             move || {
                 let mut receiver = Receiver::join(&topic, 0);
-                receiver.look();
+                receiver
+                    .sources
+                    .iter_mut()
+                    .for_each(|source| source.look(1));
                 receiver
             }
         });
         sender.enter();
-        for _ in 0..5 {
+        for _ in 0..2 {
             sender.try_send(SMALL);
         }
         let mut receiver = reader.join().unwrap();
@@ -828,7 +842,7 @@ fn position_in_a_used_slot() {
         receiver.cursor.free_slot(0);
         let mut sender = Sender::create(&topic, 0);
         sender.enter();
-        let reader = thread::spawn(move || {
+        let reader = spawn(move || {
             receiver.use_a_slot();
             receiver.refresh();
         });
@@ -848,7 +862,7 @@ fn attention_tells_of_the_roster() {
         let mut sender = Sender::create(&topic, 0);
         sender.enter();
         let mut sender = sender.warm_up(CAPACITY as u64);
-        let reader = thread::spawn({
+        let reader = spawn({
             let topic = Arc::clone(&topic);
             move || {
                 topic.cursor_names.link(0);
@@ -899,7 +913,7 @@ fn sleep_and_wake(senders: usize, sleepers: usize, count: usize) {
             .map(|sender| Box::new(send(sender)) as Box<dyn FnOnce()>),
     );
     let mine = threads.pop().unwrap();
-    let others: Vec<_> = threads.into_iter().map(thread::spawn).collect();
+    let others: Vec<_> = threads.into_iter().map(spawn).collect();
     mine();
     others.into_iter().for_each(|thread| thread.join().unwrap());
 }
@@ -913,19 +927,19 @@ fn one_sleeper() {
 /// Two readers sleep on the same bell, and both are woken.
 #[test]
 fn two_sleepers() {
-    model_of(3, 2, || sleep_and_wake(1, 2, 1));
+    model_of(3, 3, || sleep_and_wake(1, 2, 1));
 }
 
 /// Either of two senders wakes.
 #[test]
 fn two_senders() {
-    model_of(3, 2, || sleep_and_wake(2, 1, 1));
+    model_of(3, 3, || sleep_and_wake(2, 1, 1));
 }
 
 /// Both together.
 #[test]
 fn two_of_each() {
-    model_of(4, 2, || sleep_and_wake(2, 2, 1));
+    model_of(4, 1, || sleep_and_wake(2, 2, 1));
 }
 
 /// A sleeping reader wakes for a new lane, joins it, and receives what is sent there.
@@ -935,7 +949,7 @@ fn sleep_until_a_lane_comes() {
         let topic = Topic::new(1, 1, CAPACITY);
         let mut receiver = Receiver::join(&topic, 0);
         let mut sender = Sender::create(&topic, 0);
-        let reader = thread::spawn(move || assert_eq!(receiver.receive(), (0, 0)));
+        let reader = spawn(move || assert_eq!(receiver.receive(), (0, 0)));
         sender.enter();
         sender.send(SMALL);
         reader.join().unwrap();
@@ -947,7 +961,7 @@ fn sleep_until_a_lane_comes() {
 fn await_a_change() {
     model(3, || {
         let topic = Topic::new(0, 2, CAPACITY);
-        let waiter = thread::spawn({
+        let waiter = spawn({
             let topic = Arc::clone(&topic);
             move || {
                 loop {
@@ -975,8 +989,8 @@ fn sleep_for_room() {
     model(2, || {
         let (sender, mut sources) = joined(1, CAPACITY);
         let mut sender = sender.warm_up(CAPACITY as u64);
-        let reader = receive(sources.pop().unwrap(), 6);
-        for _ in 0..6 {
+        let reader = receive(sources.pop().unwrap(), 5);
+        for _ in 0..5 {
             sender.send_sleeping(SMALL);
         }
         reader.join().unwrap();
@@ -1007,7 +1021,7 @@ fn both_sleep() {
         sender.enter();
         let mut receiver = Receiver::join(&topic, 0);
         let mut sender = sender.warm_up(CAPACITY as u64);
-        let reader = thread::spawn(move || {
+        let reader = spawn(move || {
             for sequence in 0..5 {
                 assert_eq!(receiver.receive(), (0, sequence));
             }
@@ -1028,7 +1042,7 @@ fn reader_leaves() {
         sender.enter();
         let mut receiver = Receiver::join(&topic, 0);
         let mut sender = sender.warm_up(CAPACITY as u64);
-        let reader = thread::spawn(move || {
+        let reader = spawn(move || {
             if let Some((i, found)) = receiver.poll() {
                 receiver.sources[i].take(found);
             }
@@ -1052,7 +1066,7 @@ fn sleep_for_a_joiner() {
         for _ in 0..3 {
             sender.send(SMALL);
         }
-        let reader = thread::spawn(move || {
+        let reader = spawn(move || {
             for sequence in 0..4 {
                 assert_eq!(receiver.receive(), (0, sequence));
             }
@@ -1071,7 +1085,7 @@ fn closed_after_the_last_frame() {
         let (sender, mut sources) = joined(1, CAPACITY);
         let mut sender = sender.warm_up(CAPACITY as u64);
         let mut source = sources.pop().unwrap();
-        let reader = thread::spawn(move || {
+        let reader = spawn(move || {
             loop {
                 let closed = source.reader.is_closed();
                 while let Some(found) = source.reader.next().unwrap() {
@@ -1083,6 +1097,7 @@ fn closed_after_the_last_frame() {
                 thread::yield_now();
             }
         });
+        sender.lane.header().owner.closed.store(0, Relaxed);
         sender.send(SMALL);
         sender.send(SMALL);
         sender.close();
@@ -1194,7 +1209,7 @@ fn observed(
     for _ in 0..3 {
         sender.send(SMALL);
     }
-    let observer = thread::spawn({
+    let observer = spawn({
         let topic = Arc::clone(&topic);
         move || observe(&topic, record, frames)
     });
@@ -1226,7 +1241,7 @@ fn observer_of_an_adopted_lane() {
         for _ in 0..4 {
             sender.send(SMALL);
         }
-        let observer = thread::spawn({
+        let observer = spawn({
             let topic = Arc::clone(&topic);
             move || observe(&topic, |outside| Some(outside.newest()?.1), 1)
         });

@@ -156,8 +156,12 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
         return Ok(false);
     };
     for id in topic.dir().numbers(CURSOR)? {
-        let Some((_, cursor)) = topic.cursor(id, Access::Read)? else {
-            continue;
+        let cursor = match topic.cursor(id, Access::Read) {
+            Ok(Some((_, cursor))) => cursor,
+            Ok(None) => continue,
+            // What is no cursor waits for nothing.
+            Err(e) if is_damage(&e) => continue,
+            Err(e) => return Err(e),
         };
         if cursor
             .position_in(lane.id)

@@ -33,12 +33,19 @@ pub fn private() -> Private {
             std::process::abort();
         }
     });
-    Private { path: dir.path().join("bus"), dir, _guard: guard }
+    Private {
+        path: dir.path().join("bus"),
+        dir,
+        _guard: guard,
+    }
 }
 
 impl Private {
     pub fn bus(&self) -> buslane::Bus {
-        buslane::Bus::builder().capacity(65536).at(&self.path).unwrap()
+        buslane::Bus::builder()
+            .capacity(65536)
+            .at(&self.path)
+            .unwrap()
     }
     /// The names in a directory of the bus, sorted.
     pub fn names(&self, under: &str) -> Vec<String> {
@@ -82,7 +89,10 @@ impl Process {
         let mut line = String::new();
         loop {
             line.clear();
-            assert!(self.out.read_line(&mut line).unwrap() > 0, "the child ended without a word");
+            assert!(
+                self.out.read_line(&mut line).unwrap() > 0,
+                "the child ended without a word"
+            );
             if let Some(at) = line.find('@') {
                 return line[at + 1..].trim().to_owned();
             }
@@ -145,6 +155,9 @@ pub fn check(bytes: &[u8]) -> (u64, u64) {
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     let (publisher, n) = (word(0), word(8));
     assert_eq!(bytes.len(), length(n), "length of {publisher}/{n}");
-    assert!(bytes[16..].iter().all(|&b| b == (n ^ publisher) as u8), "{publisher}/{n} is torn");
+    assert!(
+        bytes[16..].iter().all(|&b| b == (n ^ publisher) as u8),
+        "{publisher}/{n} is torn"
+    );
     (publisher, n)
 }

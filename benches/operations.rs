@@ -1,0 +1,218 @@
+//! What each operation costs by itself, inside one process and one thread: the other side does its part between the
+//! timed runs, so every message is in this core's cache. What a message costs on its way to another process,
+//! `buslane bench` measures; `benches/floor.rs` compares with the least that is possible.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use buslane::{Bus, DEFAULT_CAPACITY, Message, Publisher, Subscriber, Topic};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use tempfile::TempDir;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Payload sizes, in bytes.
+const SIZES: [usize; 3] = [8, 64, 1024];
+/// Messages between two looks at the clock; they fit the default ring, so that nobody waits.
+const RUN: u64 = 1024;
+/// Capacities at which publishers and subscribers are made.
+const CAPACITIES: [(&str, usize); 2] = [("1MiB", 1 << 20), ("default", DEFAULT_CAPACITY)];
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
+#[repr(C)]
+struct Tick {
+    price: i64,
+}
+
+impl Message for Tick {
+    const NAME: &'static str = "bench.Tick";
+}
+
+/// A directory that is removed at the end, and a bus in it.
+fn bus(capacity: usize) -> (TempDir, Bus) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("bus");
+    (dir, Bus::builder().capacity(capacity).at(path).unwrap())
+}
+
+/// The time of `count` operations, done in runs of at most [`RUN`]; what comes `before` each run is not counted.
+fn in_runs(count: u64, mut before: impl FnMut(u64), mut run: impl FnMut(u64)) -> Duration {
+    let mut time = Duration::ZERO;
+    let mut left = count;
+    while left > 0 {
+        let now = left.min(RUN);
+        before(now);
+        let started = Instant::now();
+        run(now);
+        time += started.elapsed();
+        left -= now;
+    }
+    time
+}
+
+/// The time that making `count` things takes, one after the other; dropping them is not counted.
+fn making<T>(count: u64, mut make: impl FnMut() -> T) -> Duration {
+    let mut time = Duration::ZERO;
+    for _ in 0..count {
+        let started = Instant::now();
+        let made = make();
+        time += started.elapsed();
+        drop(made);
+    }
+    time
+}
+
+fn drain(subscriber: &mut Subscriber) {
+    while subscriber.try_recv().unwrap().is_some() {}
+}
+
+fn send_all(publisher: &mut Publisher, message: &[u8], count: u64) {
+    for _ in 0..count {
+        publisher.send(message).unwrap();
+    }
+}
+
+fn sending(c: &mut Criterion) {
+    let (_dir, bus) = bus(DEFAULT_CAPACITY);
+    let topic = bus.topic("bytes").unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for size in SIZES {
+        let message = vec![7; size];
+        c.bench_function(&format!("send/{size}"), |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |_| drain(&mut subscriber),
+                    |now| send_all(&mut publisher, black_box(&message), now),
+                )
+            });
+        });
+    }
+    for size in SIZES {
+        c.bench_function(&format!("loan_and_commit/{size}"), |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |_| drain(&mut subscriber),
+                    |now| {
+                        for byte in 0..now {
+                            let mut loan = publisher.loan(size).unwrap();
+                            loan.fill(black_box(byte as u8));
+                            loan.commit();
+                        }
+                    },
+                )
+            });
+        });
+    }
+    let message = [7; 64];
+    c.bench_function("send_batch/64", |b| {
+        b.iter_custom(|count| {
+            in_runs(
+                count,
+                |_| drain(&mut subscriber),
+                |now| {
+                    let messages = (0..now).map(|_| black_box(&message));
+                    publisher.send_batch(messages).unwrap();
+                },
+            )
+        });
+    });
+}
+
+fn sending_values(c: &mut Criterion) {
+    let (_dir, bus) = bus(DEFAULT_CAPACITY);
+    let topic = bus.typed::<Tick>("ticks").unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    c.bench_function("send_value/8", |b| {
+        b.iter_custom(|count| {
+            in_runs(
+                count,
+                |_| while subscriber.try_recv().unwrap().is_some() {},
+                |now| {
+                    for _ in 0..now {
+                        publisher.send_value(black_box(&Tick { price: 7 })).unwrap();
+                    }
+                },
+            )
+        });
+    });
+}
+
+fn receiving(c: &mut Criterion) {
+    let (_dir, bus) = bus(DEFAULT_CAPACITY);
+    let topic = bus.topic("bytes").unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for size in SIZES {
+        let message = vec![7; size];
+        c.bench_function(&format!("try_recv/{size}"), |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |now| send_all(&mut publisher, &message, now),
+                    |now| {
+                        for _ in 0..now {
+                            let frame = subscriber.try_recv().unwrap().expect("it was sent");
+                            black_box(&*frame);
+                        }
+                    },
+                )
+            });
+        });
+    }
+    let message = [7; 64];
+    c.bench_function("try_recv_batch/64", |b| {
+        b.iter_custom(|count| {
+            in_runs(
+                count,
+                |now| send_all(&mut publisher, &message, now),
+                |now| {
+                    let mut left = now as usize;
+                    while left > 0 {
+                        let batch = subscriber
+                            .try_recv_batch(left)
+                            .unwrap()
+                            .expect("it was sent");
+                        for message in &batch {
+                            black_box(message);
+                        }
+                        left -= batch.len();
+                    }
+                },
+            )
+        });
+    });
+    c.bench_function("try_recv/nothing", |b| {
+        b.iter(|| assert!(subscriber.try_recv().unwrap().is_none()));
+    });
+}
+
+/// Each is alone of its kind: what was made last is gone before the next is made.
+fn setting_up(c: &mut Criterion) {
+    let mut group = c.benchmark_group("make");
+    group.bench_function("bus", |b| {
+        // One stays open, as it would with other processes.
+        let (_dir, bus) = bus(DEFAULT_CAPACITY);
+        b.iter_custom(|count| making(count, || Bus::at(bus.path()).unwrap()));
+    });
+    for (name, capacity) in CAPACITIES {
+        let (_dir, bus) = bus(capacity);
+        let topic: Topic = bus.topic("t").unwrap();
+        // The subscriber joins one lane, and the publisher finds one subscriber.
+        let publisher = topic.publisher().unwrap();
+        group.bench_function(BenchmarkId::new("subscriber", name), |b| {
+            b.iter_custom(|count| making(count, || topic.subscriber().unwrap()));
+        });
+        drop(publisher);
+        let _subscriber = topic.subscriber().unwrap();
+        group.bench_function(BenchmarkId::new("publisher", name), |b| {
+            b.iter_custom(|count| making(count, || topic.publisher().unwrap()));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(operations, sending, sending_values, receiving, setting_up);
+criterion_main!(operations);

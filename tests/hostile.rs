@@ -1,0 +1,370 @@
+//! Bad names, damaged and foreign files, full filesystems, lying lanes: an error that says what is wrong, or no notice
+//! at all; never a panic, a hang or a signal.
+#![allow(unsafe_code, missing_docs)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use buslane::{Bus, Error, ErrorKind};
+use common::{PATIENCE, names, private};
+
+mod child {
+    use super::common::role;
+    use buslane::Bus;
+
+    #[test]
+    fn without_descriptors() {
+        let Some((path, _)) = role() else { return };
+        let topic = Bus::at(&path).unwrap().topic("t").unwrap();
+        let open = super::names("/proc/self/fd".as_ref()).len() as u64 - 1;
+        let mut failed = 0;
+        for spare in 0..40 {
+            let limit = nix::libc::rlimit {
+                rlim_cur: open + spare,
+                rlim_max: 4096,
+            };
+            // SAFETY: a plain system call on a value of ours.
+            assert_eq!(
+                unsafe { nix::libc::setrlimit(nix::libc::RLIMIT_NOFILE, &limit) },
+                0
+            );
+            failed += u32::from(Bus::at(&path).is_err());
+            failed += u32::from(topic.publisher().is_err());
+            failed += u32::from(topic.subscriber().is_err());
+        }
+        assert!(failed > 3, "only {failed} failed");
+        let mut subscriber = topic.subscriber().unwrap();
+        topic.publisher().unwrap().send(b"on").unwrap();
+        assert_eq!(&*subscriber.recv().unwrap(), b"on");
+    }
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorKind {
+    result.unwrap_err().kind()
+}
+
+#[test]
+fn bad_names() {
+    let private = private();
+    let bus = private.bus();
+    let long = "x".repeat(256);
+    for name in [
+        "", "..", ".", "a//b", "/a", "a/", "a/../b", "*", "a/*", "a\nb", "a\0", &long,
+    ] {
+        let error = bus.topic(name).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidName, "{error}");
+        assert!(error.to_string().contains(&format!("{name:?}")), "{error}");
+    }
+    for name in [".hidden", "ü/%41", "%", "a b", &long[..255]] {
+        assert_eq!(bus.topic(name).unwrap().name(), name);
+    }
+    let mut all = bus.topics().unwrap();
+    all.sort();
+    assert_eq!(all.len(), 5, "{all:?}");
+    assert!(all.contains(&String::from(".hidden")));
+    for name in ["", ".", "..", "a/b", "a\0b", &long] {
+        assert_eq!(kind(Bus::open(name)), ErrorKind::InvalidName, "{name:?}");
+    }
+}
+
+#[test]
+fn bad_capacities_and_modes() {
+    let private = private();
+    let bus = private.bus();
+    for capacity in [0, 1, 2048, 4095, 5000, 1 << 41] {
+        assert_eq!(
+            kind(bus.topic_builder("t").capacity(capacity).open()),
+            ErrorKind::InvalidCapacity
+        );
+        assert_eq!(
+            kind(Bus::builder().capacity(capacity).at(&private.path)),
+            ErrorKind::InvalidCapacity
+        );
+    }
+    for mode in [0, 0o600, 0o770, 0o777, 0o1700, 0o702] {
+        assert_eq!(
+            kind(Bus::builder().mode(mode).at(&private.path)),
+            ErrorKind::InvalidMode
+        );
+    }
+    assert!(bus.topics().unwrap().is_empty());
+}
+
+#[test]
+fn a_ring_larger_than_the_machine_is_no_space() {
+    let private = private();
+    let topic = private
+        .bus()
+        .topic_builder("huge")
+        .capacity(1 << 40)
+        .open()
+        .unwrap();
+    assert_eq!(kind(topic.publisher()), ErrorKind::NoSpace);
+    assert_eq!(private.names("topics/huge"), ["topic"]);
+}
+
+#[test]
+fn a_full_filesystem() {
+    let private = private();
+    fs::create_dir(&private.path).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=256k,mode=700", "none"])
+        .arg(&private.path)
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("skipped: mount is not allowed here");
+        return;
+    }
+    let at = private.path.join("bus");
+    let ballast = private.path.join("ballast");
+    let result = std::panic::catch_unwind(|| {
+        // One page less of ballast each time, until all works.
+        for pages in (0..=64).rev() {
+            let _ = fs::remove_file(&ballast);
+            let _ = fs::remove_dir_all(&at);
+            let _ = fs::write(&ballast, vec![1; pages * 4096]);
+            let all = || -> Result<(), Error> {
+                let topic = Bus::builder().capacity(4096).at(&at)?.topic("t")?;
+                let mut subscriber = topic.subscriber()?;
+                let mut publisher = topic.publisher()?;
+                for _ in 0..100 {
+                    publisher.send(&[7; 1000])?;
+                    assert_eq!(&*subscriber.recv()?, [7; 1000]);
+                }
+                Ok(())
+            };
+            match all() {
+                Ok(()) => return println!("works with {pages} pages taken"),
+                Err(e) => assert!(matches!(e.kind(), ErrorKind::NoSpace), "{e}"),
+            }
+        }
+        panic!("never worked");
+    });
+    assert!(
+        Command::new("umount")
+            .arg("-l")
+            .arg(&private.path)
+            .status()
+            .unwrap()
+            .success()
+    );
+    result.unwrap();
+}
+
+/// Puts something else where `path` was.
+fn replace(path: &Path, how: &str) {
+    let whole = fs::read(path).unwrap();
+    let put = |bytes: &[u8]| fs::write(path, bytes).unwrap();
+    let patched = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    fs::remove_file(path).unwrap();
+    match how {
+        "empty" => put(&[]),
+        "garbage" => put(&[0xa5; 9000]),
+        "version" => put(&patched(8)),
+        "kind" => put(&patched(12)),
+        "size" => put(&patched(16)),
+        "truncated" => put(&whole[..whole.len() / 2]),
+        "symlink" => symlink("/etc/passwd", path).unwrap(),
+        "hard link" => {
+            put(&whole);
+            fs::hard_link(path, path.with_file_name("another name")).unwrap();
+        }
+        "fifo" => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+        _ => fs::create_dir(path).unwrap(),
+    }
+}
+
+#[test]
+fn every_file_replaced_by_something_else() {
+    let hows = [
+        "empty",
+        "garbage",
+        "version",
+        "kind",
+        "size",
+        "truncated",
+        "symlink",
+        "hard link",
+        "fifo",
+        "dir",
+    ];
+    for what in ["bus", "topic", "lane.", "cursor.", "members"] {
+        for how in hows {
+            let private = private();
+            let bus = private.bus();
+            let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
+            let mut subscriber = bus.topic("t").unwrap().subscriber().unwrap();
+            let dir = match what {
+                "bus" => private.path.clone(),
+                "members" => private.path.join("members"),
+                _ => private.path.join("topics/t"),
+            };
+            let prefix = if what == "members" { "" } else { what };
+            let name = names(&dir)
+                .into_iter()
+                .find(|name| name.starts_with(prefix))
+                .unwrap();
+            replace(&dir.join(&name), how);
+            let mut errors = Vec::new();
+            let mut note = |error: Option<Error>| errors.extend(error);
+            note(publisher.try_send(b"x").err());
+            note(subscriber.recv_timeout(Duration::ZERO).err());
+            match Bus::at(&private.path) {
+                Err(e) => note(Some(e)),
+                Ok(bus) => {
+                    note(bus.inspect("t").err());
+                    match bus.topic("t") {
+                        Err(e) => note(Some(e)),
+                        Ok(topic) => {
+                            note(topic.publisher().err());
+                            note(topic.subscriber().err());
+                            note(topic.presence().unwrap().subscribers().err());
+                        }
+                    }
+                }
+            }
+            if matches!(what, "bus" | "topic") {
+                assert!(!errors.is_empty(), "{what} {how}: nobody noticed");
+            }
+            for e in errors {
+                assert!(
+                    e.to_string().contains(&name),
+                    "{what} {how}: does not name {name}: {e}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn foreign_and_open_directories_are_refused() {
+    let private = private();
+    drop(private.bus());
+    fs::set_permissions(&private.path, fs::Permissions::from_mode(0o777)).unwrap();
+    assert_eq!(kind(Bus::at(&private.path)), ErrorKind::ForeignOwner);
+    fs::set_permissions(&private.path, fs::Permissions::from_mode(0o700)).unwrap();
+    if std::os::unix::fs::chown(&private.path, Some(12345), None).is_err() {
+        return println!("skipped: chown is not allowed here");
+    }
+    let error = Bus::at(&private.path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ForeignOwner);
+    assert!(error.to_string().contains("12345"), "{error}");
+}
+
+#[test]
+fn places_that_are_no_filesystem() {
+    for path in [
+        "/proc/self/bus",
+        "/proc/self",
+        "/sys/bus-of-ours",
+        "/sys/kernel",
+        "/",
+        "",
+        "/no/such/bus",
+    ] {
+        println!("{}", Bus::at(path).unwrap_err());
+    }
+}
+
+#[test]
+fn the_mode_is_kept() {
+    let private = private();
+    let bus = Bus::builder().mode(0o755).at(&private.path).unwrap();
+    bus.topic("t").unwrap();
+    let mode = |name: &str| {
+        fs::metadata(private.path.join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    println!("bus {:o}, topic {:o}", mode(""), mode("topics/t/topic"));
+    assert_eq!(mode("") & 0o022, 0);
+    assert_eq!(mode("topics/t/topic") & 0o133, 0);
+}
+
+#[test]
+fn frame_words_overwritten_at_random() {
+    let private = private();
+    let topic = private
+        .bus()
+        .topic_builder("t")
+        .capacity(4096)
+        .open()
+        .unwrap();
+    let mut good = topic.publisher().unwrap();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    println!("seed {seed:#x}");
+    let mut random = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let (mut corrupt, mut lanes) = (0, 0);
+    for round in 0..3000u64 {
+        let mut subscriber = topic.subscriber().unwrap();
+        let mut bad = topic.publisher().unwrap();
+        let name = private
+            .names("topics/t")
+            .into_iter()
+            .rfind(|name| name.starts_with("lane."))
+            .unwrap();
+        lanes = lanes.max(private.names("topics/t").len());
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(private.path.join("topics/t").join(&name))
+            .unwrap();
+        // Often a word that is nearly right: committed, and with a length that could be.
+        let word = if round % 2 == 0 {
+            random()
+        } else {
+            random() & 0x0fff_ffff_0000_0fff | 1
+        };
+        for slot in 0..256 {
+            file.write_all_at(&word.to_le_bytes(), 4096 + slot * 16)
+                .unwrap();
+        }
+        good.try_send(b"good").unwrap();
+        let (mut got, mut errors) = (false, 0);
+        for _ in 0..1000 {
+            match subscriber.try_recv() {
+                Ok(Some(frame)) => got |= &*frame == b"good",
+                Ok(None) => break,
+                Err(e) => {
+                    assert!(
+                        matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Ended),
+                        "{e}"
+                    );
+                    errors += u32::from(e.kind() == ErrorKind::Corrupt);
+                }
+            }
+        }
+        assert!(got, "round {round}, word {word:#x}: the other lane stopped");
+        assert!(
+            errors <= 1,
+            "round {round}, word {word:#x}: reported {errors} times"
+        );
+        corrupt += errors;
+        drop((bad.try_send(b"x"), subscriber, bad));
+        let _ = fs::remove_file(private.path.join("topics/t").join(&name));
+    }
+    println!("{corrupt} of 3000 reported, at most {lanes} files");
+}
+
+#[test]
+fn out_of_descriptors() {
+    let private = private();
+    private.bus();
+    private.child("without_descriptors", "").join();
+    let _ = PATIENCE;
+}
