@@ -1189,6 +1189,23 @@ impl Subscriber<[u8]> {
         })
     }
 
+    /// The next message, if it is there; none, too, after the last publisher has left.
+    pub(crate) fn keep_now(&mut self) -> Result<Option<Kept>> {
+        match self.receiver.next_now() {
+            Ok(found) => Ok(found.map(|found| Kept {
+                index: self.receiver.at,
+                found,
+            })),
+            Err(e) if e.kind() == ErrorKind::Ended => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether a publisher is there whose end was not yet reported.
+    pub(crate) fn has_publisher(&self) -> bool {
+        self.receiver.had_publisher
+    }
+
     pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {
         self.receiver.check_fork()?;
         Ok(self.receiver.sources[kept.index].reader.payload(kept.found))

@@ -14,7 +14,7 @@ impl Publisher<[u8]> {
 
 impl Subscriber<[u8]> {
     /// The reading end of a stream of bytes: the payloads of all messages, one after the other. It ends when the last
-    /// publisher has left, and stays ended.
+    /// publisher has left; read again, it goes on with the next one, if there is one by then.
     pub fn into_reader(self) -> ByteReader {
         ByteReader {
             subscriber: self,
@@ -76,7 +76,7 @@ pub struct ByteReader {
     kept: Option<Kept>,
     /// Bytes of the kept message that were read.
     consumed: usize,
-    /// The last publisher had left: as a pipe's, this end stays.
+    /// The last publisher had left when it was last looked.
     ended: bool,
 }
 
@@ -90,21 +90,37 @@ impl ByteReader {
     }
 }
 
+impl ByteReader {
+    /// The next message. `None`: there is no publisher, as when a FIFO has no writer.
+    fn next(&mut self) -> io::Result<Option<Kept>> {
+        if self.ended {
+            let kept = self.subscriber.keep_now()?;
+            if kept.is_some() || !self.subscriber.has_publisher() {
+                return Ok(kept);
+            }
+        }
+        match self.subscriber.keep() {
+            Ok(kept) => {
+                self.ended = false;
+                Ok(Some(kept))
+            }
+            Err(e) if e.kind() == ErrorKind::Ended => {
+                self.ended = true;
+                Ok(None)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
 impl BufRead for ByteReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.ended {
-            return Ok(&[]);
-        }
         loop {
             let kept = match self.kept {
                 Some(kept) => kept,
-                None => match self.subscriber.keep() {
-                    Ok(kept) => *self.kept.insert(kept),
-                    Err(e) if e.kind() == ErrorKind::Ended => {
-                        self.ended = true;
-                        return Ok(&[]);
-                    }
-                    Err(e) => return Err(e.into()),
+                None => match self.next()? {
+                    Some(kept) => *self.kept.insert(kept),
+                    None => return Ok(&[]),
                 },
             };
             if self.consumed < self.subscriber.kept(kept)?.len() {

@@ -1199,7 +1199,7 @@ fn observe(topic: &Topic, record: impl Fn(&Outside) -> Option<Boundary>, frames:
 
 /// Three messages, then some more while an observer, which holds nobody up, looks.
 fn observed(
-    more: usize,
+    more: &[usize],
     record: impl Fn(&Outside) -> Option<Boundary> + Copy + 'static,
     frames: usize,
 ) {
@@ -1213,8 +1213,8 @@ fn observed(
         let topic = Arc::clone(&topic);
         move || observe(&topic, record, frames)
     });
-    for _ in 0..more {
-        sender.send(SMALL);
+    for &words in more {
+        sender.send(words);
     }
     observer.join().unwrap();
 }
@@ -1222,13 +1222,17 @@ fn observed(
 /// An observer at the newest boundary.
 #[test]
 fn observer_of_the_newest() {
-    model(2, || observed(3, |outside| Some(outside.newest()?.1), 2));
+    model(2, || {
+        observed(&[SMALL; 3], |outside| Some(outside.newest()?.1), 2)
+    });
 }
 
 /// An observer at an older boundary, which the writer laps: it believes nothing that is overwritten.
 #[test]
 fn observer_is_lapped() {
-    model(2, || observed(3, |outside| outside.record(1), 1));
+    model(2, || {
+        observed(&[SMALL, LARGE], |outside| outside.record(1), 1)
+    });
 }
 
 /// The same when the writer dies, and another one goes on.
