@@ -19,7 +19,7 @@ use crate::shm::park::{self, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
 use crate::shm::segment::View;
 use crate::shm::{futex, reclaim};
-use crate::wait::{Next, WaitStrategy, Waiter};
+use crate::wait::{Next, Waiter};
 
 // ------------------------------------------------------------------------------------------------------ publishing
 
@@ -672,7 +672,7 @@ const STREAM: u32 = 8;
 const STREAM_PAUSES: u32 = 256;
 
 /// Looks at one source before the others, the roster and the clock are looked at again.
-const CLOSE_LOOKS: u32 = 100;
+const CLOSE_LOOKS: u32 = 32;
 
 impl<T: ?Sized> fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -880,16 +880,14 @@ impl Receiver {
                 1
             };
             self.streak = 0;
-            self.looks = 1;
             Waiter::new(self.topic.wait, timeout)
         });
+        self.looks = 1;
         match waiter.next(self.pauses) {
-            Next::Look => self.pauses = (self.pauses / 2).max(1),
+            Next::Look if self.pauses > 1 => self.pauses /= 2,
+            Next::Look => self.looks = CLOSE_LOOKS,
             Next::Sleep(time) => self.sleep(time)?,
             Next::TimedOut => return Ok(false),
-        }
-        if self.pauses == 1 && self.topic.wait != WaitStrategy::Sleep {
-            self.looks = CLOSE_LOOKS;
         }
         Ok(true)
     }

@@ -24,8 +24,8 @@ pub enum WaitStrategy {
 const SPIN: Duration = Duration::from_micros(50);
 /// Sleeps are cut into slices: a waker that dies between its store and its wake costs one of these.
 const SLICE: Duration = Duration::from_millis(100);
-/// Looks between two readings of the clock.
-const LOOKS: u32 = 32;
+/// Calls between two readings of the clock: a reader looks up to 32 times in each.
+const LOOKS: u32 = 8;
 
 /// What a waiter does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,7 @@ pub(crate) struct Waiter {
     deadline: Option<Instant>,
     started: Option<Instant>,
     looks: u32,
+    slept: bool,
 }
 
 impl Waiter {
@@ -56,6 +57,7 @@ impl Waiter {
             deadline,
             started: None,
             looks: 0,
+            slept: false,
         }
     }
 
@@ -67,7 +69,7 @@ impl Waiter {
             WaitStrategy::Adaptive => !is_alone(),
         };
         self.looks += 1;
-        if spins && !self.looks.is_multiple_of(LOOKS) {
+        if spins && !self.slept && !self.looks.is_multiple_of(LOOKS) {
             for _ in 0..pauses {
                 hint::spin_loop();
             }
@@ -91,6 +93,8 @@ impl Waiter {
             thread::yield_now();
             return Next::Look;
         }
+        // Woken for nothing, or at the end of a slice: it looks once, and sleeps on.
+        self.slept = true;
         Next::Sleep(left.map_or(SLICE, |left| left.min(SLICE)))
     }
 }

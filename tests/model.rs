@@ -853,6 +853,25 @@ fn position_in_a_used_slot() {
     });
 }
 
+/// A reader that counts as joined has its slot: from now on it holds the writer up.
+#[test]
+fn counted_means_joined() {
+    model(2, || {
+        let topic = Topic::new(1, 1, CAPACITY);
+        let mut sender = Sender::create(&topic, 0);
+        sender.enter();
+        let reader = spawn({
+            let topic = Arc::clone(&topic);
+            move || drop(Receiver::join(&topic, 0))
+        });
+        sender.refresh();
+        if sender.readers.count() == 1 {
+            assert_eq!(sender.readers.lowest(1, None).position, 0);
+        }
+        reader.join().unwrap();
+    });
+}
+
 /// A sender that sees `attention` bumped finds the reader that joined; it has to know whether that one can't use
 /// `membarrier`, before it sleeps.
 #[test]

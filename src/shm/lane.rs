@@ -19,7 +19,7 @@
 //! | word | written by | ordering and its partner |
 //! |---|---|---|
 //! | frame word | the writer | `Release` in [`Writer::publish`], with the `Acquire` fence in [`frame_at`]: the payload, and the 0 behind the frame |
-//! | `mark` | the writer | `Release` in [`Writer::extend`], with the `Acquire` fence in `roster::join`: the words from there on |
+//! | `mark` | the writer | `Release` in [`Writer::extend`], with the `SeqCst` fence in `roster::join`: the words from there on |
 //! | `limit` | the writer | before the `SeqCst` fence of `extend`; with the `SeqCst` fence of `roster::join`, either the writer sees the slot or the joiner the limit |
 //! | `floor` | the writer | `Release` and `Release` fence before what lies below is overwritten, with the `Acquire` fences of [`Outside`] |
 //! | `records` | the writer | `position` last, `Release`, with the `Acquire` fence in [`Outside::records`] |
@@ -413,7 +413,7 @@ impl Writer {
             } else {
                 capacity
             };
-            // Pairs with the fence after the load in `roster::join`: who starts here sees the words from here on.
+            // Pairs with the `SeqCst` fence in `roster::join`: who starts here sees the words from here on.
             self.header.mark.store(self.tail, Ordering::Release);
             self.header.limit.store(wish, Ordering::Relaxed);
             // Total order with the fence in `roster::join`: either `survey` sees the joiner's slot, or the joiner sees

@@ -151,9 +151,8 @@ pub fn join(
 ) -> (u64, u64) {
     loop {
         let mark = header.mark.load(Ordering::Relaxed);
-        // Pairs with the `Release` of the mark in `Writer::extend`: the words from there on are visible.
-        fence(Ordering::Acquire);
         enter(control, lane, slot, mark);
+        // Pairs, too, with the `Release` of the mark there: the words from the mark on are visible.
         // Total order with the fence in `Writer::extend`, as said above.
         fence(Ordering::SeqCst);
         let limit = header.limit.load(Ordering::Relaxed);
