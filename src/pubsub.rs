@@ -644,6 +644,8 @@ struct Receiver {
     seen_roster: Option<u64>,
     /// A publisher was there since the end was last reported.
     had_publisher: bool,
+    /// It has slept once.
+    is_known: bool,
     born: u64,
     cursor: Cursor,
     /// Says that the cursor has a reader.
@@ -671,6 +673,8 @@ const STREAM: u32 = 8;
 /// Pauses between two looks at a stream; halved with each look that finds nothing.
 const STREAM_PAUSES: u32 = 256;
 
+/// How long a reader that can't use `membarrier` sleeps at first: far longer than a store takes to become visible.
+const FIRST_SLEEP: Duration = Duration::from_millis(1);
 /// Looks at one source before the others, the roster and the clock are looked at again.
 const CLOSE_LOOKS: u32 = 32;
 
@@ -698,6 +702,7 @@ impl Receiver {
             abandoned: Vec::new(),
             seen_roster: None,
             had_publisher: false,
+            is_known: false,
             born: fork::generation(),
             cursor,
             lock,
@@ -896,6 +901,9 @@ impl Receiver {
         let topic = Arc::clone(&self.topic);
         let cursor = self.cursor.clone();
         let control = &topic.files.control;
+        // A sender that has not seen us yet does not know that it must fence for us: the first sleep is a short one.
+        let knows = std::mem::replace(&mut self.is_known, true) || futex::has_barrier();
+        let time = if knows { time } else { time.min(FIRST_SLEEP) };
         park::park(control, &cursor.header, time, || {
             let changed = self.seen_roster != Some(roster::state(control));
             Ok(changed

@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,12 @@ fn files(dir: &Path, prefix: &str) -> Vec<PathBuf> {
             name.starts_with(prefix)
         })
         .collect()
+}
+
+/// One test at a time: each would be part of what another one measures.
+fn alone() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn profile() -> &'static str {
@@ -155,6 +162,7 @@ fn instructions(subscribers: usize, size: usize) -> Option<f64> {
 
 #[test]
 fn sending_costs_the_same_for_eight_subscribers() {
+    let _alone = alone();
     for size in [8, 64] {
         let (Some(one), Some(eight)) = (instructions(1, size), instructions(8, size)) else {
             println!("SKIPPED: no valgrind here, so instructions can't be counted (CI has it)");
@@ -184,6 +192,7 @@ fn only(mut paths: Vec<PathBuf>) -> PathBuf {
 
 #[test]
 fn a_lane_takes_its_capacity_and_two_pages_at_most() {
+    let _alone = alone();
     for capacity in [4 << 10, 1 << 20, 4 << 20] {
         let (_dir, bus) = bus(capacity);
         let topic = bus.topic("t").unwrap();
@@ -209,6 +218,7 @@ fn a_lane_takes_its_capacity_and_two_pages_at_most() {
 
 #[test]
 fn a_cursor_takes_a_page_more_for_each_64_lanes() {
+    let _alone = alone();
     let (_dir, bus) = bus(4096);
     let topic = bus.topic("t").unwrap();
     let mut subscriber = topic.subscriber().unwrap();
@@ -357,6 +367,7 @@ impl Drop for Waiting {
 
 #[test]
 fn waiting_takes_less_than_a_thousandth_of_a_processor() {
+    let _alone = alone();
     let roles = ["wait_for_message", "wait_for_room"]
         .into_iter()
         .flat_map(|what| ["adaptive", "sleep"].map(|how| format!("{what} {how}")));
@@ -397,6 +408,7 @@ fn waiting_takes_less_than_a_thousandth_of_a_processor() {
 
 #[test]
 fn a_thousand_short_lived_publishers_leave_nothing() {
+    let _alone = alone();
     const PUBLISHERS: u64 = 1000;
     let (_dir, bus) = bus(1 << 16);
     let path = bus.path().to_owned();
@@ -456,6 +468,7 @@ fn median<T>(mut make: impl FnMut() -> T) -> Duration {
 /// For people; a clock is nothing to judge by.
 #[test]
 fn set_up_times() {
+    let _alone = alone();
     for capacity in [1 << 20, DEFAULT_CAPACITY] {
         let (_dir, bus) = bus(capacity);
         let topic = bus.topic("t").unwrap();

@@ -29,10 +29,8 @@ mod child {
                 rlim_max: 4096,
             };
             // SAFETY: a plain system call on a value of ours.
-            assert_eq!(
-                unsafe { nix::libc::setrlimit(nix::libc::RLIMIT_NOFILE, &limit) },
-                0
-            );
+            let set = unsafe { nix::libc::setrlimit(nix::libc::RLIMIT_NOFILE, &limit) };
+            assert_eq!(set, 0);
             failed += u32::from(Bus::at(&path).is_err());
             failed += u32::from(topic.publisher().is_err());
             failed += u32::from(topic.subscriber().is_err());

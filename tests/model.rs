@@ -8,6 +8,7 @@
 //! Rings have four slots, begin full of what looks like frames, and are written with garbage wherever a loan allows it.
 //! A futex never returns but when woken: a lost wake-up is a deadlock. Directories order nothing.
 #![cfg(loom)]
+#![allow(clippy::arc_with_non_send_sync)] // loom runs threads of its own, one at a time.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, missing_docs)]
 
 use std::convert::Infallible;

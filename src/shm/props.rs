@@ -246,7 +246,6 @@ fn check_outside(rig: &Rig, position: u64, unreceived: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn a_lane_is_a_queue(
         (capacity, steps) in prop::sample::select(vec![4096_usize, 8192, 65536]).prop_flat_map(|c| (Just(c), steps(c))),
