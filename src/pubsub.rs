@@ -935,7 +935,12 @@ impl Receiver {
             let known =
                 self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id);
             if !known {
-                self.join_lane(id, is_first)?;
+                self.join_lane(id, is_first).inspect_err(|e| {
+                    // Reported once: the next look goes on with the other lanes.
+                    if e.kind() == ErrorKind::Corrupt {
+                        self.abandoned.push(id);
+                    }
+                })?;
             }
         }
         self.at = 0;
@@ -952,10 +957,8 @@ impl Receiver {
     fn join_lane(&mut self, id: u64, by_mark: bool) -> Result<()> {
         let topic = Arc::clone(&self.topic);
         let files = &topic.files;
-        let lane = match files.lane_to_follow(id) {
-            Ok(Some(lane)) => lane,
-            Ok(None) => return Ok(()),
-            Err(e) => return Err(e),
+        let Some(lane) = files.lane_to_follow(id)? else {
+            return Ok(());
         };
         let slot = self
             .cursor
@@ -968,15 +971,15 @@ impl Receiver {
         let position = if by_mark {
             let (mark, limit) = roster::join(control, &lane.header, capacity, id, place);
             lane::walk(&lane.ring, mark, limit, |_| {})
-                .map_err(|corrupt| files.corrupt_frame(id, corrupt))?
+                .map_err(|corrupt| files.corrupt_frame(id, corrupt))
         } else if roster::join_from_start(control, &lane.header, capacity, id, place) {
-            0
+            Ok(0)
         } else {
-            return Err(files.corrupt_lane(
-                id,
-                String::from("its writer went on before this subscriber had joined"),
-            ));
+            let why = String::from("its writer went on before this subscriber had joined");
+            Err(files.corrupt_lane(id, why))
         };
+        // A writer is not to wait for a reader that gave up.
+        let position = position.inspect_err(|_| lane::leave(place))?;
         let (header, slots) = (lane.header.clone(), self.cursor.slots.clone());
         let mut reader = Reader::new(
             lane.header,
