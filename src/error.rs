@@ -138,6 +138,11 @@ impl Error {
         self
     }
 
+    /// The system's number for it, if it was the system that refused.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        self.0.source.as_ref()?.raw_os_error()
+    }
+
     /// What kind of failure it was.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

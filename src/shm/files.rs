@@ -165,7 +165,7 @@ impl Dir {
         &self,
         name: &str,
         plan: &Plan<'_>,
-        init: impl FnOnce(&OwnedFd) -> Result<T>,
+        init: impl FnMut(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_TMPFILE;
         match openat(&self.fd, ".", flags, self.rights()) {
@@ -183,18 +183,34 @@ impl Dir {
         &self,
         name: &str,
         plan: &Plan<'_>,
-        init: impl FnOnce(&OwnedFd) -> Result<T>,
+        mut init: impl FnMut(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
-        let failed = |e: io::Error| Error::system(plan.tried, self.shown(name), e);
-        let draft = format!("{DRAFT}{:016x}", random().map_err(failed)?);
-        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_CREAT | OFlag::O_EXCL;
-        let fd =
-            openat(&self.fd, draft.as_str(), flags, self.rights()).map_err(|e| failed(e.into()))?;
-        let made = self.finish(fd, Some(&draft), name, plan, init);
-        if !matches!(made, Ok(Some(_))) {
+        loop {
+            let failed = |e: io::Error| Error::system(plan.tried, self.shown(name), e);
+            let draft = format!("{DRAFT}{:016x}", random().map_err(failed)?);
+            let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_CREAT | OFlag::O_EXCL;
+            let fd = openat(&self.fd, draft.as_str(), flags, self.rights())
+                .map_err(|e| failed(e.into()))?;
+            let made = self.finish(fd, Some(&draft), name, plan, &mut init);
+            if let Ok(Some(_)) = made {
+                return made;
+            }
             self.remove(&draft)?;
+            match made {
+                // Somebody took it for one that its maker had died over.
+                Err(e) if matches!(e.errno(), Some(libc::EAGAIN | libc::ENOENT)) => {}
+                made => return made,
+            }
         }
-        made
+    }
+
+    /// A draft, whatever is in it. `None`: it is gone, or no file of ours.
+    pub fn open_draft(&self, name: &str) -> Option<OwnedFd> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let fd = openat(&self.fd, name, flags, Mode::empty()).ok()?;
+        let stat = fstat(&fd).ok()?;
+        let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        (is_file && stat.st_uid == Uid::effective().as_raw()).then_some(fd)
     }
 
     fn finish<T>(
@@ -203,7 +219,7 @@ impl Dir {
         draft: Option<&str>,
         name: &str,
         plan: &Plan<'_>,
-        init: impl FnOnce(&OwnedFd) -> Result<T>,
+        mut init: impl FnMut(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
         let failed = |e: Errno| Error::system(plan.tried, self.shown(name), e);
         match self.fill(&fd, plan) {

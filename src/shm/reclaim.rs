@@ -8,7 +8,7 @@ use std::thread;
 
 use super::files::{self, DRAFT, Dir};
 use super::lane;
-use super::layout::{Kind, LEFT};
+use super::layout::LEFT;
 use super::members::{self, Dead};
 use super::roster;
 use super::segment::Access;
@@ -176,13 +176,11 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
 /// Removes files that their makers died over before they had their names.
 fn tidy_drafts(dir: &Dir) -> Result<()> {
     for name in dir.names()?.iter().filter(|name| name.starts_with(DRAFT)) {
-        for kind in [Kind::Member, Kind::Lane, Kind::Cursor] {
-            // Without an identity yet, or with a lock: its maker is at it.
-            if let Ok(Some((file, _))) = dir.open_file(name, kind, true)
-                && files::try_lock(&file).is_ok_and(|locked| locked)
-            {
-                dir.remove(name)?;
-            }
+        // With a lock, its maker is at it. If its maker is just about to lock it, it makes another.
+        if let Some(file) = dir.open_draft(name)
+            && files::try_lock(&file).is_ok_and(|locked| locked)
+        {
+            dir.remove(name)?;
         }
     }
     Ok(())
