@@ -193,8 +193,8 @@ impl Bus {
                 Arc::clone(&self.0.members),
                 &name,
                 move || {
-                    // What can't be put away now will be by the next one who opens the bus, and told there.
-                    reclaim::sweep(&members, &topics).map_or(true, |found| found.lingering == 0)
+                    // What can't be put away now is tried again, and told to the next one who opens the bus.
+                    reclaim::sweep(&members, &topics).is_ok_and(|found| found.lingering == 0)
                 },
             )?);
         }
@@ -352,6 +352,9 @@ impl BusBuilder {
         let root = Dir::open(path, create.then_some(Mode::from_bits_truncate(self.mode)))?;
         root.check_filesystem()?;
         if create {
+            // Before the file that makes it a bus.
+            root.dir("members", true)?;
+            root.dir("topics", true)?;
             let identity = Identity::new(Kind::Bus, size_of::<Identity>() as u64, 0, 0);
             let plan = Plan {
                 tried: "make the bus",
@@ -371,8 +374,8 @@ impl BusBuilder {
             )
             .advise("check the path, or start a publisher or subscriber first"));
         }
-        let members = Arc::new(root.dir("members", create)?);
-        let topics = Arc::new(root.dir("topics", create)?);
+        let members = Arc::new(root.dir("members", false)?);
+        let topics = Arc::new(root.dir("topics", false)?);
         reclaim::sweep(&members, &topics)?;
         let member = Member::join(Arc::clone(&members), &shown)?;
         let doorbell = Mutex::new(None);

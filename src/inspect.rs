@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::message::Description;
 use crate::shm::files::Dir;
+use crate::shm::fork;
 use crate::shm::lane::{self, Boundary, Outside};
 use crate::shm::layout::LEFT;
 use crate::shm::members::{self, Owner};
@@ -26,6 +27,7 @@ pub struct TopicReport {
     /// Its cursors, by number.
     pub cursors: Vec<CursorReport>,
     files: Vec<LaneFile>,
+    born: u64,
 }
 
 /// A lane as it was when it was looked at.
@@ -159,6 +161,7 @@ impl TopicReport {
             lanes,
             cursors,
             files,
+            born: fork::generation(),
         })
     }
 
@@ -183,13 +186,19 @@ impl TopicReport {
     /// Messages sent through the lanes that there are.
     #[must_use]
     pub fn messages(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.messages).sum()
+        self.lanes
+            .iter()
+            .map(|lane| lane.messages)
+            .fold(0, u64::saturating_add)
     }
 
     /// Payload bytes sent through the lanes that there are.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.bytes).sum()
+        self.lanes
+            .iter()
+            .map(|lane| lane.bytes)
+            .fold(0, u64::saturating_add)
     }
 
     /// Messages that the subscriber with the most of them has not released.
@@ -202,10 +211,13 @@ impl TopicReport {
         lags.max().unwrap_or(0)
     }
 
-    /// The last `n` messages of each lane that are still held, oldest first.
+    /// The last `n` messages of each lane that are still held, oldest first. None in a forked child.
     #[must_use]
     pub fn tail(&self, n: usize) -> Vec<Seen> {
         let mut seen = Vec::new();
+        if self.born != fork::generation() {
+            return seen;
+        }
         for (report, lane) in self.lanes.iter().zip(&self.files) {
             let outside = Outside {
                 header: &lane.header,

@@ -102,12 +102,6 @@ impl<T: Message + 'static> Payload for T {
 
     #[inline]
     fn in_frame(bytes: &[u8]) -> &Self {
-        const {
-            assert!(
-                align_of::<T>() <= 8,
-                "a payload stands 8 bytes behind a multiple of 16"
-            )
-        };
         T::ref_from_bytes(bytes).expect("as many bytes as the type has, aligned")
     }
 
@@ -118,6 +112,12 @@ impl<T: Message + 'static> Payload for T {
     }
 
     fn describe() -> Description {
+        const {
+            assert!(
+                align_of::<T>() <= 8,
+                "a payload stands 8 bytes behind a multiple of 16"
+            )
+        };
         Description {
             name: T::NAME.to_owned(),
             version: T::VERSION,

@@ -341,7 +341,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
         })
     }
 
-    /// Waits until every subscriber has received (and released) all that was sent so far.
+    /// Waits until every subscriber has received all that was sent so far: released it, and looked for more.
     ///
     /// # Errors
     ///
@@ -661,8 +661,8 @@ struct Source {
     slot: usize,
     /// Its writer had gone when the roster was last looked at.
     closed: bool,
-    /// And all it sent is received.
-    ended: bool,
+    /// And all it sent is received: up to here.
+    ended: Option<u64>,
 }
 
 /// Messages taken from one lane before the others are looked at.
@@ -837,14 +837,17 @@ impl Receiver {
         lane::leave(&self.cursor.slots[source.slot]);
         self.abandoned.push(source.id);
         self.at = 0;
+        // Its publisher may be there yet: that is no end.
+        self.had_publisher &= !self.sources.is_empty();
     }
 
     fn be_idle(&mut self) -> Result<()> {
         for source in &mut self.sources {
             source.reader.track().settle();
-            if source.closed && !source.ended && matches!(source.reader.next(), Ok(None)) {
-                source.ended = true;
-                if reclaim::tidy_lane(&self.topic.files, source.id)? {
+            if source.closed && source.ended.is_none() && matches!(source.reader.next(), Ok(None)) {
+                source.ended = Some(source.reader.position());
+                // What can't be put away now will be by the next reader, publisher, or who opens the bus.
+                if reclaim::tidy_lane(&self.topic.files, source.id).unwrap_or(false) {
                     roster::changed(&self.topic.files.control);
                 }
             }
@@ -854,7 +857,7 @@ impl Receiver {
 
     /// Whether the last publisher has left, and all is received. Says so once.
     fn take_end(&mut self) -> bool {
-        let ended = self.had_publisher && self.sources.iter().all(|source| source.ended);
+        let ended = self.had_publisher && self.sources.iter().all(|source| source.ended.is_some());
         if ended {
             self.had_publisher = false;
         }
@@ -925,7 +928,7 @@ impl Receiver {
         let cursor = &self.cursor;
         self.sources.retain(|source| {
             // A lane is removed when all have drained it; one that was removed by force is read to its end.
-            let stays = !source.ended || ids.binary_search(&source.id).is_ok();
+            let stays = source.ended.is_none() || ids.binary_search(&source.id).is_ok();
             if !stays {
                 cursor.free_slot(source.slot);
             }
@@ -948,8 +951,15 @@ impl Receiver {
         for source in &mut self.sources {
             source.reader.track().refresh();
             source.closed = source.reader.is_closed();
-            source.ended &= source.closed;
-            self.had_publisher |= !(source.closed && matches!(source.reader.next(), Ok(None)));
+            let is_empty = matches!(source.reader.next(), Ok(None));
+            // Somebody may have adopted it, sent, and left again since it was last looked at.
+            let went_on = source
+                .ended
+                .is_some_and(|at| at != source.reader.position());
+            if went_on || !source.closed {
+                source.ended = None;
+            }
+            self.had_publisher |= went_on || !(source.closed && is_empty);
         }
         Ok(())
     }
@@ -998,7 +1008,7 @@ impl Receiver {
             header,
             slot,
             closed: false,
-            ended: false,
+            ended: None,
         });
         Ok(())
     }
@@ -1149,7 +1159,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
 }
 
 impl Subscriber<[u8]> {
-    /// The next messages of one publisher, `max` at most, in place. Waits for the first one.
+    /// The next messages of one publisher, at least one and at most `max`, in place. Waits for the first one.
     ///
     /// # Errors
     ///

@@ -491,3 +491,44 @@ fn a_sleeping_subscriber_uses_no_processor() {
     let switches: u64 = cost.split_once(' ').unwrap().0.parse().unwrap();
     assert!(switches < 60, "{cost}");
 }
+
+#[test]
+fn the_end_is_said_again_for_a_publisher_that_took_up_a_lane_and_left() {
+    let private = private();
+    let topic = private.bus().topic("t").unwrap();
+    let mut quick = topic.subscriber().unwrap();
+    // Keeps the lane from being put away.
+    let mut slow = topic.subscriber().unwrap();
+    for message in [b"first", b"other"] {
+        topic.publisher().unwrap().send(message).unwrap();
+        assert_eq!(&*quick.recv().unwrap(), message);
+        assert_eq!(quick.recv().unwrap_err().kind(), ErrorKind::Ended);
+    }
+    let all: Result<Vec<_>, _> = slow.iter().collect();
+    assert_eq!(all.unwrap(), [b"first", b"other"]);
+    drop((quick, slow));
+    assert_eq!(private.names("topics/t"), ["topic"]);
+}
+
+#[test]
+fn one_bad_file_does_not_stop_the_others() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic("t").unwrap();
+    for name in ["lane.77", "cursor.78", "lane.+5", "stray"] {
+        std::fs::write(private.path.join("topics/t").join(name), b"not ours").unwrap();
+    }
+    std::fs::write(private.path.join("topics/stray"), b"not ours").unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    publisher.send(b"goes on").unwrap();
+    assert_eq!(publisher.subscriber_count().unwrap(), 0);
+    assert_eq!(bus.reclaim().unwrap(), buslane::Reclaimed::default());
+    assert_eq!(
+        topic.subscriber().unwrap_err().kind(),
+        ErrorKind::NotBuslane
+    );
+    std::fs::remove_file(private.path.join("topics/t/lane.77")).unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    publisher.send(b"to both").unwrap();
+    assert_eq!(&*subscriber.recv().unwrap(), b"to both");
+}

@@ -341,7 +341,12 @@ impl Dir {
         let names = self.names()?;
         let mut numbers: Vec<u64> = names
             .iter()
-            .filter_map(|name| name.strip_prefix(prefix)?.parse().ok())
+            .filter_map(|name| {
+                let digits = name.strip_prefix(prefix)?;
+                let number: u64 = digits.parse().ok()?;
+                // One name for each number.
+                (number.to_string() == digits).then_some(number)
+            })
             .collect();
         numbers.sort_unstable();
         Ok(numbers)
@@ -354,6 +359,12 @@ impl Dir {
             Err(Errno::ENOENT) => Ok(false),
             Err(e) => Err(Error::system("remove", self.shown(name), e)),
         }
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -376,6 +387,20 @@ const REFUSED: [(i64, &str); 13] = [
     (0x0027_E0EB, "cgroup"),
     (0x6367_7270, "cgroup2"),
 ];
+
+/// What is damaged, or no file of ours, counts as not there.
+pub fn skip_damaged<T>(opened: Result<Option<T>>) -> Result<Option<T>> {
+    let damaged = |e: &Error| {
+        matches!(
+            e.kind(),
+            ErrorKind::NotBuslane | ErrorKind::Corrupt | ErrorKind::Version
+        )
+    };
+    match opened {
+        Err(e) if damaged(&e) => Ok(None),
+        opened => opened,
+    }
+}
 
 fn shown(path: &Path) -> Arc<str> {
     path.display().to_string().into()

@@ -37,6 +37,8 @@ const AHEAD: u64 = 128;
 /// How much of the place of a long frame is cleared.
 const MAX_AHEAD: u64 = 2048;
 
+/// No lane comes this far; a position from another process that does is no position.
+const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
 /// The position of a boundary record that was not made yet.
 const UNUSED: u64 = u64::MAX;
 
@@ -108,7 +110,7 @@ pub fn walk(
             break;
         };
         visit(found);
-        position += found.word.size();
+        position = position.wrapping_add(found.word.size());
     }
     Ok(position)
 }
@@ -599,14 +601,17 @@ impl Reader {
 
     #[cold]
     fn next_after(&mut self, padding: Found) -> Result<Option<Found>, Corrupt> {
-        self.track.position += padding.word.size();
-        match frame_at(&self.ring, self.track.position)? {
+        let behind = self.track.position + padding.word.size();
+        match frame_at(&self.ring, behind)? {
             // A writer pads only before a frame, once.
             Some(found) if found.word.is_padding() => Err(Corrupt {
                 position: found.position,
                 word: found.word.0,
             }),
-            found => Ok(found),
+            found => {
+                self.track.position = behind;
+                Ok(found)
+            }
         }
     }
 
@@ -652,7 +657,6 @@ impl Reader {
     }
 
     /// Where the next frame starts.
-    #[cfg(any(test, loom))]
     pub fn position(&self) -> u64 {
         self.track.position
     }
@@ -743,10 +747,10 @@ pub struct Boundary {
 impl Boundary {
     /// Moves behind `found`.
     pub fn pass(&mut self, found: Found) {
-        self.position = found.position + found.word.size();
+        self.position = found.position.wrapping_add(found.word.size());
         if found.word.is_message() {
-            self.sequence += 1;
-            self.bytes += found.word.len();
+            self.sequence = self.sequence.wrapping_add(1);
+            self.bytes = self.bytes.wrapping_add(found.word.len());
         }
     }
 }
@@ -777,7 +781,8 @@ impl Outside<'_> {
         fence(Ordering::Acquire);
         let sequence = record.sequence.load(Ordering::Relaxed);
         let bytes = record.bytes.load(Ordering::Relaxed);
-        let holds = position != UNUSED && self.holds(position);
+        let holds =
+            position < MAX_POSITION && position.is_multiple_of(SLOT) && self.holds(position);
         holds.then_some(Boundary {
             position,
             sequence,

@@ -2,7 +2,7 @@
 //! lock however the process ends, and closes the file, which rings the doorbell: an inotify watch in each process.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -13,13 +13,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::files::{self, Dir, Plan};
+use super::files::{self, Dir, Plan, skip_damaged};
 use super::fork::{self, Held};
 use super::layout::{Identity, Kind, MemberInfo};
 use crate::error::{Error, Result};
 
 /// How often the members are looked through where inotify has run out, or somebody holds what a dead one left.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How often they are looked through when it is not clear what became of one.
+const TRIES: u32 = 4;
 /// The kernel closes a file, and rings, just before it drops the lock: how long that may take, and the steps.
 pub const LOCK_LINGERS: [Duration; 8] = {
     let mut steps = [Duration::ZERO; 8];
@@ -139,7 +141,8 @@ pub fn dead(dir: &Dir) -> Result<Vec<Dead>> {
     let ids = names
         .iter()
         .filter_map(|name| u64::from_str_radix(name, 16).ok());
-    Ok(ids.filter_map(|id| lock_if_dead(dir, id)).collect())
+    ids.filter_map(|id| lock_if_dead(dir, id).transpose())
+        .collect()
 }
 
 /// A dead member, locked.
@@ -161,16 +164,21 @@ impl Dead {
     }
 }
 
-fn lock_if_dead(dir: &Dir, id: u64) -> Option<Dead> {
+fn lock_if_dead(dir: &Dir, id: u64) -> Result<Option<Dead>> {
+    let failed =
+        |e: Errno| Error::system("look at a member of", dir.path().display().to_string(), e);
     // Asked before it is opened for writing: closing that would ring the doorbell.
-    let (file, _) = dir.open_file(&file_name(id), Kind::Member, false).ok()??;
-    if files::is_locked(&file).ok()? {
-        return None;
+    let Some((file, _)) = skip_damaged(dir.open_file(&file_name(id), Kind::Member, false))? else {
+        return Ok(None);
+    };
+    if files::is_locked(&file).map_err(failed)? {
+        return Ok(None);
     }
-    let (file, _) = dir.open_file(&file_name(id), Kind::Member, true).ok()??;
-    files::try_lock(&file)
-        .ok()?
-        .then_some(Dead { id, _lock: file })
+    let Some((file, _)) = skip_damaged(dir.open_file(&file_name(id), Kind::Member, true))? else {
+        return Ok(None);
+    };
+    let ours = files::try_lock(&file).map_err(failed)?;
+    Ok(ours.then_some(Dead { id, _lock: file }))
 }
 
 /// A thread that runs `on_death` soon after a member has died, and again after a while if it says `false`.
@@ -198,11 +206,14 @@ impl Doorbell {
         let thread = thread::Builder::new()
             .name("buslane-doorbell".into())
             .spawn(move || {
-                let mut done = true;
-                while let Some(rung) = wait(inotify.as_ref(), &until, done) {
-                    if has_died(&dir, &rung) {
-                        done = on_death();
-                    }
+                let mut again = 0;
+                while let Some(rung) = wait(inotify.as_ref(), &until, again > 0) {
+                    again = match look(&dir, &rung) {
+                        Look::Left => again.min(1),
+                        Look::Unsure => TRIES,
+                        Look::Died if on_death() => again.saturating_sub(1),
+                        Look::Died => again.max(1),
+                    };
                 }
             })
             .map_err(|e| Error::system("start a thread for the bus", bus, e))?;
@@ -233,12 +244,10 @@ impl Drop for Doorbell {
 
 fn watch(dir: &Dir) -> Option<Inotify> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
-    inotify
-        .add_watch(
-            dir.path(),
-            AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR,
-        )
-        .ok()?;
+    // By the open directory, not by its path: that may lead elsewhere by now.
+    let open = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
+    let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR;
+    inotify.add_watch(open.as_str(), flags).ok()?;
     Some(inotify)
 }
 
@@ -251,10 +260,10 @@ enum Rung {
 }
 
 /// Waits until something rings; `None`: it is to end.
-fn wait(inotify: Option<&Inotify>, stop: &EventFd, done: bool) -> Option<Rung> {
+fn wait(inotify: Option<&Inotify>, stop: &EventFd, again: bool) -> Option<Rung> {
     let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     fds.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
-    let time = if inotify.is_some() && done {
+    let time = if inotify.is_some() && !again {
         PollTimeout::NONE
     } else {
         PollTimeout::from(LOOK_AGAIN.as_millis() as u16)
@@ -284,24 +293,42 @@ fn wait(inotify: Option<&Inotify>, stop: &EventFd, done: bool) -> Option<Rung> {
     ))
 }
 
-fn has_died(dir: &Dir, rung: &Rung) -> bool {
+/// What became of who rang.
+enum Look {
+    /// It has left by itself, or somebody was faster.
+    Left,
+    /// Its lock is still held, or can't be asked for.
+    Unsure,
+    /// It has died; or nobody knows who it was.
+    Died,
+}
+
+fn look(dir: &Dir, rung: &Rung) -> Look {
     let Rung::Names(names) = rung else {
-        return true;
+        return Look::Died;
     };
-    names
+    let ids = names
         .iter()
-        .filter_map(|name| u64::from_str_radix(name, 16).ok())
-        .any(|id| {
-            for step in LOCK_LINGERS {
-                thread::sleep(step);
-                let Ok(Some((file, _))) = dir.open_file(&file_name(id), Kind::Member, false) else {
-                    // It has left by itself, or somebody was faster.
-                    return false;
-                };
-                if files::is_locked(&file).is_ok_and(|locked| !locked) {
-                    return true;
-                }
-            }
-            false
-        })
+        .filter_map(|name| u64::from_str_radix(name, 16).ok());
+    let mut look = Look::Left;
+    for id in ids {
+        match look_at(dir, id) {
+            Look::Died => return Look::Died,
+            Look::Unsure => look = Look::Unsure,
+            Look::Left => {}
+        }
+    }
+    look
+}
+
+fn look_at(dir: &Dir, id: u64) -> Look {
+    for step in LOCK_LINGERS {
+        thread::sleep(step);
+        match skip_damaged(dir.open_file(&file_name(id), Kind::Member, false)) {
+            Ok(None) => return Look::Left,
+            Ok(Some((file, _))) if files::is_locked(&file) == Ok(false) => return Look::Died,
+            Ok(Some(_)) | Err(_) => {}
+        }
+    }
+    Look::Unsure
 }

@@ -6,7 +6,7 @@
 
 use std::thread;
 
-use super::files::{self, DRAFT, Dir};
+use super::files::{self, DRAFT, Dir, skip_damaged};
 use super::lane;
 use super::layout::LEFT;
 use super::members::{self, Dead};
@@ -46,8 +46,13 @@ pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
         thread::sleep(step);
         let mut held = Vec::new();
         for name in names {
-            if sweep_topic(topics, &name, &ids, &mut found)? {
-                held.push(name);
+            match sweep_topic(topics, &name, &ids, &mut found) {
+                Ok(false) => {}
+                Ok(true) => held.push(name),
+                // Out of files or memory: somebody must look again.
+                Err(e) if e.kind() == ErrorKind::TooMany => return Err(e),
+                // What is no topic stays for a person to look at; the other topics need us.
+                Err(_) => {}
             }
         }
         names = held;
@@ -65,26 +70,24 @@ pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
 
 /// Whether the dead still hold something here.
 fn sweep_topic(topics: &Dir, name: &str, dead: &[u64], found: &mut Reclaimed) -> Result<bool> {
-    let look = || -> Result<(Reclaimed, bool)> {
-        let Some(topic) = TopicFiles::open(topics.dir(name, false)?, name)? else {
-            return Ok((Reclaimed::default(), false));
-        };
-        Ok((tidy(&topic)?, topic.is_held_by(dead)?))
+    let Some(topic) = TopicFiles::open(topics.dir(name, false)?, name)? else {
+        return Ok(false);
     };
-    match look() {
-        Ok((tidied, held)) => {
-            found.lanes += tidied.lanes;
-            found.cursors += tidied.cursors;
-            Ok(held)
-        }
-        // It stays for a person to look at; the other topics need us.
-        Err(e) if is_damage(&e) || e.kind() == ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
-    }
+    let tidied = tidy(&topic)?;
+    found.lanes += tidied.lanes;
+    found.cursors += tidied.cursors;
+    topic.is_held_by(dead)
 }
 
-/// Puts away all of a topic that has no living owner, and tells the living if anything changed.
+/// Puts away all of a topic that has no living owner, and tells the living: in any case, for whoever put something away
+/// before may have died before telling.
 pub fn tidy(topic: &TopicFiles) -> Result<Reclaimed> {
+    let found = tidy_all(topic);
+    roster::changed(&topic.control);
+    found
+}
+
+fn tidy_all(topic: &TopicFiles) -> Result<Reclaimed> {
     let mut found = Reclaimed::default();
     for id in topic.dir().numbers(CURSOR)? {
         found.cursors += usize::from(tidy_cursor(topic, id)?);
@@ -93,9 +96,6 @@ pub fn tidy(topic: &TopicFiles) -> Result<Reclaimed> {
         found.lanes += usize::from(tidy_lane(topic, id)?);
     }
     tidy_drafts(topic.dir())?;
-    if found != Reclaimed::default() {
-        roster::changed(&topic.control);
-    }
     Ok(found)
 }
 
@@ -104,12 +104,9 @@ fn locked(topic: &TopicFiles, lock: nix::Result<bool>) -> Result<bool> {
 }
 
 fn tidy_cursor(topic: &TopicFiles, id: u64) -> Result<bool> {
-    let (file, cursor) = match topic.cursor(id, Access::Write) {
-        Ok(Some(opened)) => opened,
-        Ok(None) => return Ok(false),
-        // What is no cursor gates nobody. It stays for a person to look at.
-        Err(e) if is_damage(&e) => return Ok(false),
-        Err(e) => return Err(e),
+    // What is no cursor gates nobody. It stays for a person to look at.
+    let Some((file, cursor)) = skip_damaged(topic.cursor(id, Access::Write))? else {
+        return Ok(false);
     };
     if !locked(topic, files::try_lock(&file))? {
         return Ok(false);
@@ -130,13 +127,9 @@ pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
     let name = format!("{LANE}{id}");
     let mut changed = false;
     loop {
-        let lane = match topic.lane_to_close(id) {
-            Ok(Some(lane)) => lane,
-            Ok(None) => return Ok(changed),
-            Err(e) if is_damage(&e) => return Ok(changed),
-            Err(e) => return Err(e),
+        let Some((lock, lane)) = skip_damaged(topic.lane_to_close(id))? else {
+            return Ok(changed);
         };
-        let (lock, lane) = lane;
         changed |= lane::close(&lane.header);
         let removed = is_drained(topic, &lane)? && topic.dir().remove(&name)?;
         drop(lock);
@@ -156,12 +149,9 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
         return Ok(false);
     };
     for id in topic.dir().numbers(CURSOR)? {
-        let cursor = match topic.cursor(id, Access::Read) {
-            Ok(Some((_, cursor))) => cursor,
-            Ok(None) => continue,
-            // What is no cursor waits for nothing.
-            Err(e) if is_damage(&e) => continue,
-            Err(e) => return Err(e),
+        // What is no cursor waits for nothing.
+        let Some((_, cursor)) = skip_damaged(topic.cursor(id, Access::Read))? else {
+            continue;
         };
         if cursor
             .position_in(lane.id)
@@ -184,11 +174,4 @@ fn tidy_drafts(dir: &Dir) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn is_damage(e: &Error) -> bool {
-    matches!(
-        e.kind(),
-        ErrorKind::NotBuslane | ErrorKind::Corrupt | ErrorKind::Version
-    )
 }

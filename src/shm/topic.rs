@@ -6,7 +6,7 @@ use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::bytes::Ring;
-use super::files::{self, Dir, Plan};
+use super::files::{self, Dir, Plan, skip_damaged};
 use super::fork::Held;
 use super::futex;
 use super::lane::{self, Corrupt, Writer};
@@ -145,7 +145,8 @@ impl TopicFiles {
     }
 
     fn adopt(&self, id: u64, member: u64, capacity: usize) -> Result<Option<(Held, Writer)>> {
-        let Some((lock, LaneFile { header, ring, .. })) = self.lane_to_close(id)? else {
+        let Some((lock, LaneFile { header, ring, .. })) = skip_damaged(self.lane_to_close(id))?
+        else {
             return Ok(None);
         };
         if ring.capacity() != capacity as u64 {
@@ -233,7 +234,7 @@ impl TopicFiles {
             &*self.name,
             format!("lane {id} is damaged: {why}"),
         )
-        .advise("its publisher is to be restarted; the other lanes go on")
+        .advise("stop its publisher, and remove that file if it stays; lanes that are followed already go on")
     }
 
     /// The same of a frame.
@@ -334,7 +335,7 @@ impl TopicFiles {
             .collect();
         let mut new = Vec::new();
         for id in there.into_iter().filter(|id| !known.contains(id)) {
-            new.extend(self.cursor(id, Access::Read)?.map(|(_, cursor)| cursor));
+            new.extend(skip_damaged(self.cursor(id, Access::Read))?.map(|(_, cursor)| cursor));
         }
         Ok(Listed { gone, new })
     }
@@ -344,7 +345,7 @@ impl TopicFiles {
         let mut count = 0;
         for id in self.dir.numbers(CURSOR)? {
             count += usize::from(
-                self.cursor(id, Access::Read)?
+                skip_damaged(self.cursor(id, Access::Read))?
                     .is_some_and(|(_, cursor)| cursor.is_joined()),
             );
         }
@@ -356,8 +357,7 @@ impl TopicFiles {
         let mut count = 0;
         for id in self.dir.numbers(LANE)? {
             count += usize::from(
-                self.lane(id)?
-                    .is_some_and(|lane| !lane::is_closed(&lane.header)),
+                skip_damaged(self.lane(id))?.is_some_and(|lane| !lane::is_closed(&lane.header)),
             );
         }
         Ok(count)
@@ -366,13 +366,13 @@ impl TopicFiles {
     /// Whether there is a cursor, or a lane that is not closed, of one of these members.
     pub fn is_held_by(&self, members: &[u64]) -> Result<bool> {
         for id in self.dir.numbers(CURSOR)? {
-            let cursor = self.cursor(id, Access::Read)?;
+            let cursor = skip_damaged(self.cursor(id, Access::Read))?;
             if cursor.is_some_and(|(_, cursor)| members.contains(&cursor.owner())) {
                 return Ok(true);
             }
         }
         for id in self.dir.numbers(LANE)? {
-            let lane = self.lane(id)?;
+            let lane = skip_damaged(self.lane(id))?;
             let held = |lane: LaneFile| {
                 !lane::is_closed(&lane.header) && members.contains(&lane::owner(&lane.header))
             };
