@@ -239,7 +239,7 @@ fn a_cursor_takes_a_page_more_for_each_64_lanes() {
 const WATCHED: Duration = Duration::from_secs(10);
 /// A thousandth of that.
 const CPU_MAX: Duration = Duration::from_millis(10);
-/// A look each 100 ms, for wakers that died, and a fifth more for whatever else wakes a thread.
+/// A look each 100 ms at most (slices are 250 ms), for wakers that died, and a fifth more for whatever else wakes a thread.
 const SWITCHES_MAX: u64 = 120;
 
 fn by_name(strategy: &str) -> WaitStrategy {
