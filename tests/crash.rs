@@ -303,6 +303,29 @@ fn deaths_are_learnt_of_soon() {
         publisher.send(&[3; 1000]).unwrap();
         killed.elapsed()
     });
+    let mut delay = 0;
+    // Only said: who looks for the files here takes the processor from who removes them.
+    let (median, p99) = median_and_p99(Vec::from_iter((0..100).map(|_| {
+        let mut child = private.child("joining_again_and_again", "");
+        child.hear();
+        delay += 7919;
+        std::thread::sleep(Duration::from_micros(delay % 5000));
+        let killed = Instant::now();
+        child.child.kill().unwrap();
+        // Ours stays.
+        let members = || {
+            let names = private.names("members");
+            names.iter().filter(|name| !name.starts_with('.')).count()
+        };
+        while members() > 1 {
+            assert!(killed.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        killed.elapsed()
+    })));
+    println!(
+        "what was killed while it joined is put away: median {median:?}, p99 {p99:?} after SIGKILL"
+    );
 }
 
 #[test]
