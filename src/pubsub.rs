@@ -14,10 +14,9 @@ use crate::message::{Message, Payload};
 use crate::presence;
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Found, Reader, Track, Writer};
-use crate::shm::layout::{LaneHeader, max_len};
+use crate::shm::layout::max_len;
 use crate::shm::park::{self, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
-use crate::shm::segment::View;
 use crate::shm::{futex, reclaim};
 use crate::wait::{Next, Waiter};
 
@@ -657,7 +656,6 @@ struct Receiver {
 struct Source {
     id: u64,
     reader: Reader,
-    header: View<LaneHeader>,
     slot: usize,
     /// Its writer had gone when the roster was last looked at.
     closed: bool,
@@ -990,7 +988,7 @@ impl Receiver {
         };
         // A writer is not to wait for a reader that gave up.
         let position = position.inspect_err(|_| lane::leave(place))?;
-        let (header, slots) = (lane.header.clone(), self.cursor.slots.clone());
+        let slots = self.cursor.slots.clone();
         let mut reader = Reader::new(
             lane.header,
             lane.ring,
@@ -1005,7 +1003,6 @@ impl Receiver {
         self.sources.push(Source {
             id,
             reader,
-            header,
             slot,
             closed: false,
             ended: None,
@@ -1031,7 +1028,7 @@ impl Drop for Receiver {
         // What can't be put away here will be by the next one who opens the bus.
         let _ = reclaim::leave(files, &self.cursor);
         for source in &self.sources {
-            if lane::is_closed(&source.header) {
+            if source.reader.is_closed() {
                 let _ = reclaim::tidy_lane(files, source.id);
             }
         }

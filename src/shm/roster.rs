@@ -21,6 +21,7 @@
 //! | slot `position` | the reader | see `lane`; on joining it is stored before `lane` |
 //! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
 //! | `used` | the reader | `Release` in [`Cursor::take_slot`], with the same fence |
+//! | `joined` | the reader | `Release` in [`Cursor::set_joined`], with the fence in [`Cursor::is_joined`] |
 
 use super::layout::{Control, CursorHeader, LEFT, LaneHeader, Slot};
 use super::sync::{Ordering, fence};
