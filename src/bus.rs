@@ -16,7 +16,7 @@ use crate::presence::Presence;
 use crate::pubsub::{Publisher, Subscriber};
 use crate::shm::files::{Dir, Plan};
 use crate::shm::fork;
-use crate::shm::layout::{Identity, Kind, max_len};
+use crate::shm::layout::{Identity, Kind, Pattern, max_len};
 use crate::shm::members::{Doorbell, Member};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::topic::{TopicFiles, check_capacity};
@@ -123,6 +123,7 @@ impl Bus {
             bus: self,
             name: name.to_owned(),
             capacity: None,
+            lossy: None,
             wait,
             create: true,
         }
@@ -406,6 +407,7 @@ pub struct TopicBuilder<'a> {
     bus: &'a Bus,
     name: String,
     capacity: Option<usize>,
+    lossy: Option<bool>,
     wait: WaitStrategy,
     create: bool,
 }
@@ -414,6 +416,13 @@ impl TopicBuilder<'_> {
     /// Bytes in each lane of this topic; an existing topic must have the same.
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = Some(bytes);
+        self
+    }
+
+    /// Whether publishers overwrite what slow subscribers have not read, who are told what they lost, instead of waiting
+    /// for them; an existing topic must be the same. If this is not said, a topic is opened as it is, and made lossless.
+    pub fn lossy(mut self, lossy: bool) -> Self {
+        self.lossy = Some(lossy);
         self
     }
 
@@ -448,10 +457,30 @@ impl TopicBuilder<'_> {
     }
 
     fn open_as<T: ?Sized + Payload>(self) -> Result<Topic<T>> {
+        let patterns = match self.lossy {
+            None => &[Pattern::Lossless, Pattern::Lossy][..],
+            Some(false) => &[Pattern::Lossless],
+            Some(true) => &[Pattern::Lossy],
+        };
+        Ok(Topic {
+            inner: self.open_inner(patterns, &T::describe(), None)?,
+            kind: PhantomData,
+        })
+    }
+
+    /// Opens a topic of one of these `patterns`, that carries `ours`; one that is missing is made of the first. `sizes`
+    /// are those of the configuration; an existing topic must have the same, if they are given.
+    pub(crate) fn open_inner(
+        self,
+        patterns: &[Pattern],
+        ours: &Description,
+        sizes: Option<[u64; 3]>,
+    ) -> Result<Arc<TopicInner>> {
         let Self {
             bus,
             name,
             capacity,
+            lossy: _,
             wait,
             create,
         } = self;
@@ -461,42 +490,57 @@ impl TopicBuilder<'_> {
         if let Some(capacity) = capacity {
             capacity_or_error(tried, &name, capacity)?;
         }
-        let ours = T::describe();
         let files = match bus.files(&name)? {
             Some(files) => Some(files),
             None if create => {
-                let config = ours.to_config().ok_or_else(|| {
-                    let why = format!("the type's name has {} bytes", ours.name().len());
-                    Error::new(ErrorKind::InvalidName, tried, &*name, why).advise("use at most 192")
-                })?;
+                let config = ours
+                    .to_config(patterns[0], sizes.unwrap_or_default())
+                    .ok_or_else(|| {
+                        let why = format!("the type's name has {} bytes", ours.name().len());
+                        Error::new(ErrorKind::InvalidName, tried, &*name, why)
+                            .advise("use at most 192")
+                    })?;
                 let capacity = capacity.unwrap_or(bus.0.options.capacity);
                 TopicFiles::create(bus.0.topics.dir(&escaped, true)?, &name, capacity, &config)?
             }
             None => None,
         };
         let files = files.ok_or_else(|| not_found(&name))?;
+        let mismatch = |why: String, todo: &'static str| {
+            Err(Error::new(ErrorKind::Mismatch, tried, &*name, why).advise(todo))
+        };
+        if !patterns.contains(&files.pattern) {
+            let why = format!(
+                "its pattern is {}, and this program means {}",
+                files.pattern.name(),
+                patterns[0].name()
+            );
+            return mismatch(why, "open it as what it is, or use another topic");
+        }
         let theirs = Description::from_config(&files.config);
-        if theirs != ours {
+        if theirs != *ours {
             let why = format!("it carries {theirs}, and this program means {ours}");
-            return Err(Error::new(ErrorKind::Mismatch, tried, name, why)
-                .advise("let both use the same type, or another topic"));
+            return mismatch(why, "let both use the same type, or another topic");
         }
         if let Some(capacity) = capacity.filter(|&capacity| capacity != files.capacity) {
             let why = format!(
                 "its lanes have {} bytes, and {capacity} were asked for",
                 files.capacity
             );
-            return Err(Error::new(ErrorKind::Mismatch, tried, name, why)
-                .advise("leave the capacity out, or use another topic"));
+            return mismatch(why, "leave the capacity out, or use another topic");
         }
-        Ok(Topic {
-            inner: Arc::new(TopicInner {
-                files,
-                bus: bus.clone(),
-                wait,
-            }),
-            kind: PhantomData,
-        })
+        if let Some(sizes) = sizes.filter(|&sizes| sizes != files.config.sizes) {
+            let why = format!(
+                "its sizes are {:?}, and {sizes:?} were asked for",
+                files.config.sizes
+            );
+            return mismatch(why, "leave the sizes out, or use another topic");
+        }
+        Ok(Arc::new(TopicInner {
+            files,
+            bus: bus.clone(),
+            wait,
+        }))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::shm::topic::{CURSOR, LANE, LaneFile, TopicFiles};
 pub struct TopicReport {
     /// Its name.
     pub name: String,
-    /// `lossless`.
+    /// `lossless`, `lossy`, `queue` or `state`.
     pub pattern: &'static str,
     /// What it carries: `bytes`, or the type's name.
     pub type_name: String,
@@ -155,7 +155,7 @@ impl TopicReport {
         let (name, capacity) = (topic.name.to_string(), topic.capacity as u64);
         Ok(Self {
             name,
-            pattern: "lossless",
+            pattern: topic.pattern.name(),
             type_name,
             capacity,
             lanes,

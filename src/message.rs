@@ -2,8 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::shm::layout::TopicConfig;
-use crate::shm::topic::LOSSLESS;
+use crate::shm::layout::{Pattern, TopicConfig};
 
 /// A type whose values can be sent as they lie in memory, and read in place.
 ///
@@ -146,19 +145,20 @@ impl Description {
         self.size
     }
 
-    /// As a topic keeps it; `None`: the name is too long.
-    pub(crate) fn to_config(&self) -> Option<TopicConfig> {
+    /// As a topic of this pattern keeps it; `None`: the name is too long.
+    pub(crate) fn to_config(&self, pattern: Pattern, sizes: [u64; 3]) -> Option<TopicConfig> {
         let mut type_name = [0; 192];
         type_name
             .get_mut(..self.name.len())?
             .copy_from_slice(self.name.as_bytes());
         Some(TopicConfig {
-            pattern: LOSSLESS,
+            pattern: pattern as u32,
             type_version: self.version,
             type_size: self.size as u64,
             type_align: self.align as u64,
             type_name_len: self.name.len() as u64,
             type_name,
+            sizes,
         })
     }
 

@@ -44,6 +44,45 @@ pub enum Kind {
     Lane = 4,
     /// `topics/<name>/cursor.<n>`
     Cursor = 5,
+    /// `topics/<name>/group.<name>`
+    Group = 6,
+    /// `topics/<name>/claims.<group>.<n>`
+    Claims = 7,
+    /// `topics/<name>/table.<n>`
+    Table = 8,
+}
+
+/// How a topic's messages are delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Pattern {
+    /// To every subscriber; publishers wait for the slowest.
+    Lossless = 1,
+    /// To every subscriber that keeps up; the others are told what they lost.
+    Lossy = 2,
+    /// To one consumer of each group, until one has acknowledged it.
+    Queue = 3,
+    /// The latest value of each key.
+    State = 4,
+}
+
+impl Pattern {
+    /// The one with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::Lossless, Self::Lossy, Self::Queue, Self::State]
+            .into_iter()
+            .find(|&pattern| pattern as u32 == number)
+    }
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lossless => "lossless",
+            Self::Lossy => "lossy",
+            Self::Queue => "queue",
+            Self::State => "state",
+        }
+    }
 }
 
 /// The first 64 bytes of every file: read with `pread` and checked before anything is mapped, never changed.
@@ -74,7 +113,7 @@ pub struct Identity {
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
 #[repr(C)]
 pub struct TopicConfig {
-    /// 1: lossless publish and subscribe.
+    /// [`Pattern`]
     pub pattern: u32,
     /// Version of the type.
     pub type_version: u32,
@@ -86,6 +125,9 @@ pub struct TopicConfig {
     pub type_name_len: u64,
     /// UTF-8; `bytes` for plain bytes.
     pub type_name: [u8; 192],
+    /// What the pattern needs to know beside: of a state, how many keys a table has, and the most bytes in a key and in a
+    /// value. Else 0.
+    pub sizes: [u64; 3],
 }
 
 /// Who a member is, behind its identity. For people.
@@ -305,7 +347,7 @@ pub const fn max_len(capacity: u64) -> u64 {
 const _: () = {
     use std::mem::{align_of, offset_of, size_of};
     assert!(size_of::<Identity>() == 64);
-    assert!(size_of::<TopicConfig>() == 32 + 192);
+    assert!(size_of::<TopicConfig>() == 32 + 192 + 24);
     assert!(size_of::<MemberInfo>() == 64);
     assert!(offset_of!(Control, attention) == 0);
     assert!(offset_of!(Control, bell) == 128);

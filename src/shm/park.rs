@@ -39,10 +39,10 @@
 
 use std::time::Duration;
 
-use super::futex;
-use super::layout::{Control, CursorHeader, LaneHeader, NOBODY};
+use super::layout::{Control, CursorHeader, LaneHeader, NOBODY, Slot};
 use super::roster::{Gate, Lowest};
-use super::sync::{Ordering, heavy_fence, light_fence};
+use super::sync::{AtomicU64, Ordering, heavy_fence, light_fence};
+use super::{View, futex};
 
 /// A sender's view of `attention`.
 #[derive(Debug)]
@@ -79,62 +79,122 @@ pub fn ring(control: &Control) {
     futex::wake(&control.bell);
 }
 
-/// Sleeps until the bell rings, at most `time`, unless `ready` finds something to do.
-pub fn park<E>(
-    control: &Control,
-    cursor: &CursorHeader,
-    time: Duration,
-    ready: impl FnOnce() -> Result<bool, E>,
-) -> Result<(), E> {
+/// A word that changes when a sleeper is to look again.
+#[derive(Clone, Debug)]
+pub enum Signal {
+    /// A topic's bell.
+    Bell(View<Control>),
+    /// How far a reader is.
+    Slot(View<[Slot]>, usize),
+}
+
+impl Signal {
+    /// The word.
+    pub fn word(&self) -> &AtomicU64 {
+        match self {
+            Self::Bell(control) => &control.bell,
+            Self::Slot(slots, index) => &slots[*index].position,
+        }
+    }
+}
+
+/// Leave to sleep while a signal is as it was seen.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    /// The signal.
+    pub signal: Signal,
+    /// Its value, seen before anything was looked at.
+    pub seen: u64,
+}
+
+impl Ticket {
+    /// Sleeps, at most `time`, while the signal is as it was seen.
+    pub fn sleep(&self, time: Duration) {
+        futex::wait(self.signal.word(), self.seen, time);
+    }
+}
+
+/// A reader's: says that it is about to sleep on the bell. What must follow: a heavy fence, a last look, and, after the
+/// sleep, [`disarm`].
+pub fn arm(control: &View<Control>, cursor: &CursorHeader) -> Ticket {
     // Before the flag: who finds the flag set rings later than this.
     let seen = control.bell.load(Ordering::Relaxed);
     cursor.parked.store(1, Ordering::Relaxed);
     // Pairs with the load in `Watch::disturbed`: who sees the bump sees the flag, and rings after the load above.
     control.attention.fetch_add(1, Ordering::Release);
+    let signal = Signal::Bell(control.clone());
+    Ticket { signal, seen }
+}
+
+/// A reader's: it is awake.
+pub fn disarm(cursor: &CursorHeader) {
+    cursor.parked.store(0, Ordering::Relaxed);
+}
+
+/// Sleeps until the bell rings, at most `time`, unless `ready` finds something to do.
+pub fn park<E>(
+    control: &View<Control>,
+    cursor: &CursorHeader,
+    time: Duration,
+    ready: impl FnOnce() -> Result<bool, E>,
+) -> Result<(), E> {
+    let ticket = arm(control, cursor);
     heavy_fence();
     let ready = ready();
     if let Ok(false) = ready {
-        futex::wait(&control.bell, seen, time);
+        ticket.sleep(time);
     }
-    cursor.parked.store(0, Ordering::Relaxed);
+    disarm(cursor);
     ready.map(drop)
+}
+
+/// A writer's: says which reader position it waits for. `look` finds the slowest reader, or `None` if there is no need;
+/// the ticket is for its next move. What must follow the sleep is [`disarm_room`].
+pub fn arm_room<E>(
+    control: &View<Control>,
+    lane: &LaneHeader,
+    want: u64,
+    look: impl FnOnce() -> Result<Option<Lowest>, E>,
+) -> Result<Option<Ticket>, E> {
+    // Before the readers are looked at: one that has not joined yet will tell by the bell.
+    let bell = control.bell.load(Ordering::Relaxed);
+    lane.want.store(want, Ordering::Relaxed);
+    heavy_fence();
+    let Some(lowest) = look()? else {
+        return Ok(None);
+    };
+    Ok(match lowest.gate {
+        Gate::Slot(cursor, slot) => Some(Ticket {
+            signal: Signal::Slot(cursor.slots, slot),
+            seen: lowest.position,
+        }),
+        Gate::Unjoined => Some(Ticket {
+            signal: Signal::Bell(control.clone()),
+            seen: bell,
+        }),
+        Gate::Open => None,
+    })
+}
+
+/// A writer's: it waits no more.
+pub fn disarm_room(lane: &LaneHeader) {
+    lane.want.store(NOBODY, Ordering::Relaxed);
 }
 
 /// Sleeps, at most `time`, until the slowest reader that `look` finds has moved. `look` gives `None` if there is no need.
 pub fn wait_for_room<E>(
-    control: &Control,
+    control: &View<Control>,
     lane: &LaneHeader,
     want: u64,
     time: Duration,
     look: impl FnOnce() -> Result<Option<Lowest>, E>,
 ) -> Result<(), E> {
-    // Before the readers are looked at: one that has not joined yet will tell by the bell.
-    let bell = control.bell.load(Ordering::Relaxed);
-    lane.want.store(want, Ordering::Relaxed);
-    heavy_fence();
-    let lowest = look();
-    match &lowest {
-        Ok(Some(Lowest {
-            gate: Gate::Slot(cursor, slot),
-            position,
-            ..
-        })) => {
-            futex::wait(&cursor.slots[*slot].position, *position, time);
-        }
-        Ok(Some(Lowest {
-            gate: Gate::Unjoined,
-            ..
-        })) => futex::wait(&control.bell, bell, time),
-        Ok(
-            Some(Lowest {
-                gate: Gate::Open, ..
-            })
-            | None,
-        )
-        | Err(_) => {}
+    let ticket = arm_room(control, lane, want, look);
+    if let Ok(Some(ticket)) = &ticket {
+        ticket.sleep(time);
     }
-    lane.want.store(NOBODY, Ordering::Relaxed);
-    lowest.map(drop)
+    disarm_room(lane);
+    ticket.map(drop)
 }
 
 /// Sleeps, at most `time`, while the roster is as `seen`.

@@ -11,7 +11,7 @@ use super::fork::Held;
 use super::futex;
 use super::lane::{self, Corrupt, Writer};
 use super::layout::{
-    CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY, PAGE, Slot,
+    CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY, PAGE, Pattern, Slot,
     TopicConfig,
 };
 use super::roster::{self, Cursor, Listed};
@@ -23,8 +23,6 @@ pub const LANE: &str = "lane.";
 /// What cursors are called, before their number.
 pub const CURSOR: &str = "cursor.";
 const TOPIC: &str = "topic";
-/// Lossless publish and subscribe.
-pub const LOSSLESS: u32 = 1;
 
 /// A topic's directory and control page.
 #[derive(Debug)]
@@ -36,6 +34,8 @@ pub struct TopicFiles {
     pub name: Arc<str>,
     /// Of the lanes to be made.
     pub capacity: usize,
+    /// How it delivers.
+    pub pattern: Pattern,
     /// What it carries.
     pub config: TopicConfig,
 }
@@ -74,18 +74,19 @@ impl TopicFiles {
             .map_err(|e| Error::system("read the topic", name, e))?;
         let config =
             TopicConfig::read_from_bytes(&bytes).expect("as many bytes as a configuration has");
-        if config.pattern != LOSSLESS {
-            return Err(corrupt(format!(
+        let pattern = Pattern::from_number(config.pattern).ok_or_else(|| {
+            corrupt(format!(
                 "its pattern is {}, which this version does not know",
                 config.pattern
-            )));
-        }
+            ))
+        })?;
         let map = map(name, &file, PAGE as u64, PAGE, Access::Write)?;
         Ok(Some(Self {
             dir,
             control: map.view(0),
             name: name.into(),
             capacity,
+            pattern,
             config,
         }))
     }
