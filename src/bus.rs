@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::TopicReport;
 use crate::message::{Description, Message, Payload};
 use crate::presence::Presence;
-use crate::pubsub::{Publisher, Subscriber};
+use crate::pubsub::{Publisher, Start, Subscriber};
 use crate::shm::files::{Dir, Plan};
 use crate::shm::fork;
 use crate::shm::layout::{Identity, Kind, Pattern, max_len};
@@ -613,7 +613,28 @@ impl<T: ?Sized + Payload> Topic<T> {
     ///
     /// `NoSpace` if the cursor can't be allocated, `Corrupt` if a lane is damaged, `Forked`, and the system's.
     pub fn subscriber(&self) -> Result<Subscriber<T>> {
-        Subscriber::join(&self.inner)
+        self.subscriber_from(Start::Now)
+    }
+
+    /// Joins it as a subscriber that begins with messages that were sent before.
+    ///
+    /// ```
+    /// use buslane::Start;
+    ///
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # let topic = buslane::Bus::at(dir.path().join("bus"))?.topic("t")?;
+    /// let mut publisher = topic.publisher()?;
+    /// publisher.send_batch(["one", "two", "three"])?;
+    /// assert_eq!(&*topic.subscriber_from(Start::Last(2))?.recv()?, b"two");
+    /// assert_eq!(&*topic.subscriber_from(Start::Oldest)?.recv()?, b"one");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`subscriber`](Self::subscriber).
+    pub fn subscriber_from(&self, start: Start) -> Result<Subscriber<T>> {
+        Subscriber::join(&self.inner, start)
     }
 
     /// Watches who is there, without being counted.

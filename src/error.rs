@@ -24,6 +24,8 @@ pub enum ErrorKind {
     TimedOut,
     /// At least one publisher was there, the last has left, and all it sent has been received.
     Ended,
+    /// Messages of a lossy topic were overwritten before this subscriber came to them; see [`Error::lost`].
+    Lost,
     /// The last subscriber left, or died, before it had received everything.
     SubscribersGone,
     /// There is no such bus or topic, and it was not to be made.
@@ -64,6 +66,18 @@ pub enum ErrorKind {
 /// ```
 pub struct Error(Box<Inner>);
 
+/// What a subscriber of a lossy topic missed, exactly, in one publisher's messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lost {
+    /// How many messages.
+    pub messages: u64,
+    /// The bytes in them.
+    pub bytes: u64,
+    /// The number of the publisher's lane; see [`Frame::lane`](crate::Frame::lane).
+    pub lane: u64,
+}
+
 struct Inner {
     kind: ErrorKind,
     tried: &'static str,
@@ -71,6 +85,7 @@ struct Inner {
     why: Cow<'static, str>,
     todo: Cow<'static, str>,
     source: Option<io::Error>,
+    lost: Option<Lost>,
 }
 
 impl Error {
@@ -90,6 +105,7 @@ impl Error {
             why,
             todo: Cow::Borrowed(""),
             source: None,
+            lost: None,
         }))
     }
 
@@ -129,7 +145,21 @@ impl Error {
             why,
             todo: Cow::Borrowed(todo),
             source: Some(source),
+            lost: None,
         }))
+    }
+
+    /// Messages of the topic `on` were overwritten before they were received.
+    #[cold]
+    pub(crate) fn missed(on: impl Into<Arc<str>>, lost: Lost) -> Self {
+        let Lost {
+            messages, bytes, ..
+        } = lost;
+        let why = format!("{messages} messages ({bytes} bytes) were overwritten before");
+        let mut error = Self::new(ErrorKind::Lost, "receive all of", on, why)
+            .advise("receive on, faster, or make the topic with a larger capacity or lossless");
+        error.0.lost = Some(lost);
+        error
     }
 
     /// The same, with what to do about it.
@@ -141,6 +171,12 @@ impl Error {
     /// The system's number for it, if it was the system that refused.
     pub(crate) fn errno(&self) -> Option<i32> {
         self.0.source.as_ref()?.raw_os_error()
+    }
+
+    /// What was missed, if it is [`ErrorKind::Lost`].
+    #[must_use]
+    pub fn lost(&self) -> Option<Lost> {
+        self.0.lost
     }
 
     /// What kind of failure it was.
@@ -191,7 +227,7 @@ impl From<Error> for io::Error {
             ErrorKind::NoSpace => io::ErrorKind::StorageFull,
             ErrorKind::ForeignOwner => io::ErrorKind::PermissionDenied,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::NotBuslane | ErrorKind::Version | ErrorKind::Corrupt => {
+            ErrorKind::NotBuslane | ErrorKind::Version | ErrorKind::Corrupt | ErrorKind::Lost => {
                 io::ErrorKind::InvalidData
             }
             ErrorKind::InvalidName

@@ -70,8 +70,10 @@ pub struct CursorPosition {
     pub lane: u64,
     /// All before it is released, as far as the reader has said; it says so from time to time, and when idle.
     pub position: u64,
-    /// Messages from there to the lane's end.
+    /// Messages from there to the lane's end; on a lossy topic, those of them that are still held.
     pub lag: u64,
+    /// Messages that it lost, on a lossy topic.
+    pub lost: u64,
 }
 
 /// A message that is still held.
@@ -119,12 +121,14 @@ impl TopicReport {
             let owner = members::owner(members, cursor.owner())?;
             let mut positions = Vec::new();
             for (lane, file) in lanes.iter().zip(&files) {
-                let Some(position) = cursor
-                    .position_in(lane.id)
-                    .filter(|position| position & LEFT == 0)
-                else {
+                let Some(slot) = cursor.slot_of(lane.id) else {
                     continue;
                 };
+                let slot = &cursor.slots[slot];
+                let (position, lost) = lane::progress(slot);
+                if position & LEFT != 0 {
+                    continue;
+                }
                 let (position_end, sequence, bytes) = (lane.position, lane.messages, lane.bytes);
                 let outside = Outside {
                     header: &file.header,
@@ -142,6 +146,7 @@ impl TopicReport {
                     lane: lane.id,
                     position,
                     lag,
+                    lost,
                 });
             }
             cursors.push(CursorReport {
@@ -211,6 +216,15 @@ impl TopicReport {
         lags.max().unwrap_or(0)
     }
 
+    /// Messages of a lossy topic that the subscribers that there are have lost, all together.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        let positions = self.cursors.iter().flat_map(|cursor| &cursor.positions);
+        positions
+            .map(|position| position.lost)
+            .fold(0, u64::saturating_add)
+    }
+
     /// The last `n` messages of each lane that are still held, oldest first. None in a forked child.
     #[must_use]
     pub fn tail(&self, n: usize) -> Vec<Seen> {
@@ -223,7 +237,7 @@ impl TopicReport {
                 header: &lane.header,
                 ring: &lane.ring,
             };
-            let Some(mut at) = oldest(&outside) else {
+            let Some(mut at) = outside.first_from(0) else {
                 continue;
             };
             let first = report.messages.saturating_sub(n as u64);
@@ -244,13 +258,6 @@ impl TopicReport {
         }
         seen
     }
-}
-
-/// The oldest boundary that still holds.
-fn oldest(outside: &Outside<'_>) -> Option<Boundary> {
-    (0..crate::shm::layout::RECORDS)
-        .filter_map(|i| outside.record(i))
-        .min_by_key(|boundary| boundary.position)
 }
 
 /// The end of a lane that may be written meanwhile: at most a ring's worth is walked.

@@ -31,7 +31,7 @@
 //! # Limits
 //!
 //! Linux, 64-bit, little endian; processes of one user; one host. A message takes at most 3/8 of its lane.
-//! A lossless topic waits for its slowest subscriber, also for one that is stopped.
+//! A lossless topic waits for its slowest subscriber, also for one that is stopped; a lossy one waits for nobody.
 #![cfg_attr(loom, allow(missing_docs, missing_debug_implementations, dead_code))]
 
 #[cfg(not(loom))]
@@ -60,11 +60,11 @@ pub mod shm;
 #[cfg(not(loom))]
 pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Lost, Result},
     inspect::{CursorPosition, CursorReport, LaneReport, Seen, TopicReport},
     message::{Message, Payload},
     presence::Presence,
-    pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Subscriber},
+    pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
     stream::{ByteReader, ByteWriter},

@@ -1,5 +1,4 @@
-//! Publish and subscribe, lossless: a lane for each publisher, a cursor for each subscriber. The model for the other
-//! patterns.
+//! Publish and subscribe: a lane for each publisher, a cursor for each subscriber. The model for the other patterns.
 
 use std::fmt;
 use std::hint;
@@ -9,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::{TopicInner, forked};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Lost, Result};
 use crate::message::{Message, Payload};
 use crate::presence;
 use crate::shm::fork::{self, Held};
-use crate::shm::lane::{self, Found, Reader, Track, Writer};
-use crate::shm::layout::max_len;
+use crate::shm::lane::{self, Boundary, Found, Missed, Outside, Reader, Track, Trouble, Writer};
+use crate::shm::layout::{Pattern, max_len};
 use crate::shm::park::{self, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
 use crate::shm::{futex, reclaim};
@@ -25,8 +24,8 @@ use crate::wait::{Next, Waiter};
 /// Sends messages of a topic. Its messages reach every subscriber in the order they were sent; there is no order
 /// between publishers.
 ///
-/// Sending waits, or says [`Full`](ErrorKind::Full), while the slowest subscriber has no room. Without subscribers it
-/// never waits, and what is sent is gone. Dropping it closes its lane; subscribers still receive what is in there.
+/// Sending waits, or says [`Full`](ErrorKind::Full), while the slowest subscriber has no room. Without subscribers, and on
+/// a lossy topic, it never waits. Dropping it closes its lane; subscribers still receive what is in there.
 #[must_use]
 pub struct Publisher<T: ?Sized = [u8]> {
     sender: Sender,
@@ -153,7 +152,12 @@ impl Sender {
     /// The slowest reader now.
     fn survey(&mut self) -> Result<Lowest> {
         self.refresh()?;
-        Ok(self.readers.lowest(self.id, self.lane.unjoined()))
+        let unjoined = match self.topic.files.pattern {
+            // Who was here before the lane begins at 0, however far the writer has gone.
+            Pattern::Lossy => Some(0),
+            _ => self.lane.unjoined(),
+        };
+        Ok(self.readers.lowest(self.id, unjoined))
     }
 
     /// Moves the limit towards `end`; the slowest reader.
@@ -166,6 +170,9 @@ impl Sender {
             ..
         } = self;
         let files = &topic.files;
+        if files.pattern == Pattern::Lossy {
+            return lane.extend(end, |_| Ok(Lowest::nobody()));
+        }
         lane.extend(end, |unjoined| {
             readers.refresh(&files.control, *id, |known| files.list_cursors(known))?;
             Ok(readers.lowest(*id, unjoined))
@@ -617,7 +624,29 @@ impl<T: Message> DerefMut for Loan<'_, T> {
 
 // ------------------------------------------------------------------------------------------------------- receiving
 
-/// Receives the messages of a topic, from all its publishers. Publishers wait for it: what it has not released stays.
+/// Receives the messages of a topic, from all its publishers. They wait for it: what it has not released stays.
+///
+/// On a lossy topic they don't: a subscriber that is a ring behind loses the oldest messages, and is told exactly how
+/// many, and how many bytes, by an error [`Lost`](ErrorKind::Lost) in their place. It then goes on with the oldest that is
+/// held. A message that it was given is whole, and stays until it is released: it is a copy.
+///
+/// ```
+/// use buslane::ErrorKind;
+///
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let bus = buslane::Bus::at(dir.path().join("bus"))?;
+/// let topic = bus.topic_builder("ticks").lossy(true).capacity(4096).open()?;
+/// let (mut subscriber, mut publisher) = (topic.subscriber()?, topic.publisher()?);
+/// for tick in 0..1000_u64 {
+///     publisher.send(&tick.to_le_bytes())?; // never waits
+/// }
+/// let gap = subscriber.recv().unwrap_err();
+/// assert_eq!(gap.kind(), ErrorKind::Lost);
+/// let lost = gap.lost().unwrap();
+/// assert_eq!(subscriber.recv()?[..], lost.messages.to_le_bytes());
+/// assert_eq!(lost.bytes, lost.messages * 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use]
 pub struct Subscriber<T: ?Sized = [u8]> {
     receiver: Receiver,
@@ -640,6 +669,7 @@ struct Receiver {
     pauses: u32,
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
+    lost: Lost,
     seen_roster: Option<u64>,
     /// A publisher was there since the end was last reported.
     had_publisher: bool,
@@ -661,6 +691,30 @@ struct Source {
     closed: bool,
     /// And all it sent is received: up to here.
     ended: Option<u64>,
+}
+
+/// Which messages of the publishers that are there a new subscriber begins with. What publishers send that come later, it
+/// receives from the first message on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// With what is sent from now on.
+    #[default]
+    Now,
+    /// With the oldest that is still held: about as much as a lane has room for.
+    Oldest,
+    /// With the last so many of each publisher, as far as they are still held.
+    Last(u64),
+}
+
+impl Start {
+    /// How many messages to go back.
+    fn back(self) -> u64 {
+        match self {
+            Self::Now => 0,
+            Self::Oldest => u64::MAX,
+            Self::Last(messages) => messages,
+        }
+    }
 }
 
 /// Messages taken from one lane before the others are looked at.
@@ -687,7 +741,7 @@ impl<T: ?Sized> fmt::Debug for Subscriber<T> {
 }
 
 impl Receiver {
-    fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+    fn join(topic: &Arc<TopicInner>, start: Start) -> Result<Self> {
         topic.bus.listen()?;
         let (lock, cursor) = topic.files.new_cursor(topic.bus.member())?;
         let mut receiver = Self {
@@ -698,6 +752,7 @@ impl Receiver {
             looks: 1,
             pauses: 1,
             abandoned: Vec::new(),
+            lost: Lost::default(),
             seen_roster: None,
             had_publisher: false,
             is_known: false,
@@ -707,7 +762,7 @@ impl Receiver {
             topic: Arc::clone(topic),
         };
         roster::changed(&topic.files.control);
-        receiver.refresh()?;
+        receiver.refresh(Some(start))?;
         receiver.cursor.set_joined();
         roster::changed(&topic.files.control);
         Ok(receiver)
@@ -803,7 +858,7 @@ impl Receiver {
     fn look_elsewhere(&mut self) -> Result<bool> {
         self.turn = 0;
         if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
-            self.refresh()?;
+            self.refresh(None)?;
         }
         for _ in 0..self.sources.len() {
             self.at = if self.at + 1 < self.sources.len() {
@@ -814,7 +869,8 @@ impl Receiver {
             match self.sources[self.at].reader.next() {
                 Ok(Some(_)) => return Ok(true),
                 Ok(None) => {}
-                Err(corrupt) => {
+                Err(Trouble::Missed(missed)) => return Err(self.missed(missed)),
+                Err(Trouble::Corrupt(corrupt)) => {
                     let error = self
                         .topic
                         .files
@@ -826,6 +882,21 @@ impl Receiver {
         }
         self.be_idle()?;
         Ok(false)
+    }
+
+    /// Tells what the source that is read now has lost: once.
+    #[cold]
+    fn missed(&mut self, missed: Missed) -> Error {
+        let source = &mut self.sources[self.at];
+        source.reader.tell_missed();
+        let lost = Lost {
+            messages: missed.messages,
+            bytes: missed.bytes,
+            lane: source.id,
+        };
+        self.lost.messages = self.lost.messages.saturating_add(lost.messages);
+        self.lost.bytes = self.lost.bytes.saturating_add(lost.bytes);
+        Error::missed(Arc::clone(&self.topic.files.name), lost)
     }
 
     /// Stops reading a source that contradicts itself: it is reported once, and not waited for any more.
@@ -915,13 +986,12 @@ impl Receiver {
         })
     }
 
-    /// Lists the lanes: joins new ones, drops those that are gone.
-    fn refresh(&mut self) -> Result<()> {
+    /// Lists the lanes: joins new ones, drops those that are gone. `start`: it is the first time.
+    fn refresh(&mut self, start: Option<Start>) -> Result<()> {
         let topic = Arc::clone(&self.topic);
         let files = &topic.files;
         // Read before listing, so that what comes later changes it once more.
         let now = roster::state(&files.control);
-        let is_first = self.seen_roster.is_none();
         let ids = files.dir().numbers(crate::shm::topic::LANE)?;
         let cursor = &self.cursor;
         self.sources.retain(|source| {
@@ -936,7 +1006,7 @@ impl Receiver {
             let known =
                 self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id);
             if !known {
-                self.join_lane(id, is_first).inspect_err(|e| {
+                self.join_lane(id, start).inspect_err(|e| {
                     // Reported once: the next look goes on with the other lanes.
                     if e.kind() == ErrorKind::Corrupt {
                         self.abandoned.push(id);
@@ -962,7 +1032,8 @@ impl Receiver {
         Ok(())
     }
 
-    fn join_lane(&mut self, id: u64, by_mark: bool) -> Result<()> {
+    /// Follows a lane: from `start` on, or from its first message, if it came after us.
+    fn join_lane(&mut self, id: u64, start: Option<Start>) -> Result<()> {
         let topic = Arc::clone(&self.topic);
         let files = &topic.files;
         let Some(lane) = files.lane_to_follow(id)? else {
@@ -976,30 +1047,47 @@ impl Receiver {
             lane.ring.capacity(),
             &self.cursor.slots[slot],
         );
-        let position = if by_mark {
-            let (mark, limit) = roster::join(control, &lane.header, capacity, id, place);
-            lane::walk(&lane.ring, mark, limit, |_| {})
-                .map_err(|corrupt| files.corrupt_frame(id, corrupt))
-        } else if roster::join_from_start(control, &lane.header, capacity, id, place) {
-            Ok(0)
-        } else {
-            let why = String::from("its writer went on before this subscriber had joined");
-            Err(files.corrupt_lane(id, why))
+        let outside = Outside {
+            header: &lane.header,
+            ring: &lane.ring,
         };
-        // A writer is not to wait for a reader that gave up.
-        let position = position.inspect_err(|_| lane::leave(place))?;
-        let slots = self.cursor.slots.clone();
-        let mut reader = Reader::new(
-            lane.header,
-            lane.ring,
-            slots,
-            slot,
-            position,
-            !futex::has_barrier(),
-        );
+        let at = match (files.pattern, start) {
+            (Pattern::Lossy, None) => Ok(Boundary::default()),
+            (Pattern::Lossy, Some(start)) => outside.start(start.back(), 0),
+            (_, None) => {
+                if !roster::join_from_start(control, &lane.header, capacity, id, place) {
+                    lane::leave(place);
+                    let why = String::from("its writer went on before this subscriber had joined");
+                    return Err(files.corrupt_lane(id, why));
+                }
+                Ok(Boundary::default())
+            }
+            (_, Some(Start::Now)) => {
+                let (mark, limit) =
+                    roster::join(control, &lane.header, capacity, id, place, |_| None);
+                lane::walk(&lane.ring, mark, limit, |_| {}).map(Boundary::without_count)
+            }
+            (_, Some(start)) => {
+                let oldest = |from| Some(outside.first_from(from)?.position);
+                let (from, _) = roster::join(control, &lane.header, capacity, id, place, oldest);
+                outside.start(start.back(), from)
+            }
+        };
+        let at = at.map_err(|corrupt| {
+            // A writer is not to wait for a reader that gave up.
+            lane::leave(place);
+            files.corrupt_frame(id, corrupt)
+        })?;
+        let (slots, fences) = (self.cursor.slots.clone(), !futex::has_barrier());
+        let mut reader = if files.pattern == Pattern::Lossy {
+            roster::enter(control, id, place, at.position);
+            Reader::copying(lane.header, lane.ring, slots, slot, at, fences)
+        } else {
+            Reader::gating(lane.header, lane.ring, slots, slot, at.position, fences)
+        };
         reader.track().publish();
         // Publishers that came after us count, even if they have left already.
-        self.had_publisher |= !by_mark;
+        self.had_publisher |= start.is_none();
         self.sources.push(Source {
             id,
             reader,
@@ -1037,9 +1125,9 @@ impl Drop for Receiver {
 }
 
 impl<T: ?Sized + Payload> Subscriber<T> {
-    pub(crate) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+    pub(crate) fn join(topic: &Arc<TopicInner>, start: Start) -> Result<Self> {
         Ok(Self {
-            receiver: Receiver::join(topic)?,
+            receiver: Receiver::join(topic, start)?,
             kind: PhantomData,
         })
     }
@@ -1055,8 +1143,8 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// # Errors
     ///
     /// `Ended` when at least one publisher was there, the last has left, and all is received; called again, it waits
-    /// for the next publisher. `Corrupt` (once for each lane) when a lane contradicts itself. `Forked`, and the
-    /// system's.
+    /// for the next publisher. `Lost` where messages of a lossy topic are missing; called again, it goes on behind them.
+    /// `Corrupt` (once for each lane) when a lane contradicts itself. `Forked`, and the system's.
     #[inline]
     pub fn recv(&mut self) -> Result<Frame<'_, T>> {
         let found = self.receiver.next()?;
@@ -1131,6 +1219,12 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// ```
     pub fn iter(&mut self) -> Messages<'_, T> {
         Messages { subscriber: self }
+    }
+
+    /// What was lost so far, of all publishers; `lane` is 0. Nothing on a lossless topic.
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        self.receiver.lost
     }
 
     /// How many publishers there are now; another may join or leave meanwhile.

@@ -26,6 +26,8 @@ use loom::sync::atomic::AtomicU64;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use loom::thread;
 
+#[path = "model/lossy.rs"]
+mod lossy;
 #[path = "model/weaken.rs"]
 mod weaken;
 
@@ -454,10 +456,22 @@ struct Receiver {
     cursor: Cursor,
     sources: Vec<Source>,
     seen_roster: Option<u64>,
+    choose: Option<Choose>,
 }
+
+/// Where to begin: at or past the position, if anything is known there. `None`: at the mark's end.
+type Choose = fn(&Outside, u64) -> Option<u64>;
 
 impl Receiver {
     fn join(topic: &Arc<Topic>, index: usize) -> Self {
+        Self::begin(topic, index, None)
+    }
+
+    fn join_from(topic: &Arc<Topic>, index: usize, choose: Choose) -> Self {
+        Self::begin(topic, index, Some(choose))
+    }
+
+    fn begin(topic: &Arc<Topic>, index: usize, choose: Option<Choose>) -> Self {
         let cursor = topic.cursors[index].clone();
         cursor.header.used.store(0, Relaxed);
         topic.cursor_names.link(index);
@@ -467,6 +481,7 @@ impl Receiver {
             cursor,
             sources: Vec::new(),
             seen_roster: None,
+            choose,
         };
         receiver.refresh();
         receiver.cursor.set_joined();
@@ -518,8 +533,15 @@ impl Receiver {
             Ok::<_, Infallible>(())
         });
         let place = &self.cursor.slots[slot];
-        let position = if by_mark {
-            let (mark, limit) = roster::join(control, &header, capacity, id, place);
+        let position = if let Some(choose) = self.choose {
+            let outside = Outside {
+                header: &header,
+                ring: &ring,
+            };
+            let choose = |from| choose(&outside, from);
+            roster::join(control, &header, capacity, id, place, choose).0
+        } else if by_mark {
+            let (mark, limit) = roster::join(control, &header, capacity, id, place, |_| None);
             lane::walk(&ring, mark, limit, |_| {}).unwrap()
         } else {
             assert!(
@@ -528,7 +550,7 @@ impl Receiver {
             );
             0
         };
-        let mut reader = Reader::new(
+        let mut reader = Reader::gating(
             header,
             ring,
             self.cursor.slots.clone(),

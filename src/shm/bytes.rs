@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::segment::Mapping;
-use super::sync::AtomicU64;
+use super::sync::{AtomicU64, Ordering};
 
 /// The ring of a lane: a power of two of bytes, addressed by positions that only grow.
 #[derive(Clone)]
@@ -120,17 +120,18 @@ impl Ring {
         unsafe { NonNull::slice_from_raw_parts(at, len).as_mut() }
     }
 
-    /// A copy of the `len` bytes at `position` that may be overwritten meanwhile: the caller finds out afterwards
-    /// whether they were.
-    pub fn copy_out(&self, position: u64, len: usize) -> Vec<u8> {
-        let at = self.range(position, len);
-        (0..len)
-            .map(|i| {
-                // SAFETY: `range` checked the bounds, and any byte is an `AtomicU8`. The writer's plain store may race
-                // with this load; the value is discarded then.
-                let byte = unsafe { at.add(i).cast::<std::sync::atomic::AtomicU8>().as_ref() };
-                byte.load(std::sync::atomic::Ordering::Relaxed)
-            })
-            .collect()
+    /// Copies the words that hold the `len` bytes at `position`, a multiple of 8, which may be overwritten meanwhile: the
+    /// caller finds out afterwards whether they were.
+    #[inline]
+    pub fn copy_out(&self, position: u64, len: usize, to: &mut Vec<u64>) {
+        let count = len.div_ceil(8);
+        let words = self.range(position & !7, count * 8).cast::<AtomicU64>();
+        to.clear();
+        to.extend((0..count).map(|i| {
+            // SAFETY: `range` checked the bounds, `start` and the position are aligned to 8, and any bytes are an
+            // `AtomicU64`. The writer's plain store may race with this load; the value is discarded then.
+            let word = unsafe { words.add(i).as_ref() };
+            word.load(Ordering::Relaxed)
+        }));
     }
 }

@@ -150,13 +150,10 @@ impl Ring {
         (first..first + count).map(load).collect()
     }
 
-    /// A copy of the `len` bytes at `position`, whole words, that may be overwritten meanwhile.
-    pub fn copy_out(&self, position: u64, len: usize) -> Vec<u8> {
-        self.unwatched()
-            .read(position, len / 8)
-            .into_iter()
-            .flat_map(u64::to_le_bytes)
-            .collect()
+    /// Copies the `len` bytes at `position`, whole words, that may be overwritten meanwhile.
+    pub fn copy_out(&self, position: u64, len: usize, to: &mut Vec<u64>) {
+        to.clear();
+        to.extend(self.unwatched().read(position, len / 8));
     }
 }
 

@@ -21,7 +21,7 @@
 //! | frame word | the writer | `Release` in [`Writer::publish`], with the `Acquire` fence in [`frame_at`]: the payload, and the 0 behind the frame |
 //! | `mark` | the writer | `Release` in [`Writer::extend`], with the `SeqCst` fence in `roster::join`: the words from there on |
 //! | `limit` | the writer | before the `SeqCst` fence of `extend`; with the `SeqCst` fence of `roster::join`, either the writer sees the slot or the joiner the limit |
-//! | `floor` | the writer | `Release` and `Release` fence before what lies below is overwritten, with the `Acquire` fences of [`Outside`] |
+//! | `floor` | the writer | `Release`, with the fence in [`Outside::at_floor`]: its record; and a `Release` fence before what lies below is overwritten, with the fence in [`Outside::holds`] |
 //! | `records` | the writer | `position` last, `Release`, with the `Acquire` fence in [`Outside::records`] |
 //! | `closed` | the lock's holder | `Release` in [`close`], with the `Acquire` fence in [`is_closed`]: the last frames |
 //! | slot position | the reader | `Release` in [`Track::publish`], with the `Acquire` fence in `roster::Readers::lowest`: the reader's loads of what is then overwritten |
@@ -29,8 +29,9 @@
 
 use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
 use super::roster::Lowest;
-use super::sync::{Ordering, fence, light_fence};
+use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
+use zerocopy::IntoBytes;
 
 /// How far behind the place of the next frame slots are cleared, in bytes.
 const AHEAD: u64 = 128;
@@ -49,6 +50,30 @@ pub struct Corrupt {
     pub position: u64,
     /// Its word.
     pub word: u64,
+}
+
+/// Messages that were overwritten before their reader came to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// How many.
+    pub messages: u64,
+    /// Payload bytes in them.
+    pub bytes: u64,
+}
+
+/// Why a reader can't simply go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The lane contradicts itself.
+    Corrupt(Corrupt),
+    /// The writer of a lossy lane was faster.
+    Missed(Missed),
+}
+
+impl From<Corrupt> for Trouble {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
 }
 
 /// The claim does not end before the limit in use.
@@ -407,14 +432,18 @@ impl Writer {
             "a run is published before its writer waits"
         );
         let capacity = self.ring.capacity();
+        let step = self.step();
         let unjoined = self.unjoined();
         let mut all_joined = unjoined.is_none() || survey(unjoined)?.all_joined;
+        // No more than what is used if no reader is slow, so that what lies behind can be read for as long as it is held.
+        let wished = self.header.limit.load(Ordering::Relaxed);
+        let wish = end.max(self.tail + step).max(wished);
         let (wish, lowest) = loop {
-            let wish = if all_joined {
+            let wish = wish.min(if all_joined {
                 self.tail + capacity
             } else {
                 capacity
-            };
+            });
             // Pairs with the `SeqCst` fence in `roster::join`: who starts here sees the words from here on.
             self.header.mark.store(self.tail, Ordering::Release);
             self.header.limit.store(wish, Ordering::Relaxed);
@@ -429,11 +458,9 @@ impl Writer {
             // for more before anyone waits for it.
             all_joined = true;
         };
-        let room = lowest.position.saturating_add(capacity).min(wish);
-        let step = (capacity / RECORDS as u64).max(SLOT);
-        let grant = room.min(end.max(self.tail + step));
+        let grant = lowest.position.saturating_add(capacity).min(wish);
         if grant > self.limit {
-            self.raise_floor(grant, step);
+            self.raise_floor(grant);
             self.limit = grant;
             self.set_bound();
         }
@@ -445,8 +472,13 @@ impl Writer {
         end <= self.limit
     }
 
-    /// Says that all below `grant - capacity` may be overwritten, and keeps the records of what is not.
-    fn raise_floor(&mut self, grant: u64, step: u64) {
+    /// How far the limit moves at a time, and how far apart boundary records are, at least.
+    fn step(&self) -> u64 {
+        (self.ring.capacity() / RECORDS as u64).max(SLOT)
+    }
+
+    /// Says that all below `grant - capacity` may be overwritten, and keeps a record of where the frames are that are not.
+    fn raise_floor(&mut self, grant: u64) {
         let overwritten = grant.saturating_sub(self.ring.capacity());
         let made = || {
             let all = self
@@ -456,18 +488,12 @@ impl Writer {
                 .map(|record| record.position.load(Ordering::Relaxed));
             all.filter(|&position| position != UNUSED)
         };
-        let is_due = made().max().is_none_or(|newest| self.tail - newest >= step);
-        let floor = made()
-            .filter(|&position| position >= overwritten)
-            .min()
-            .unwrap_or(self.tail);
-        // Never down: a writer that adopts a lane does not know how far the last one had gone.
-        let floor = floor.max(self.header.floor.load(Ordering::Relaxed));
-        self.header.floor.store(floor, Ordering::Relaxed);
-        // Pairs with the fence before the load of `floor` in `Outside::holds`: who copied a byte, or a record, that is
-        // written after this sees the floor above it.
-        fence(Ordering::Release);
-        if is_due {
+        if made()
+            .max()
+            .is_none_or(|newest| self.tail - newest >= self.step())
+        {
+            // The record that this replaces is a ring behind, and so below the floor already: who reads half of each does
+            // not believe it.
             let record = &self.header.records[self.recorded % RECORDS];
             record.sequence.store(self.sequence, Ordering::Relaxed);
             record.bytes.store(self.bytes, Ordering::Relaxed);
@@ -475,6 +501,16 @@ impl Writer {
             record.position.store(self.tail, Ordering::Release);
             self.recorded += 1;
         }
+        let held = made().filter(|&position| position >= overwritten).min();
+        // Never down: a writer that adopts a lane does not know how far the last one had gone.
+        let floor = held
+            .unwrap_or(self.tail)
+            .max(self.header.floor.load(Ordering::Relaxed));
+        // Pairs with the fence in `Outside::at_floor`: there is a record of this position.
+        self.header.floor.store(floor, Ordering::Release);
+        // Pairs with the fence before the load of `floor` in `Outside::holds`: who copied a byte, or a record, that is
+        // written after this sees the floor above it.
+        fence(Ordering::Release);
     }
 
     /// The cursor position to wait for when a frame needs a limit of `end` and the slowest cursor is at `lowest`: not
@@ -540,12 +576,31 @@ pub fn is_closed(header: &LaneHeader) -> bool {
 
 // ---------------------------------------------------------------------------------------------------- reading half
 
-/// One reader of a lane: a gating one, so that what it has not released stays as it is.
+/// One reader of a lane. A gating one, so that what it has not released stays as it is; or one of a lossy lane, which
+/// copies a message before it believes it.
 #[derive(Debug)]
 pub struct Reader {
     ring: Ring,
     track: Track,
+    /// Of a lossy lane.
+    copy: Option<Copy>,
 }
+
+/// What a reader of a lossy lane has copied, and where it is.
+#[derive(Debug)]
+struct Copy {
+    /// The boundary at the reader's position, or before the message in `found`.
+    at: Boundary,
+    /// The message in `words`.
+    found: Option<Found>,
+    /// Its payload.
+    words: Vec<u64>,
+    /// What was missed, and not told yet.
+    missed: Option<Missed>,
+}
+
+/// How often a reader of a lossy lane tries to catch up with a writer that is faster, in one look.
+const CATCH_UPS: usize = 64;
 
 /// How far a [`Reader`] is, and who must be told.
 #[derive(Debug)]
@@ -567,7 +622,7 @@ pub struct Track {
 
 impl Reader {
     /// The reader of a lane whose slot (`slots[index]`) already stands at `position`.
-    pub fn new(
+    pub fn gating(
         header: View<LaneHeader>,
         ring: Ring,
         slots: View<[Slot]>,
@@ -587,15 +642,113 @@ impl Reader {
             answered: NOBODY,
             fences,
         };
-        Self { ring, track }
+        Self {
+            ring,
+            track,
+            copy: None,
+        }
+    }
+
+    /// The reader of a lossy lane, at `at`: its writer does not wait for it.
+    pub fn copying(
+        header: View<LaneHeader>,
+        ring: Ring,
+        slots: View<[Slot]>,
+        index: usize,
+        at: Boundary,
+        fences: bool,
+    ) -> Self {
+        let mut reader = Self::gating(header, ring, slots, index, at.position, fences);
+        reader.copy = Some(Copy {
+            at,
+            found: None,
+            words: Vec::new(),
+            missed: None,
+        });
+        reader
     }
 
     /// The next message, which stays until it is released; `None` while there is none.
     #[inline]
-    pub fn next(&mut self) -> Result<Option<Found>, Corrupt> {
+    pub fn next(&mut self) -> Result<Option<Found>, Trouble> {
+        if self.copy.is_some() {
+            return self.next_copied();
+        }
         match frame_at(&self.ring, self.track.position)? {
-            Some(found) if found.word.is_padding() => self.next_after(found),
+            Some(found) if found.word.is_padding() => Ok(self.next_after(found)?),
             found => Ok(found),
+        }
+    }
+
+    #[inline(never)]
+    fn next_copied(&mut self) -> Result<Option<Found>, Trouble> {
+        let Self {
+            ring,
+            track,
+            copy: Some(copy),
+        } = self
+        else {
+            return Ok(None);
+        };
+        if let Some(missed) = copy.missed {
+            return Err(Trouble::Missed(missed));
+        }
+        if let Some(found) = copy.found {
+            if track.position == copy.at.position {
+                return Ok(Some(found));
+            }
+            copy.at.pass(found);
+            copy.found = None;
+        }
+        for _ in 0..CATCH_UPS {
+            let at = copy.at;
+            let outside = Outside {
+                header: &track.header,
+                ring,
+            };
+            let seen = frame_at(ring, at.position);
+            let is_next = |found: &Found| found.word.sequence() == at.sequence as u32;
+            if let Ok(Some(found)) = seen
+                && is_next(&found)
+                && found.word.is_message()
+            {
+                ring.copy_out(found.payload(), found.word.len() as usize, &mut copy.words);
+            }
+            if outside.holds(at.position) {
+                match seen? {
+                    Some(found) if !is_next(&found) => Err(Corrupt {
+                        position: at.position,
+                        word: found.word.0,
+                    })?,
+                    Some(found) if found.word.is_padding() => {
+                        copy.at.pass(found);
+                        track.position = copy.at.position;
+                    }
+                    found => {
+                        copy.found = found;
+                        return Ok(found);
+                    }
+                }
+            } else if let Some(floor) = outside.at_floor() {
+                let missed = Missed {
+                    messages: floor.sequence.wrapping_sub(at.sequence),
+                    bytes: floor.bytes.wrapping_sub(at.bytes),
+                };
+                copy.at = floor;
+                track.miss(floor.position, missed);
+                if missed.messages > 0 {
+                    copy.missed = Some(missed);
+                    return Err(Trouble::Missed(missed));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The trouble was told: goes on behind what was missed.
+    pub fn tell_missed(&mut self) {
+        if let Some(copy) = &mut self.copy {
+            copy.missed = None;
         }
     }
 
@@ -618,6 +771,10 @@ impl Reader {
     /// The message behind `found`, if it is there: to read ahead without releasing.
     #[inline]
     pub fn after(&self, found: Found) -> Result<Option<Found>, Corrupt> {
+        if self.copy.is_some() {
+            // One is copied at a time.
+            return Ok(None);
+        }
         match frame_at(&self.ring, found.position + found.word.size())? {
             Some(next) if next.word.is_padding() => Ok(None),
             next => Ok(next),
@@ -628,26 +785,26 @@ impl Reader {
     #[cfg(not(loom))]
     #[inline]
     pub fn take(&mut self, found: Found) -> (&[u8], &mut Track) {
-        // Committed, as `next` found; not overwritten, because our slot's position gates the writer until `release`.
-        (
-            self.ring
-                .payload(found.payload(), found.word.len() as usize),
-            &mut self.track,
-        )
+        (payload(&self.ring, &self.copy, found), &mut self.track)
     }
 
     /// The payload of a message that was found and not released.
     #[cfg(not(loom))]
     #[inline]
     pub fn payload(&self, found: Found) -> &[u8] {
-        self.ring
-            .payload(found.payload(), found.word.len() as usize)
+        payload(&self.ring, &self.copy, found)
     }
 
     /// A model's ring, to read a payload from.
     #[cfg(loom)]
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// The words of the message that was copied last, for a model.
+    #[cfg(loom)]
+    pub fn copied(&self) -> &[u64] {
+        self.copy.as_ref().map_or(&[], |copy| &copy.words)
     }
 
     /// What releases.
@@ -667,7 +824,33 @@ impl Reader {
     }
 }
 
+/// The payload of a message that was found and not released.
+#[cfg(not(loom))]
+#[inline]
+fn payload<'a>(ring: &'a Ring, copy: &'a Option<Copy>, found: Found) -> &'a [u8] {
+    let len = found.word.len() as usize;
+    match copy {
+        Some(copy) => &copy.words.as_bytes()[..len],
+        // Committed, as `next` found; not overwritten, because our slot's position gates the writer until `release`.
+        None => ring.payload(found.payload(), len),
+    }
+}
+
 impl Track {
+    /// Goes on at `position`: what lies before was overwritten.
+    fn miss(&mut self, position: u64, missed: Missed) {
+        let slot = &self.slots[self.index];
+        // Our own words, for people: no order with anything.
+        let add = |word: &AtomicU64, more: u64| {
+            let sum = word.load(Ordering::Relaxed).wrapping_add(more);
+            word.store(sum, Ordering::Relaxed);
+        };
+        add(&slot.missed, missed.messages);
+        add(&slot.missed_bytes, missed.bytes);
+        self.position = position;
+        self.publish();
+    }
+
     /// Releases the next `size` bytes: the writer may overwrite them from now on.
     #[inline]
     pub fn release(&mut self, size: u64) {
@@ -722,6 +905,15 @@ impl Track {
     }
 }
 
+/// A reader's position, and how many messages it has missed.
+pub fn progress(slot: &Slot) -> (u64, u64) {
+    // For people: no order with anything.
+    (
+        slot.position.load(Ordering::Relaxed),
+        slot.missed.load(Ordering::Relaxed),
+    )
+}
+
 /// Takes a reader's slot out of the writer's reckoning, keeping how far it came, and wakes a writer that waits for it.
 /// By the holder of the cursor's lock.
 pub fn leave(slot: &Slot) {
@@ -734,7 +926,7 @@ pub fn leave(slot: &Slot) {
 // ------------------------------------------------------------------------------------------------ from the outside
 
 /// A frame boundary, and what came before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Boundary {
     /// Where a frame starts.
     pub position: u64,
@@ -745,6 +937,14 @@ pub struct Boundary {
 }
 
 impl Boundary {
+    /// One of which nobody asks what came before.
+    pub fn without_count(position: u64) -> Self {
+        Self {
+            position,
+            ..Self::default()
+        }
+    }
+
     /// Moves behind `found`.
     pub fn pass(&mut self, found: Found) {
         self.position = found.position.wrapping_add(found.word.size());
@@ -790,6 +990,73 @@ impl Outside<'_> {
         })
     }
 
+    /// All boundary records that hold.
+    fn boundaries(&self) -> impl Iterator<Item = Boundary> {
+        (0..RECORDS).filter_map(|index| self.record(index))
+    }
+
+    /// The first boundary at or past `position`.
+    pub fn first_from(&self, position: u64) -> Option<Boundary> {
+        self.boundaries()
+            .filter(|boundary| boundary.position >= position)
+            .min_by_key(|boundary| boundary.position)
+    }
+
+    /// The last boundary with at most this sequence number.
+    fn last_before(&self, sequence: u64) -> Option<Boundary> {
+        self.boundaries()
+            .filter(|boundary| boundary.sequence <= sequence)
+            .max_by_key(|boundary| boundary.position)
+    }
+
+    /// Moves `at` on to the message with this sequence number, or the first empty word before. `None`: the writer was
+    /// faster.
+    fn seek(&self, mut at: Boundary, sequence: u64) -> Result<Option<Boundary>, Corrupt> {
+        let until = at.position.saturating_add(self.ring.capacity());
+        while at.sequence < sequence && at.position < until {
+            let seen = frame_at(self.ring, at.position);
+            if !self.holds(at.position) {
+                return Ok(None);
+            }
+            let Some(found) = seen? else { break };
+            at.pass(found);
+        }
+        Ok(Some(at))
+    }
+
+    /// The message `back` messages before the end, or the oldest that is held at or past `from`.
+    pub fn start(&self, back: u64, from: u64) -> Result<Boundary, Corrupt> {
+        for _ in 0..CATCH_UPS {
+            if let Some(start) = self.back(back, from)? {
+                return Ok(start);
+            }
+        }
+        let newest = self.newest().map(|(_, newest)| newest);
+        newest.ok_or(Corrupt {
+            position: from,
+            word: 0,
+        })
+    }
+
+    /// The same. `None`: the writer went on while we looked.
+    fn back(&self, back: u64, from: u64) -> Result<Option<Boundary>, Corrupt> {
+        let Some((_, newest)) = self.newest() else {
+            return Ok(None);
+        };
+        let Some(end) = self.seek(newest, u64::MAX)? else {
+            return Ok(None);
+        };
+        let target = end.sequence.saturating_sub(back);
+        let start = self
+            .last_before(target)
+            .filter(|boundary| boundary.position >= from)
+            .or_else(|| self.first_from(from));
+        match start {
+            Some(start) => self.seek(start, target),
+            None => Ok(None),
+        }
+    }
+
     /// The newest boundary record, and its index. There is always one that holds, unless the writer laps us while we
     /// look, or the header lies.
     pub fn newest(&self) -> Option<(usize, Boundary)> {
@@ -798,9 +1065,19 @@ impl Outside<'_> {
             .max_by_key(|(_, boundary)| boundary.position)
     }
 
-    /// How many messages lie between a gating reader at `position` and `end`. If the reader goes on meanwhile, the
-    /// frame there may be overwritten, and what is said is at most what fits the ring.
+    /// The boundary at the floor: the oldest message that is held. `None`: the writer went on while we looked.
+    pub fn at_floor(&self) -> Option<Boundary> {
+        let floor = self.header.floor.load(Ordering::Relaxed);
+        // Pairs with the `Release` of the floor: its record.
+        fence(Ordering::Acquire);
+        self.boundaries()
+            .find(|boundary| boundary.position == floor)
+    }
+
+    /// How many messages that are held lie between a reader at `position` and `end`. If the reader goes on meanwhile,
+    /// the frame there may be overwritten, and what is said is at most what fits the ring.
     pub fn lag(&self, position: u64, end: Boundary) -> u64 {
+        let position = position.max(self.header.floor.load(Ordering::Relaxed));
         match frame_at(self.ring, position) {
             Ok(Some(found)) if position < end.position => {
                 let lag = (end.sequence as u32).wrapping_sub(found.word.sequence());
@@ -819,7 +1096,9 @@ impl Outside<'_> {
         } else {
             0
         };
-        let payload = self.ring.copy_out(found.payload(), len);
+        let mut words = Vec::new();
+        self.ring.copy_out(found.payload(), len, &mut words);
+        let payload = words.as_bytes()[..len].to_vec();
         self.holds(position).then_some((found, payload))
     }
 }

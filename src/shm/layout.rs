@@ -259,6 +259,10 @@ pub struct Slot {
     pub lane: AtomicU64,
     /// All before it is released. With [`LEFT`], the reader has gone. Writers that wait for room sleep on its low half.
     pub position: AtomicU64,
+    /// Messages that were overwritten before this reader came to them; only on a lossy topic.
+    pub missed: AtomicU64,
+    /// The payload bytes in them.
+    pub missed_bytes: AtomicU64,
 }
 
 /// The 64 bits at the start of each frame: all that a reader needs. 0: nothing committed here.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::bytes::Ring;
-use super::lane::{Boundary, Full, Outside, Reader, Writer};
+use super::lane::{Boundary, Found, Full, Outside, Reader, Trouble, Writer};
 use super::layout::{Control, LaneHeader, PAGE, SLOT, Slot, max_len};
-use super::roster::{self, Cursor, Listed, Readers};
+use super::roster::{self, Cursor, Listed, Lowest, Readers};
 use super::segment::{Access, Mapping};
 
 #[derive(Clone, Debug)]
@@ -105,18 +105,41 @@ fn payload(sequence: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Claims, making room as far as the reader allows.
-fn claim(writer: &mut Writer, readers: &mut Readers, len: usize) -> Result<u64, Full> {
+/// Claims, making room as far as the reader allows; `None`: it has no say.
+fn claim(writer: &mut Writer, readers: &mut Option<Readers>, len: usize) -> Result<u64, Full> {
     writer.claim(len).or_else(|full| {
         writer.publish();
         writer
-            .extend::<Infallible>(full.end, |unjoined| Ok(readers.lowest(1, unjoined)))
+            .extend::<Infallible>(full.end, |unjoined| {
+                Ok(match readers {
+                    Some(readers) => readers.lowest(1, unjoined),
+                    None => Lowest::nobody(),
+                })
+            })
             .unwrap();
         writer.claim(len)
     })
 }
 
-fn run(capacity: usize, origin: u64, steps: &[Step]) {
+/// The next message; what was missed before it is what is taken from `expected`.
+fn next(reader: &mut Reader, expected: &mut VecDeque<(u64, usize)>) -> Option<Found> {
+    loop {
+        match reader.next() {
+            Ok(found) => return found,
+            Err(Trouble::Corrupt(corrupt)) => panic!("{corrupt:?}"),
+            Err(Trouble::Missed(missed)) => {
+                let bytes: usize = expected
+                    .drain(..missed.messages as usize)
+                    .map(|(_, len)| len)
+                    .sum();
+                assert_eq!(bytes as u64, missed.bytes);
+                reader.tell_missed();
+            }
+        }
+    }
+}
+
+fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
     let rig = Rig::new(capacity);
     let mut writer = Writer::create(rig.lane.view(0), rig.ring(), origin);
     let control = rig.control.view::<Control>(0);
@@ -127,23 +150,19 @@ fn run(capacity: usize, origin: u64, steps: &[Step]) {
         capacity as u64,
         1,
         &rig.cursor.slots[0],
+        |_| None,
     );
     assert_eq!(mark, origin);
-    let mut reader = Reader::new(
-        rig.lane.view(0),
-        rig.ring(),
-        rig.cursor.slots.clone(),
-        0,
-        origin,
-        false,
-    );
-    let mut readers = rig.readers();
-    let mut expected = VecDeque::new();
-    let mut total = Boundary {
-        position: 0,
-        sequence: 0,
-        bytes: 0,
+    let (header, slots) = (rig.lane.view(0), rig.cursor.slots.clone());
+    let mut reader = if lossy {
+        let at = Boundary::without_count(origin);
+        Reader::copying(header, rig.ring(), slots, 0, at, false)
+    } else {
+        Reader::gating(header, rig.ring(), slots, 0, origin, false)
     };
+    let mut readers = (!lossy).then(|| rig.readers());
+    let mut expected = VecDeque::new();
+    let mut total = Boundary::default();
     let mut sent = |expected: &mut VecDeque<(u64, usize)>, len: usize| {
         expected.push_back((total.sequence, len));
         total.sequence += 1;
@@ -159,7 +178,10 @@ fn run(capacity: usize, origin: u64, steps: &[Step]) {
                     writer.commit(len);
                     next = sent(&mut expected, len).sequence;
                 }
-                Err(_) => assert!(!expected.is_empty(), "an empty ring has room for {len}"),
+                Err(_) => assert!(
+                    !lossy && !expected.is_empty(),
+                    "an empty ring has room for {len}"
+                ),
             },
             Step::Loan(len, commit) => {
                 if let Ok(at) = claim(&mut writer, &mut readers, len) {
@@ -193,7 +215,7 @@ fn run(capacity: usize, origin: u64, steps: &[Step]) {
             }
             Step::Receive(count) => {
                 for _ in 0..count {
-                    let found = reader.next().unwrap();
+                    let found = self::next(&mut reader, &mut expected);
                     assert_eq!(found.is_some(), !expected.is_empty());
                     let (Some(found), Some((sequence, len))) = (found, expected.pop_front()) else {
                         break;
@@ -209,12 +231,12 @@ fn run(capacity: usize, origin: u64, steps: &[Step]) {
             Step::Adopt => {
                 drop(writer);
                 writer = Writer::adopt(rig.lane.view(0), rig.ring()).unwrap();
-                readers = rig.readers();
+                readers = (!lossy).then(|| rig.readers());
             }
         }
-        check_outside(&rig, reader.position(), expected.len());
+        check_outside(&rig, (!lossy).then(|| (reader.position(), expected.len())));
     }
-    while let Some(found) = reader.next().unwrap() {
+    while let Some(found) = self::next(&mut reader, &mut expected) {
         let (sequence, len) = expected.pop_front().unwrap();
         assert_eq!(reader.payload(found), payload(sequence, len));
         reader.track().release(found.word.size());
@@ -223,16 +245,14 @@ fn run(capacity: usize, origin: u64, steps: &[Step]) {
 }
 
 /// Who gates nobody finds boundaries that lead to the end, and how far the reader is from it.
-fn check_outside(rig: &Rig, position: u64, unreceived: usize) {
+fn check_outside(rig: &Rig, reader: Option<(u64, usize)>) {
     let (header, ring) = (rig.lane.view::<LaneHeader>(0), rig.ring());
     let outside = Outside {
         header: &header,
         ring: &ring,
     };
-    let oldest = (0..16)
-        .filter_map(|i| outside.record(i))
-        .min_by_key(|boundary| boundary.position)
-        .unwrap();
+    let oldest = outside.first_from(0).unwrap();
+    assert_eq!(outside.at_floor(), Some(oldest));
     let mut at = oldest;
     while let Some((found, _)) = outside.frame(at.position, false) {
         at.pass(found);
@@ -242,7 +262,14 @@ fn check_outside(rig: &Rig, position: u64, unreceived: usize) {
         newest.pass(found);
     }
     assert_eq!(at, newest);
-    assert_eq!(outside.lag(position, at), unreceived as u64);
+    for back in [0, 1, 7, 100, u64::MAX] {
+        let start = outside.start(back, 0).unwrap();
+        let sequence = at.sequence.saturating_sub(back).max(oldest.sequence);
+        assert_eq!(start.sequence, sequence);
+    }
+    if let Some((position, unreceived)) = reader {
+        assert_eq!(outside.lag(position, at), unreceived as u64);
+    }
 }
 
 proptest! {
@@ -252,8 +279,10 @@ proptest! {
         start in prop::sample::select(vec![1_u64 << 17, 1 << 32, 1 << 63]),
         below in 0..600_u64,
     ) {
-        run(capacity, start - below * SLOT, &steps);
-        run(capacity, 0, &steps);
+        for lossy in [false, true] {
+            run(capacity, start - below * SLOT, lossy, &steps);
+            run(capacity, 0, lossy, &steps);
+        }
     }
 }
 

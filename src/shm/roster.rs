@@ -142,23 +142,27 @@ impl Cursor {
     }
 }
 
-/// Joins `lane` at its mark and says where that is, and up to where one may have to walk from there.
+/// Joins `lane` at a boundary, and says where that is, and up to where one may have to walk from there. `choose` names
+/// one at or past its argument, below which bytes may have been overwritten, if it knows one; else it is the mark.
 pub fn join(
     control: &Control,
     header: &LaneHeader,
     capacity: u64,
     lane: u64,
     slot: &Slot,
+    choose: impl Fn(u64) -> Option<u64>,
 ) -> (u64, u64) {
+    let mut limit = header.limit.load(Ordering::Relaxed);
     loop {
-        let mark = header.mark.load(Ordering::Relaxed);
-        enter(control, lane, slot, mark);
-        // Pairs, too, with the `Release` of the mark there: the words from the mark on are visible.
+        let from = choose(limit.saturating_sub(capacity))
+            .unwrap_or_else(|| header.mark.load(Ordering::Relaxed));
+        enter(control, lane, slot, from);
+        // Pairs, too, with the `Release` of the mark there, or of the record: the words from there on are visible.
         // Total order with the fence in `Writer::extend`, as said above.
         fence(Ordering::SeqCst);
-        let limit = header.limit.load(Ordering::Relaxed);
-        if limit <= mark.saturating_add(capacity) {
-            return (mark, limit);
+        limit = header.limit.load(Ordering::Relaxed);
+        if limit <= from.saturating_add(capacity) {
+            return (from, limit);
         }
     }
 }
@@ -178,7 +182,8 @@ pub fn join_from_start(
     waited
 }
 
-fn enter(control: &Control, lane: u64, slot: &Slot, position: u64) {
+/// Says in a reader's slot that it reads `lane`, from `position` on. This alone makes no writer wait in time.
+pub fn enter(control: &Control, lane: u64, slot: &Slot, position: u64) {
     slot.position.store(position, Ordering::Relaxed);
     // Pairs with the fence in `slot_of`: who finds the lane finds this position.
     slot.lane.store(lane, Ordering::Release);
@@ -205,6 +210,17 @@ pub struct Lowest {
     pub gate: Gate,
     /// No reader is without a slot.
     pub all_joined: bool,
+}
+
+impl Lowest {
+    /// When nobody is waited for.
+    pub fn nobody() -> Self {
+        Self {
+            position: u64::MAX,
+            gate: Gate::Open,
+            all_joined: true,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -286,11 +302,7 @@ impl Readers {
 
     /// The slowest reader of `lane`. Readers without a slot stand at `unjoined`, or don't count.
     pub fn lowest(&mut self, lane: u64, unjoined: Option<u64>) -> Lowest {
-        let mut lowest = Lowest {
-            position: u64::MAX,
-            gate: Gate::Open,
-            all_joined: true,
-        };
+        let mut lowest = Lowest::nobody();
         for known in &mut self.known {
             known.slot = known.slot.or_else(|| known.cursor.slot_of(lane));
             match (known.slot, unjoined) {

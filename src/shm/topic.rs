@@ -11,8 +11,8 @@ use super::fork::Held;
 use super::futex;
 use super::lane::{self, Corrupt, Writer};
 use super::layout::{
-    CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY, PAGE, Pattern, Slot,
-    TopicConfig,
+    CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY, PAGE, Pattern,
+    Slot, TopicConfig,
 };
 use super::roster::{self, Cursor, Listed};
 use super::segment::{Access, Mapping, View};
