@@ -888,7 +888,7 @@ impl Receiver {
     #[cold]
     fn missed(&mut self, missed: Missed) -> Error {
         let source = &mut self.sources[self.at];
-        source.reader.tell_missed();
+        source.reader.resume();
         let lost = Lost {
             messages: missed.messages,
             bytes: missed.bytes,

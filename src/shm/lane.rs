@@ -583,12 +583,12 @@ pub struct Reader {
     ring: Ring,
     track: Track,
     /// Of a lossy lane.
-    copy: Option<Copy>,
+    copied: Option<Copied>,
 }
 
 /// What a reader of a lossy lane has copied, and where it is.
 #[derive(Debug)]
-struct Copy {
+struct Copied {
     /// The boundary at the reader's position, or before the message in `found`.
     at: Boundary,
     /// The message in `words`.
@@ -645,7 +645,7 @@ impl Reader {
         Self {
             ring,
             track,
-            copy: None,
+            copied: None,
         }
     }
 
@@ -659,7 +659,7 @@ impl Reader {
         fences: bool,
     ) -> Self {
         let mut reader = Self::gating(header, ring, slots, index, at.position, fences);
-        reader.copy = Some(Copy {
+        reader.copied = Some(Copied {
             at,
             found: None,
             words: Vec::new(),
@@ -671,7 +671,7 @@ impl Reader {
     /// The next message, which stays until it is released; `None` while there is none.
     #[inline]
     pub fn next(&mut self) -> Result<Option<Found>, Trouble> {
-        if self.copy.is_some() {
+        if self.copied.is_some() {
             return self.next_copied();
         }
         match frame_at(&self.ring, self.track.position)? {
@@ -685,23 +685,23 @@ impl Reader {
         let Self {
             ring,
             track,
-            copy: Some(copy),
+            copied: Some(copied),
         } = self
         else {
             return Ok(None);
         };
-        if let Some(missed) = copy.missed {
+        if let Some(missed) = copied.missed {
             return Err(Trouble::Missed(missed));
         }
-        if let Some(found) = copy.found {
-            if track.position == copy.at.position {
+        if let Some(found) = copied.found {
+            if track.position == copied.at.position {
                 return Ok(Some(found));
             }
-            copy.at.pass(found);
-            copy.found = None;
+            copied.at.pass(found);
+            copied.found = None;
         }
         for _ in 0..CATCH_UPS {
-            let at = copy.at;
+            let at = copied.at;
             let outside = Outside {
                 header: &track.header,
                 ring,
@@ -712,7 +712,11 @@ impl Reader {
                 && is_next(&found)
                 && found.word.is_message()
             {
-                ring.copy_out(found.payload(), found.word.len() as usize, &mut copy.words);
+                ring.copy_out(
+                    found.payload(),
+                    found.word.len() as usize,
+                    &mut copied.words,
+                );
             }
             if outside.holds(at.position) {
                 match seen? {
@@ -721,11 +725,11 @@ impl Reader {
                         word: found.word.0,
                     })?,
                     Some(found) if found.word.is_padding() => {
-                        copy.at.pass(found);
-                        track.position = copy.at.position;
+                        copied.at.pass(found);
+                        track.position = copied.at.position;
                     }
                     found => {
-                        copy.found = found;
+                        copied.found = found;
                         return Ok(found);
                     }
                 }
@@ -734,10 +738,10 @@ impl Reader {
                     messages: floor.sequence.wrapping_sub(at.sequence),
                     bytes: floor.bytes.wrapping_sub(at.bytes),
                 };
-                copy.at = floor;
+                copied.at = floor;
                 track.miss(floor.position, missed);
                 if missed.messages > 0 {
-                    copy.missed = Some(missed);
+                    copied.missed = Some(missed);
                     return Err(Trouble::Missed(missed));
                 }
             }
@@ -745,10 +749,10 @@ impl Reader {
         Ok(None)
     }
 
-    /// The trouble was told: goes on behind what was missed.
-    pub fn tell_missed(&mut self) {
-        if let Some(copy) = &mut self.copy {
-            copy.missed = None;
+    /// Goes on behind what was missed, once that was told.
+    pub fn resume(&mut self) {
+        if let Some(copied) = &mut self.copied {
+            copied.missed = None;
         }
     }
 
@@ -771,7 +775,7 @@ impl Reader {
     /// The message behind `found`, if it is there: to read ahead without releasing.
     #[inline]
     pub fn after(&self, found: Found) -> Result<Option<Found>, Corrupt> {
-        if self.copy.is_some() {
+        if self.copied.is_some() {
             // One is copied at a time.
             return Ok(None);
         }
@@ -785,14 +789,14 @@ impl Reader {
     #[cfg(not(loom))]
     #[inline]
     pub fn take(&mut self, found: Found) -> (&[u8], &mut Track) {
-        (payload(&self.ring, &self.copy, found), &mut self.track)
+        (payload(&self.ring, &self.copied, found), &mut self.track)
     }
 
     /// The payload of a message that was found and not released.
     #[cfg(not(loom))]
     #[inline]
     pub fn payload(&self, found: Found) -> &[u8] {
-        payload(&self.ring, &self.copy, found)
+        payload(&self.ring, &self.copied, found)
     }
 
     /// A model's ring, to read a payload from.
@@ -804,7 +808,7 @@ impl Reader {
     /// The words of the message that was copied last, for a model.
     #[cfg(loom)]
     pub fn copied(&self) -> &[u64] {
-        self.copy.as_ref().map_or(&[], |copy| &copy.words)
+        self.copied.as_ref().map_or(&[], |copied| &copied.words)
     }
 
     /// What releases.
@@ -827,10 +831,10 @@ impl Reader {
 /// The payload of a message that was found and not released.
 #[cfg(not(loom))]
 #[inline]
-fn payload<'a>(ring: &'a Ring, copy: &'a Option<Copy>, found: Found) -> &'a [u8] {
+fn payload<'a>(ring: &'a Ring, copied: &'a Option<Copied>, found: Found) -> &'a [u8] {
     let len = found.word.len() as usize;
-    match copy {
-        Some(copy) => &copy.words.as_bytes()[..len],
+    match copied {
+        Some(copied) => &copied.words.as_bytes()[..len],
         // Committed, as `next` found; not overwritten, because our slot's position gates the writer until `release`.
         None => ring.payload(found.payload(), len),
     }

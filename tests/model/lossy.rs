@@ -75,7 +75,7 @@ impl Counting {
             Err(Trouble::Missed(missed)) => {
                 self.next += missed.messages;
                 self.bytes += missed.bytes;
-                self.reader.tell_missed();
+                self.reader.resume();
             }
             Err(Trouble::Corrupt(corrupt)) => panic!("{corrupt:?}"),
         }
