@@ -21,7 +21,7 @@
 //! | frame word | the writer | `Release` in [`Writer::publish`], with the `Acquire` fence in [`frame_at`]: the payload, and the 0 behind the frame |
 //! | `mark` | the writer | `Release` in [`Writer::extend`], with the `SeqCst` fence in `roster::join`: the words from there on |
 //! | `limit` | the writer | before the `SeqCst` fence of `extend`; with the `SeqCst` fence of `roster::join`, either the writer sees the slot or the joiner the limit |
-//! | `floor` | the writer | `Release`, with the fence in [`Outside::at_floor`]: its record; and a `Release` fence before what lies below is overwritten, with the fence in [`Outside::holds`] |
+//! | `floor` | the writer | a `Release` fence before what lies below is overwritten, with the `Acquire` fence in [`Outside::holds`] |
 //! | `records` | the writer | `position` last, `Release`, with the `Acquire` fence in [`Outside::records`] |
 //! | `closed` | the lock's holder | `Release` in [`close`], with the `Acquire` fence in [`is_closed`]: the last frames |
 //! | slot position | the reader | `Release` in [`Track::publish`], with the `Acquire` fence in `roster::Readers::lowest`: the reader's loads of what is then overwritten |
@@ -506,8 +506,7 @@ impl Writer {
         let floor = held
             .unwrap_or(self.tail)
             .max(self.header.floor.load(Ordering::Relaxed));
-        // Pairs with the fence in `Outside::at_floor`: there is a record of this position.
-        self.header.floor.store(floor, Ordering::Release);
+        self.header.floor.store(floor, Ordering::Relaxed);
         // Pairs with the fence before the load of `floor` in `Outside::holds`: who copied a byte, or a record, that is
         // written after this sees the floor above it.
         fence(Ordering::Release);
@@ -1071,9 +1070,8 @@ impl Outside<'_> {
 
     /// The boundary at the floor: the oldest message that is held. `None`: the writer went on while we looked.
     pub fn at_floor(&self) -> Option<Boundary> {
+        // Its record, once it is found, brings the words behind it.
         let floor = self.header.floor.load(Ordering::Relaxed);
-        // Pairs with the `Release` of the floor: its record.
-        fence(Ordering::Acquire);
         self.boundaries()
             .find(|boundary| boundary.position == floor)
     }

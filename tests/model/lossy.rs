@@ -155,7 +155,7 @@ fn lossy_reader_joins() {
 /// goes on: from there on it receives everything, and nothing of it is overwritten.
 #[test]
 fn join_from_the_oldest() {
-    model(2, || {
+    model(1, || {
         let topic = Topic::new(1, 1, CAPACITY);
         let mut sender = Sender::create(&topic, 0);
         sender.enter();
