@@ -14,11 +14,12 @@ use crate::inspect::TopicReport;
 use crate::message::{Description, Message, Payload};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber};
-use crate::shm::files::{Dir, Plan};
+use crate::shm::files::{self, Dir, Plan};
 use crate::shm::fork;
 use crate::shm::layout::{Identity, Kind, Pattern, max_len};
-use crate::shm::members::{Doorbell, Member};
+use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
+use crate::shm::roster;
 use crate::shm::topic::{TopicFiles, check_capacity};
 use crate::wait::WaitStrategy;
 
@@ -136,7 +137,7 @@ impl Bus {
     /// The system's.
     pub fn topics(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        for escaped in self.0.topics.names()? {
+        for escaped in reclaim::names(&self.0.topics)? {
             if self
                 .0
                 .topics
@@ -162,6 +163,88 @@ impl Bus {
             &self.files(topic)?.ok_or_else(|| not_found(topic))?,
             &self.0.members,
         )
+    }
+
+    /// The processes that are on this bus, this one included, and those that died and were not put away yet. May have
+    /// changed by the time it returns.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn members(&self) -> Result<Vec<Owner>> {
+        let all = members::all(&self.0.members)?;
+        Ok(all.into_iter().map(|(_, owner)| owner).collect())
+    }
+
+    /// Removes a topic, and all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// `InUse` if somebody who lives publishes to it or receives from it, unless `force`: they are told so by `NotFound`,
+    /// when they next look who is there. `NotFound`, `Forked`, and the system's.
+    pub fn remove_topic(&self, name: &str, force: bool) -> Result<()> {
+        self.check_fork()?;
+        let escaped = escape(name)?;
+        let files = self.files(name)?.ok_or_else(|| not_found(name))?;
+        let in_use = || {
+            Error::new(
+                ErrorKind::InUse,
+                "remove the topic",
+                name,
+                "somebody publishes to it, or receives from it",
+            )
+            .advise("end them first (buslane inspect shows who), or force it (--force)")
+        };
+        if !force && files.is_used()? {
+            return Err(in_use());
+        }
+        // Away from under its name in one step: whoever comes later makes a new one.
+        let aside = reclaim::aside(&self.0.topics, &escaped)?.ok_or_else(|| not_found(name))?;
+        // Somebody who had found it just before may have joined meanwhile.
+        if !force && files.is_used()? && self.0.topics.rename(&aside, &escaped)? {
+            return Err(in_use());
+        }
+        self.0.topics.remove_all(&aside)?;
+        roster::changed(&files.control);
+        Ok(())
+    }
+
+    /// Removes the whole bus: its directory, and all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// `InUse` if another process is on it (or another handle of this one), unless `force`: they never meet those who open a
+    /// bus of this name later. `Forked`, and the system's.
+    pub fn remove(self, force: bool) -> Result<()> {
+        self.check_fork()?;
+        let path = &self.0.path;
+        let shown = path.display().to_string();
+        let failed = |e: std::io::Error| Error::system("remove the bus", &*shown, e);
+        let others = || -> Result<usize> {
+            let all = members::all(&self.0.members)?;
+            let alive = all.into_iter().filter(|(_, owner)| owner.alive);
+            Ok(alive.filter(|(id, _)| *id != self.member()).count())
+        };
+        let in_use = |others: usize| {
+            let why = format!("{others} others are on it");
+            Error::new(ErrorKind::InUse, "remove the bus", &*shown, why)
+                .advise("end them first (buslane doctor shows who), or force it (--force)")
+        };
+        let early = others()?;
+        if early > 0 && !force {
+            return Err(in_use(early));
+        }
+        // Away from under its name in one step: whoever comes later makes a new one.
+        let number = files::random().map_err(failed)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = path.with_file_name(format!(".{name}.removed-{number:016x}"));
+        std::fs::rename(path, &aside).map_err(failed)?;
+        // Somebody who had found it just before may have joined meanwhile.
+        let late = others()?;
+        if late > 0 && !force && std::fs::rename(&aside, path).is_ok() {
+            return Err(in_use(late));
+        }
+        std::fs::remove_dir_all(&aside).map_err(failed)
     }
 
     /// Puts away what dead processes have left. This is done without being asked, too: when a bus is opened, and soon
@@ -258,6 +341,7 @@ pub struct BusBuilder {
     mode: u32,
     wait: WaitStrategy,
     create: bool,
+    reclaim: bool,
 }
 
 impl Default for BusBuilder {
@@ -267,6 +351,7 @@ impl Default for BusBuilder {
             mode: 0o700,
             wait: WaitStrategy::default(),
             create: true,
+            reclaim: true,
         }
     }
 }
@@ -295,6 +380,13 @@ impl BusBuilder {
     /// Whether a missing bus is made; if not, it is the error `NotFound`. By default it is.
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
+        self
+    }
+
+    /// Whether to put away, on opening, what dead processes have left; if not, one may look at it first. By default it is
+    /// done.
+    pub fn reclaim(mut self, reclaim: bool) -> Self {
+        self.reclaim = reclaim;
         self
     }
 
@@ -377,7 +469,9 @@ impl BusBuilder {
         }
         let members = Arc::new(root.dir("members", false)?);
         let topics = Arc::new(root.dir("topics", false)?);
-        reclaim::sweep(&members, &topics)?;
+        if self.reclaim {
+            reclaim::sweep(&members, &topics)?;
+        }
         let member = Member::join(Arc::clone(&members), &shown)?;
         let doorbell = Mutex::new(None);
         let born = fork::generation();

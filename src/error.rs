@@ -30,6 +30,8 @@ pub enum ErrorKind {
     SubscribersGone,
     /// There is no such bus or topic, and it was not to be made.
     NotFound,
+    /// Somebody who lives uses what was to be removed.
+    InUse,
     /// The topic exists with another type or capacity.
     Mismatch,
     /// A file is not buslane's.
@@ -225,6 +227,7 @@ impl From<Error> for io::Error {
             ErrorKind::SubscribersGone => io::ErrorKind::BrokenPipe,
             ErrorKind::NotFound => io::ErrorKind::NotFound,
             ErrorKind::NoSpace => io::ErrorKind::StorageFull,
+            ErrorKind::InUse => io::ErrorKind::ResourceBusy,
             ErrorKind::ForeignOwner => io::ErrorKind::PermissionDenied,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::NotBuslane | ErrorKind::Version | ErrorKind::Corrupt | ErrorKind::Lost => {

@@ -992,7 +992,7 @@ impl Receiver {
         let files = &topic.files;
         // Read before listing, so that what comes later changes it once more.
         let now = roster::state(&files.control);
-        let ids = files.dir().numbers(crate::shm::topic::LANE)?;
+        let ids = files.list_lanes()?;
         let cursor = &self.cursor;
         self.sources.retain(|source| {
             // A lane is removed when all have drained it; one that was removed by force is read to its end.

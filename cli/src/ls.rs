@@ -5,7 +5,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use buslane::{Bus, ErrorKind, TopicReport};
+use buslane::{Bus, BusBuilder, ErrorKind, TopicReport};
 use serde::Serialize;
 
 use crate::Common;
@@ -94,7 +94,12 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
 
 /// Opens the bus for a look at it, which makes none.
 pub fn open_existing(common: &Common) -> Result<Bus, Failure> {
-    common.open(Bus::builder().create(false)).map_err(|error| match error.kind() {
+    open(common, Bus::builder().create(false))
+}
+
+/// The same, as `builder` says.
+pub fn open(common: &Common, builder: BusBuilder) -> Result<Bus, Failure> {
+    common.open(builder).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Failure::Error(format!(
             "there is no bus {}; the first `buslane send` or `buslane recv` makes it, or name another with --bus",
             common.bus

@@ -6,6 +6,7 @@
 
 mod bench;
 mod demo;
+mod doctor;
 mod failure;
 mod framing;
 mod help;
@@ -15,6 +16,7 @@ mod output;
 mod private;
 mod progress;
 mod recv;
+mod rm;
 mod send;
 mod signals;
 mod size;
@@ -86,6 +88,8 @@ enum Command {
     Recv(recv::Args),
     Ls(ls::Args),
     Inspect(inspect::Args),
+    Doctor(doctor::Args),
+    Rm(rm::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Completions(help::CompletionsArgs),
@@ -117,6 +121,8 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Recv(args) => recv::run(&common, &args, &stop),
         Command::Ls(args) => ls::run(&common, &args, &stop),
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
+        Command::Doctor(args) => doctor::run(&common, &args, &stop),
+        Command::Rm(args) => rm::run(&common, &args),
         Command::Demo(_) => demo::run(&common, &stop),
         Command::Bench(args) => bench::run(&common, &args, &stop),
         Command::Completions(args) => help::completions(&args, &stop),

@@ -709,3 +709,53 @@ fn demo() {
     assert_eq!(shown[0]["events"]["subscribers"], 3);
     assert!(!stage.bus().exists());
 }
+
+#[test]
+fn rm_refuses_what_is_in_use() {
+    let stage = Stage::new();
+    let mut recv = stage.start(&["recv", "news"]);
+    stage.wait_for("news", "subscribers", 1);
+    let refused = stage.run(&["rm", "news"], b"");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("--force"), "{}", stderr(&refused));
+    let refused = stage.run(&["rm", "--whole-bus"], b"");
+    assert_eq!(refused.status.code(), Some(1));
+    recv.kill().unwrap();
+    recv.wait().unwrap();
+    assert!(stage.run(&["rm", "news"], b"").status.success());
+    assert!(stage.json(&["ls", "--json"]).is_empty());
+    assert!(stage.run(&["rm", "--whole-bus"], b"").status.success());
+    assert!(!stage.bus().exists());
+    assert_eq!(stage.run(&["rm"], b"").status.code(), Some(2));
+}
+
+#[test]
+fn doctor_shows_what_the_dead_left_and_fixes_it() {
+    let stage = Stage::new();
+    let mut recv = stage.start(&["recv", "news"]);
+    stage.wait_for("news", "subscribers", 1);
+    assert!(stage.run(&["doctor"], b"").status.success());
+    recv.kill().unwrap();
+    recv.wait().unwrap();
+
+    let ill = stage.run(&["doctor", "--json"], b"");
+    assert_eq!(ill.status.code(), Some(1));
+    let found: Value = serde_json::from_str(text(&ill.stdout)).unwrap();
+    assert_eq!(found["findings"].as_array().unwrap().len(), 1, "{found}");
+    let fixed = stage.run(&["doctor", "--fix"], b"");
+    assert!(fixed.status.success(), "{}", stderr(&fixed));
+    assert!(text(&fixed.stdout).starts_with("fixed: buslane (pid "));
+    let well = stage.run(&["doctor"], b"");
+    assert!(text(&well.stdout).contains("all is well"));
+
+    // A file that is none of ours.
+    let topic = stage.bus().join("topics/news/topic");
+    fs::write(topic, "scribble").unwrap();
+    let ill = stage.run(&["doctor"], b"");
+    assert_eq!(ill.status.code(), Some(1));
+    assert!(
+        text(&ill.stdout).contains("buslane rm"),
+        "{}",
+        text(&ill.stdout)
+    );
+}

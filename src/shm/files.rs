@@ -362,6 +362,36 @@ impl Dir {
     }
 }
 
+impl Dir {
+    /// Gives `name` in here another name, that nothing has. `false`: there is no such name, or the other is taken.
+    pub fn rename(&self, name: &str, to: &str) -> Result<bool> {
+        match renameat2(&self.fd, name, &self.fd, to, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT | Errno::EEXIST) => Ok(false),
+            Err(e) => Err(Error::system("rename", self.shown(name), e)),
+        }
+    }
+
+    /// Removes the directory `name` in here, and all that is in it.
+    pub fn remove_all(&self, name: &str) -> Result<()> {
+        let dir = match self.dir(name, false) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            dir => dir?,
+        };
+        for inner in dir.names()? {
+            match unlinkat(&dir.fd, inner.as_str(), UnlinkatFlags::NoRemoveDir) {
+                Err(Errno::EISDIR) => dir.remove_all(&inner)?,
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(e) => return Err(Error::system("remove", dir.shown(&inner), e)),
+            }
+        }
+        match unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(Error::system("remove", self.shown(name), e)),
+        }
+    }
+}
+
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -135,6 +135,15 @@ pub fn owner(dir: &Dir, id: u64) -> Result<Owner> {
     })
 }
 
+/// All that are listed.
+pub fn all(dir: &Dir) -> Result<Vec<(u64, Owner)>> {
+    let names = dir.names()?;
+    let ids = names
+        .iter()
+        .filter_map(|name| u64::from_str_radix(name, 16).ok());
+    ids.map(|id| Ok((id, owner(dir, id)?))).collect()
+}
+
 /// The members that have died and were not put away, each with its lock, so that one process at a time does that.
 pub fn dead(dir: &Dir) -> Result<Vec<Dead>> {
     let names = dir.names()?;

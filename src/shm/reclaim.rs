@@ -37,11 +37,12 @@ pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
     let mut found = Reclaimed::default();
     let dead = members::dead(members)?;
     tidy_drafts(members)?;
+    finish_removals(topics)?;
     if dead.is_empty() {
         return Ok(found);
     }
     let ids: Vec<u64> = dead.iter().map(Dead::id).collect();
-    let mut names = topics.names()?;
+    let mut names = names(topics)?;
     for step in members::LOCK_LINGERS {
         thread::sleep(step);
         let mut held = Vec::new();
@@ -161,6 +162,40 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Gives a topic's directory a name under which nobody looks for it: that name. `None`: it is gone.
+pub fn aside(topics: &Dir, name: &str) -> Result<Option<String>> {
+    let number = files::random()
+        .map_err(|e| Error::system("remove", topics.path().display().to_string(), e))?;
+    let aside = format!("{DRAFT}{number:016x}");
+    Ok(topics.rename(name, &aside)?.then_some(aside))
+}
+
+/// The escaped names of the topics.
+pub fn names(topics: &Dir) -> Result<Vec<String>> {
+    let mut names = topics.names()?;
+    names.retain(|name| !name.starts_with(DRAFT));
+    Ok(names)
+}
+
+/// Removes what somebody had put aside to remove it, and died.
+fn finish_removals(topics: &Dir) -> Result<()> {
+    for name in topics
+        .names()?
+        .iter()
+        .filter(|name| name.starts_with(DRAFT))
+    {
+        let Ok(dir) = topics.dir(name, false) else {
+            continue;
+        };
+        // With somebody in it, its remover, if that lives, is about to give it back its name.
+        let topic = skip_damaged(TopicFiles::open(dir, name))?;
+        if !topic.map_or(Ok(false), |topic| topic.is_used())? {
+            topics.remove_all(name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes files that their makers died over before they had their names.

@@ -326,8 +326,25 @@ impl TopicFiles {
         })
     }
 
+    /// The numbers of the lanes that there are, ascending.
+    pub fn list_lanes(&self) -> Result<Vec<u64>> {
+        self.check_named()?;
+        self.dir.numbers(LANE)
+    }
+
+    fn check_named(&self) -> Result<()> {
+        let named = files::is_named(&self.dir)
+            .map_err(|e| Error::system("look at the topic", &*self.name, e))?;
+        if named {
+            return Ok(());
+        }
+        let why = "the topic was removed";
+        Err(Error::new(ErrorKind::NotFound, "go on with", &*self.name, why).advise("open it anew"))
+    }
+
     /// Compares the cursors that there are with those `known`.
     pub fn list_cursors(&self, known: &[u64]) -> Result<Listed> {
+        self.check_named()?;
         let there = self.dir.numbers(CURSOR)?;
         let gone = known
             .iter()
@@ -362,6 +379,23 @@ impl TopicFiles {
             );
         }
         Ok(count)
+    }
+
+    /// Whether somebody who lives reads or writes here: holds the lock of a cursor or a lane.
+    pub fn is_used(&self) -> Result<bool> {
+        for (prefix, kind) in [(CURSOR, Kind::Cursor), (LANE, Kind::Lane)] {
+            for id in self.dir.numbers(prefix)? {
+                let name = format!("{prefix}{id}");
+                let file = skip_damaged(self.dir.open_file(&name, kind, false))?;
+                if let Some((file, _)) = file
+                    && files::is_locked(&file)
+                        .map_err(|e| Error::system("look at a lock of", &*self.name, e))?
+                {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Whether there is a cursor, or a lane that is not closed, of one of these members.

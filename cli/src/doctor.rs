@@ -1,0 +1,195 @@
+//! `buslane doctor`: what is wrong with a bus and this machine, and what to do.
+
+use std::fs;
+use std::io::Write;
+
+use buslane::{Bus, DEFAULT_CAPACITY, TopicReport};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statvfs::statvfs;
+use serde::Serialize;
+
+use crate::Common;
+use crate::failure::Failure;
+use crate::ls::open;
+use crate::output::{json_line, stdout};
+use crate::signals::Stop;
+use crate::size;
+
+/// Say what is wrong with the bus and this machine, and what to do
+///
+/// Looks for what dead processes have left, for files that are damaged, for who holds others up, and for what will soon
+/// run out. Changes nothing without --fix. Ends with status 1 if something is wrong that stays.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Put away what dead processes have left
+    #[arg(long)]
+    fix: bool,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    todo: &'static str,
+    /// By --fix, just now.
+    fixed: bool,
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    bus: String,
+    findings: &'a [Finding],
+}
+
+/// Looks, and prints what it found.
+pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
+    let bus = open(common, Bus::builder().create(false).reclaim(false))?;
+    let mut findings = leftovers(&bus, args.fix)?;
+    topics(&bus, &mut findings)?;
+    machine(&bus, &mut findings);
+    let mut out = stdout(stop)?;
+    if common.json {
+        let bus = bus.path().display().to_string();
+        let findings = &findings;
+        json_line(&mut out, &Json { bus, findings })?;
+    } else {
+        people(&mut out, &bus, &findings).map_err(Failure::stdout)?;
+    }
+    out.flush().map_err(Failure::stdout)?;
+    match findings.iter().filter(|finding| !finding.fixed).count() {
+        0 => Ok(()),
+        wrong => Err(Failure::Error(format!(
+            "{wrong} found wrong; what to do stands beside each"
+        ))),
+    }
+}
+
+fn people(out: &mut impl Write, bus: &Bus, findings: &[Finding]) -> std::io::Result<()> {
+    if findings.is_empty() {
+        return writeln!(out, "{}: all is well", bus.path().display());
+    }
+    for Finding { what, todo, fixed } in findings {
+        match fixed {
+            true => writeln!(out, "fixed: {what}")?,
+            false => writeln!(out, "{what}\n    {todo}")?,
+        }
+    }
+    Ok(())
+}
+
+fn wrong(what: impl Into<String>, todo: &'static str) -> Finding {
+    Finding {
+        what: what.into(),
+        todo,
+        fixed: false,
+    }
+}
+
+/// What the dead have left.
+fn leftovers(bus: &Bus, fix: bool) -> Result<Vec<Finding>, Failure> {
+    let todo = "buslane doctor --fix puts it away; so does the next process that opens the bus";
+    let dead = |bus: &Bus| -> Result<Vec<_>, Failure> {
+        let mut members = bus.members()?;
+        members.retain(|owner| !owner.alive);
+        Ok(members)
+    };
+    let before = dead(bus)?;
+    if fix {
+        bus.reclaim()?;
+    }
+    let after = if fix { dead(bus)? } else { before.clone() };
+    Ok(before
+        .into_iter()
+        .map(|owner| Finding {
+            what: format!(
+                "{} (pid {}) died, and has left its files",
+                owner.name, owner.pid
+            ),
+            todo,
+            fixed: !after.contains(&owner),
+        })
+        .collect())
+}
+
+fn topics(bus: &Bus, findings: &mut Vec<Finding>) -> Result<(), Failure> {
+    for name in bus.topics()? {
+        match bus.inspect(&name) {
+            Ok(report) => topic(&report, findings),
+            Err(error) => findings.push(wrong(
+                error.to_string(),
+                "stop who uses the topic, then remove it with buslane rm",
+            )),
+        }
+    }
+    Ok(())
+}
+
+/// Who is so far behind that publishers wait, or will soon.
+fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
+    if report.pattern != "lossless" {
+        return;
+    }
+    for cursor in &report.cursors {
+        let behind = cursor.positions.iter().any(|position| {
+            let lane = report.lanes.iter().find(|lane| lane.id == position.lane);
+            lane.is_some_and(|lane| {
+                lane.position.saturating_sub(position.position) >= report.capacity / 4 * 3
+            })
+        });
+        if behind && cursor.owner.alive {
+            let (name, pid) = (&cursor.owner.name, cursor.owner.pid);
+            findings.push(wrong(
+                format!(
+                    "{name} (pid {pid}) is most of a lane behind on {}: its publishers wait, or will soon",
+                    report.name
+                ),
+                "see whether it is stopped or stuck; end it, and they go on",
+            ));
+        }
+    }
+}
+
+/// Space and limits.
+fn machine(bus: &Bus, findings: &mut Vec<Finding>) {
+    if let Ok(space) = statvfs(bus.path()) {
+        let free = space.blocks_available() as u64 * space.fragment_size() as u64;
+        if free < 4 * DEFAULT_CAPACITY as u64 {
+            findings.push(wrong(
+                format!("{} are free where the bus is", size::human(free)),
+                "free some: each publisher takes a lane of it",
+            ));
+        }
+        if space.files() > 0 && space.files_available() < 64 {
+            findings.push(wrong(
+                "hardly any file can be made where the bus is",
+                "remove some files there (df -i)",
+            ));
+        }
+    }
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < 256
+    {
+        findings.push(wrong(
+            format!("a process may have {soft} files open here (at most {hard})"),
+            "raise it (ulimit -n): each lane, cursor and topic takes some",
+        ));
+    }
+    for (path, least, what) in [
+        ("/proc/sys/vm/max_map_count", 8192, "mappings a process"),
+        (
+            "/proc/sys/fs/inotify/max_user_instances",
+            64,
+            "inotify instances a user",
+        ),
+    ] {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        if let Ok(limit) = text.trim().parse::<u64>()
+            && limit < least
+        {
+            findings.push(wrong(
+                format!("{path} allows {limit} {what}"),
+                "raise it (sysctl): without them a death is noticed later, or a lane can't be mapped",
+            ));
+        }
+    }
+}

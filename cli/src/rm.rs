@@ -1,0 +1,39 @@
+//! `buslane rm`: removes a topic, or a whole bus.
+
+use crate::Common;
+use crate::failure::Failure;
+use crate::ls::open_existing;
+
+/// Remove a topic, or a whole bus
+///
+/// Refuses while a living process uses it. With --force those that do are told, when they next look who is there.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  buslane rm news                 the topic, with all that it holds
+  buslane rm --whole-bus          the bus that --bus names, with all its topics")]
+pub struct Args {
+    /// The topic
+    #[arg(
+        value_name = "TOPIC",
+        required_unless_present = "whole_bus",
+        conflicts_with = "whole_bus"
+    )]
+    topic: Option<String>,
+    /// Remove the bus, with all its topics
+    #[arg(long)]
+    whole_bus: bool,
+    /// Also while it is in use
+    #[arg(long)]
+    force: bool,
+}
+
+/// Removes it.
+pub fn run(common: &Common, args: &Args) -> Result<(), Failure> {
+    let bus = open_existing(common)?;
+    match &args.topic {
+        Some(topic) => bus.remove_topic(topic, args.force)?,
+        None => bus.remove(args.force)?,
+    }
+    Ok(())
+}
