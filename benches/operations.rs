@@ -189,6 +189,56 @@ fn receiving(c: &mut Criterion) {
     });
 }
 
+/// One subscriber of so many lanes: a look at all of them when there is nothing, and messages through one of them while
+/// the others are idle.
+fn many_lanes(c: &mut Criterion) {
+    for lanes in [1, 8, 65, 512] {
+        let (_dir, bus) = bus(1 << 20);
+        let topic = bus.topic("bytes").unwrap();
+        let mut subscriber = topic.subscriber().unwrap();
+        let mut publishers: Vec<_> = (0..lanes).map(|_| topic.publisher().unwrap()).collect();
+        for publisher in &mut publishers {
+            publisher.send(&[7]).unwrap();
+        }
+        drain(&mut subscriber);
+        c.bench_function(&format!("try_recv/nothing_in_lanes/{lanes}"), |b| {
+            b.iter(|| assert!(subscriber.try_recv().unwrap().is_none()));
+        });
+        c.bench_function(&format!("send_and_receive/one_busy_lane_of/{lanes}"), |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |_| {},
+                    |now| {
+                        send_all(&mut publishers[0], &[7; 64], now);
+                        drain(&mut subscriber);
+                    },
+                )
+            });
+        });
+    }
+}
+
+/// Reading a lossy topic takes a copy and a check.
+fn receiving_lossy(c: &mut Criterion) {
+    let (_dir, bus) = bus(DEFAULT_CAPACITY);
+    let topic = bus.topic_builder("bytes").lossy(true).open().unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for size in SIZES {
+        let message = vec![7; size];
+        c.bench_function(&format!("try_recv_lossy/{size}"), |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |now| send_all(&mut publisher, &message, now),
+                    |_| drain(&mut subscriber),
+                )
+            });
+        });
+    }
+}
+
 /// Each is alone of its kind: what was made last is gone before the next is made.
 fn setting_up(c: &mut Criterion) {
     let mut group = c.benchmark_group("make");
@@ -218,5 +268,13 @@ fn setting_up(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(operations, sending, sending_values, receiving, setting_up);
+criterion_group!(
+    operations,
+    sending,
+    sending_values,
+    receiving,
+    receiving_lossy,
+    many_lanes,
+    setting_up
+);
 criterion_main!(operations);

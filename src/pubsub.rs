@@ -670,6 +670,8 @@ struct Receiver {
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
     lost: Lost,
+    /// Nothing was found since it was last idle, and nobody joined or left: all that was released is published.
+    is_settled: bool,
     seen_roster: Option<u64>,
     /// A publisher was there since the end was last reported.
     had_publisher: bool,
@@ -753,6 +755,7 @@ impl Receiver {
             pauses: 1,
             abandoned: Vec::new(),
             lost: Lost::default(),
+            is_settled: false,
             seen_roster: None,
             had_publisher: false,
             is_known: false,
@@ -782,6 +785,7 @@ impl Receiver {
     fn look(&mut self) -> Option<Found> {
         let found = self.sources.get_mut(self.at)?.reader.next().ok()??;
         self.turn += 1;
+        self.is_settled = false;
         Some(found)
     }
 
@@ -860,14 +864,18 @@ impl Receiver {
         if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
             self.refresh(None)?;
         }
-        for _ in 0..self.sources.len() {
-            self.at = if self.at + 1 < self.sources.len() {
-                self.at + 1
-            } else {
-                0
-            };
+        let after = self.at + 1;
+        let all = self.sources.len();
+        for at in (after..all).chain(0..after.min(all)) {
+            if self.sources[at].reader.is_quiet() {
+                continue;
+            }
+            self.at = at;
             match self.sources[self.at].reader.next() {
-                Ok(Some(_)) => return Ok(true),
+                Ok(Some(_)) => {
+                    self.is_settled = false;
+                    return Ok(true);
+                }
                 Ok(None) => {}
                 Err(Trouble::Missed(missed)) => return Err(self.missed(missed)),
                 Err(Trouble::Corrupt(corrupt)) => {
@@ -880,7 +888,9 @@ impl Receiver {
                 }
             }
         }
-        self.be_idle()?;
+        if !self.is_settled {
+            self.be_idle();
+        }
         Ok(false)
     }
 
@@ -910,7 +920,8 @@ impl Receiver {
         self.had_publisher &= !self.sources.is_empty();
     }
 
-    fn be_idle(&mut self) -> Result<()> {
+    #[cold]
+    fn be_idle(&mut self) {
         for source in &mut self.sources {
             source.reader.track().settle();
             if source.closed && source.ended.is_none() && matches!(source.reader.next(), Ok(None)) {
@@ -921,7 +932,7 @@ impl Receiver {
                 }
             }
         }
-        Ok(())
+        self.is_settled = true;
     }
 
     /// Whether the last publisher has left, and all is received. Says so once.
@@ -1015,6 +1026,7 @@ impl Receiver {
             }
         }
         self.at = 0;
+        self.is_settled = false;
         self.seen_roster = Some(now);
         for source in &mut self.sources {
             source.reader.track().refresh();
