@@ -47,11 +47,15 @@ mod presence;
 #[cfg(not(loom))]
 mod pubsub;
 #[cfg(not(loom))]
+mod reactor;
+#[cfg(not(loom))]
 mod shm;
 #[cfg(not(loom))]
 mod stream;
 #[cfg(not(loom))]
 mod wait;
+#[cfg(not(loom))]
+mod waitset;
 
 /// The core alone, for the models in `tests/model.rs`.
 #[cfg(loom)]
@@ -69,4 +73,5 @@ pub use self::{
     shm::reclaim::Reclaimed,
     stream::{ByteReader, ByteWriter},
     wait::WaitStrategy,
+    waitset::{Fd, Source, WaitSet},
 };
