@@ -39,6 +39,8 @@ mod bus;
 #[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
+mod futures;
+#[cfg(not(loom))]
 mod inspect;
 #[cfg(not(loom))]
 mod message;
@@ -65,6 +67,7 @@ pub mod shm;
 pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
     error::{Error, ErrorKind, Lost, Result},
+    futures::{MessageSink, MessageStream, Receive},
     inspect::{CursorPosition, CursorReport, LaneReport, Seen, TopicReport},
     message::{Message, Payload},
     presence::Presence,

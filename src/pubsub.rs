@@ -5,12 +5,13 @@ use std::hint;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
 use crate::bus::{TopicInner, forked};
 use crate::error::{Error, ErrorKind, Lost, Result};
+use crate::futures::{MessageSink, MessageStream, Receive};
 use crate::message::{Message, Payload};
 use crate::presence;
 use crate::reactor::{Ready, Sleep};
@@ -475,6 +476,17 @@ impl<T: ?Sized + Payload> Publisher<T> {
         sender.send(bytes, Some(Duration::ZERO))
     }
 
+    /// Sends a copy of `bytes` if there is room now.
+    pub(crate) fn send_now(&mut self, bytes: &[u8]) -> Result<bool> {
+        let Self { sender, .. } = self;
+        let len = bytes.len();
+        let has_room = Room { sender, len }.is_ready()?;
+        if has_room {
+            self.sender.send(bytes, Some(Duration::ZERO))?;
+        }
+        Ok(has_room)
+    }
+
     /// The same, for a sink: `Ready` when `bytes` are sent.
     pub(crate) fn poll_send(
         &mut self,
@@ -483,10 +495,8 @@ impl<T: ?Sized + Payload> Publisher<T> {
     ) -> Poll<Result<()>> {
         let Self { sender, sleep, .. } = self;
         let len = bytes.len();
-        match sleep.poll(&mut Room { sender, len }, context) {
-            Poll::Ready(Ok(())) => Poll::Ready(sender.send(bytes, Some(Duration::ZERO))),
-            unsent => unsent,
-        }
+        ready!(sleep.poll(&mut Room { sender, len }, context))?;
+        Poll::Ready(sender.send(bytes, Some(Duration::ZERO)))
     }
 
     /// A sink that waits for room no more.
@@ -535,6 +545,11 @@ impl Publisher<[u8]> {
     /// As for [`send`](Self::send); `Unsupported` if it must wait before Linux 5.16.
     pub async fn send_async(&mut self, message: &[u8]) -> Result<()> {
         self.send_bytes_async(message).await
+    }
+
+    /// A sink that sends copies of what it is given.
+    pub fn into_sink<B: AsRef<[u8]>>(self) -> MessageSink<[u8], B> {
+        MessageSink::new(self, B::as_ref)
     }
 
     /// Lends `len` bytes of the lane, to be written in place and committed. They hold what was there before.
@@ -666,6 +681,11 @@ impl<T: Message + 'static> Publisher<T> {
     /// As for [`send_value`](Self::send_value); `Unsupported` if it must wait before Linux 5.16.
     pub async fn send_value_async(&mut self, value: &T) -> Result<()> {
         self.send_bytes_async(value.as_bytes()).await
+    }
+
+    /// A sink that sends copies of what it is given.
+    pub fn into_sink(self) -> MessageSink<T, T> {
+        MessageSink::new(self, T::as_bytes)
     }
 
     /// Lends room for one value, to be written in place and committed. It holds what was there before: some value.
@@ -1458,6 +1478,17 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.receiver.lost
     }
 
+    /// A stream of copies of the messages. It ends when the last publisher has left; may go on after that, when another one
+    /// comes. To read in place, see [`recv_async`](Self::recv_async).
+    pub fn stream(&mut self) -> MessageStream<&mut Self> {
+        MessageStream::new(self)
+    }
+
+    /// The same, as the subscriber's owner.
+    pub fn into_stream(self) -> MessageStream<Self> {
+        MessageStream::new(self)
+    }
+
     /// How many publishers there are now; another may join or leave meanwhile.
     ///
     /// # Errors
@@ -1477,6 +1508,14 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         presence::until(&topic, "wait for publishers of", timeout, || {
             Ok(self.publisher_count()? >= n)
         })
+    }
+}
+
+impl<T: ?Sized + Payload> Receive for Subscriber<T> {
+    type Item = T::Owned;
+
+    fn receive_now(&mut self) -> Result<Option<T::Owned>> {
+        Ok(self.try_recv()?.map(|frame| frame.copied()))
     }
 }
 
