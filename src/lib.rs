@@ -51,6 +51,8 @@ mod pubsub;
 #[cfg(not(loom))]
 mod reactor;
 #[cfg(not(loom))]
+mod select;
+#[cfg(not(loom))]
 mod shm;
 #[cfg(not(loom))]
 mod stream;
@@ -72,6 +74,7 @@ pub use self::{
     message::{Message, Payload},
     presence::Presence,
     pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
+    select::{Selected, Selection},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
     stream::{ByteReader, ByteWriter},

@@ -996,6 +996,15 @@ impl Receiver {
     /// The same, if it is there.
     #[inline]
     fn next_now(&mut self) -> Result<Option<Found>> {
+        match self.find()? {
+            None if self.take_end() => Err(self.ended()),
+            found => Ok(found),
+        }
+    }
+
+    /// The same, if it is there, without a word about the end.
+    #[inline]
+    fn find(&mut self) -> Result<Option<Found>> {
         self.check_fork()?;
         if self.turn < TURN
             && let Some(found) = self.look()
@@ -1005,11 +1014,7 @@ impl Receiver {
         if self.look_elsewhere()? {
             return Ok(self.look());
         }
-        if self.take_end() {
-            Err(self.ended())
-        } else {
-            Ok(None)
-        }
+        Ok(None)
     }
 
     /// Looks at the source that is read now, and at nothing else: while messages come singly, for about as long as a
@@ -1289,8 +1294,10 @@ impl Receiver {
     }
 }
 
-impl Waitable for Receiver {
-    fn is_ready(&mut self) -> Result<bool> {
+impl Receiver {
+    /// Whether there is a message, or a loss or damage to tell. If not, notes what has ended, and publishes what was
+    /// released.
+    fn has_news(&mut self) -> Result<bool> {
         self.check_fork()?;
         if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
             self.refresh(None)?;
@@ -1301,7 +1308,13 @@ impl Waitable for Receiver {
             return Ok(true);
         }
         self.be_idle()?;
-        Ok(self.has_ended())
+        Ok(false)
+    }
+}
+
+impl Waitable for Receiver {
+    fn is_ready(&mut self) -> Result<bool> {
+        Ok(self.has_news()? || self.has_ended())
     }
 
     fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
@@ -1367,6 +1380,30 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         &self.receiver.topic.files.name
     }
 
+    pub(crate) fn topic(&self) -> &TopicInner {
+        &self.receiver.topic
+    }
+
+    pub(crate) fn find(&mut self) -> Result<Option<Found>> {
+        self.receiver.find()
+    }
+
+    pub(crate) fn has_news(&mut self) -> Result<bool> {
+        self.receiver.has_news()
+    }
+
+    /// Whether the last publisher has left, and all is received; `None`: none was there since that was said.
+    pub(crate) fn has_ended(&self) -> Option<bool> {
+        self.receiver
+            .had_publisher
+            .then(|| self.receiver.has_ended())
+    }
+
+    /// Says that it has ended.
+    pub(crate) fn take_end(&mut self) -> bool {
+        self.receiver.take_end()
+    }
+
     /// The next message, in place. Waits for it as the wait strategy says.
     ///
     /// # Errors
@@ -1424,8 +1461,9 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.frame(found)
     }
 
+    /// What was found just now.
     #[inline]
-    fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
+    pub(crate) fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
         if found.word.len() != T::SIZE.unwrap_or(found.word.len()) {
             return Err(self.wrong_size(found));
         }

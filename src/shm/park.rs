@@ -40,7 +40,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::layout::{Control, CursorHeader, LaneHeader, Line, NOBODY, Slot};
+use super::layout::{BusControl, Control, CursorHeader, LaneHeader, Line, NOBODY, Slot};
 use super::roster::{Gate, Lowest};
 use super::sync::{AtomicU64, Ordering, heavy_fence, light_fence};
 use super::{View, futex};
@@ -87,6 +87,8 @@ pub enum Signal {
     Bell(View<Control>),
     /// How far a reader is.
     Slot(View<[Slot]>, usize),
+    /// The list of a bus's topics.
+    Topics(View<BusControl>),
     /// A word of this process's own.
     Own(Arc<Line<AtomicU64>>),
 }
@@ -102,6 +104,7 @@ impl Signal {
         match self {
             Self::Bell(control) => &control.bell,
             Self::Slot(slots, index) => &slots[*index].position,
+            Self::Topics(control) => &control.topics,
             Self::Own(word) => word,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use buslane::shm::View;
+use buslane::shm::layout::BusControl;
 use buslane::shm::park::{self, Signal, Ticket};
 use buslane::shm::roster;
 use buslane::shm::sync::heavy_fence;
@@ -9,7 +11,7 @@ use buslane::shm::wakers::Wakers;
 use loom::sync::Mutex;
 use loom::thread::{self, Thread};
 
-use super::{CAPACITY, Receiver, SMALL, Sender, Topic, model_of, spawn};
+use super::{CAPACITY, Directory, Receiver, SMALL, Sender, Topic, model, model_of, spawn};
 
 /// A sender and a receiver of one topic, who know each other.
 fn ends() -> (Sender, Receiver) {
@@ -157,5 +159,28 @@ fn a_task_sleeps() {
         sender.send(SMALL);
         task.join().unwrap();
         reactor.join().unwrap();
+    });
+}
+
+/// A selection that sleeps until there is a topic, of which nothing but a listing tells.
+#[test]
+fn a_topic_comes() {
+    model(3, || {
+        let control = View::new(BusControl::default());
+        let names = Arc::new(Directory::default());
+        let (own, there) = (control.clone(), Arc::clone(&names));
+        let maker = spawn(move || {
+            there.link(0);
+            roster::topics_changed(&own);
+        });
+        loop {
+            let seen = roster::topics(&control);
+            if names.list().count() > 0 {
+                break;
+            }
+            let signal = Signal::Topics(control.clone());
+            park::sleep_any(&[Ticket { signal, seen }], None);
+        }
+        maker.join().unwrap();
     });
 }
