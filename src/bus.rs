@@ -14,13 +14,14 @@ use crate::inspect::TopicReport;
 use crate::message::{Description, Message, Payload};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber};
+use crate::select::Selection;
 use crate::shm::files::{self, Dir, Plan};
 use crate::shm::fork;
-use crate::shm::layout::{Identity, Kind, Pattern, max_len};
+use crate::shm::layout::{BusControl, Identity, Kind, Pattern, max_len};
 use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
-use crate::shm::roster;
-use crate::shm::topic::{TopicFiles, check_capacity};
+use crate::shm::topic::{BUS_SIZE, TopicFiles, check_capacity, map_bus};
+use crate::shm::{View, roster};
 use crate::wait::WaitStrategy;
 
 /// Bytes in a lane whose topic was made without saying how many: 4 MiB. Chosen by measurement: a ring that is larger
@@ -53,6 +54,7 @@ pub struct Bus(Arc<BusInner>);
 struct BusInner {
     path: PathBuf,
     options: BusBuilder,
+    control: View<BusControl>,
     members: Arc<Dir>,
     topics: Arc<Dir>,
     // Before the member: it listens while there is something to listen for.
@@ -137,20 +139,47 @@ impl Bus {
     /// The system's.
     pub fn topics(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        for escaped in reclaim::names(&self.0.topics)? {
-            if self
-                .0
-                .topics
-                .dir(&escaped, false)?
-                .names()?
-                .iter()
-                .any(|name| name == "topic")
-            {
-                names.extend(percent_decode_str(&escaped).decode_utf8().map(String::from));
+        for (escaped, name) in self.topic_dirs()? {
+            let files = self.0.topics.dir(&escaped, false)?.names()?;
+            if files.iter().any(|name| name == "topic") {
+                names.push(name);
             }
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// The directories in which there may be topics, and their names.
+    pub(crate) fn topic_dirs(&self) -> Result<Vec<(String, String)>> {
+        let name = |escaped: String| {
+            let name = percent_decode_str(&escaped)
+                .decode_utf8()
+                .ok()?
+                .into_owned();
+            Some((escaped, name))
+        };
+        let names = reclaim::names(&self.0.topics)?;
+        Ok(names.into_iter().filter_map(name).collect())
+    }
+
+    /// Receives from all topics of bytes whose name matches `pattern`, those that come later, too. A `*` in place of a
+    /// segment is any one segment, `**` any one or more: `orders/*` matches `orders/eu`, and not `orders` or
+    /// `orders/eu/new`, which `orders/**` does match.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName`, `Unsupported` before Linux 5.16, and as for [`Topic::subscriber`].
+    pub fn select(&self, pattern: &str) -> Result<Selection> {
+        Selection::join(self, pattern)
+    }
+
+    /// The same, of topics of `T`s.
+    ///
+    /// # Errors
+    ///
+    /// As for [`select`](Self::select).
+    pub fn select_typed<T: Message + 'static>(&self, pattern: &str) -> Result<Selection<T>> {
+        Selection::join(self, pattern)
     }
 
     /// Looks at a topic from outside: nobody is slowed down, and nothing is made.
@@ -205,6 +234,7 @@ impl Bus {
             return Err(in_use());
         }
         self.0.topics.remove_all(&aside)?;
+        roster::topics_changed(self.control());
         roster::changed(&files.control);
         Ok(())
     }
@@ -255,7 +285,15 @@ impl Bus {
     /// The system's.
     pub fn reclaim(&self) -> Result<Reclaimed> {
         self.check_fork()?;
-        reclaim::sweep(&self.0.members, &self.0.topics)
+        reclaim::sweep(&self.0.members, &self.0.topics, &self.0.control)
+    }
+
+    pub(crate) fn control(&self) -> &View<BusControl> {
+        &self.0.control
+    }
+
+    pub(crate) fn wait(&self) -> WaitStrategy {
+        self.0.options.wait
     }
 
     pub(crate) fn member(&self) -> u64 {
@@ -272,13 +310,15 @@ impl Bus {
             .unwrap_or_else(PoisonError::into_inner);
         if doorbell.is_none() {
             let (members, topics) = (Arc::clone(&self.0.members), Arc::clone(&self.0.topics));
+            let control = self.0.control.clone();
             let name = self.0.path.display().to_string();
             *doorbell = Some(Doorbell::listen(
                 Arc::clone(&self.0.members),
                 &name,
                 move || {
                     // What can't be put away now is tried again, and told to the next one who opens the bus.
-                    reclaim::sweep(&members, &topics).is_ok_and(|found| found.lingering == 0)
+                    reclaim::sweep(&members, &topics, &control)
+                        .is_ok_and(|found| found.lingering == 0)
                 },
             )?);
         }
@@ -448,7 +488,7 @@ impl BusBuilder {
             // Before the file that makes it a bus.
             root.dir("members", true)?;
             root.dir("topics", true)?;
-            let identity = Identity::new(Kind::Bus, size_of::<Identity>() as u64, 0, 0);
+            let identity = Identity::new(Kind::Bus, BUS_SIZE, 0, 0);
             let plan = Plan {
                 tried: "make the bus",
                 identity,
@@ -458,7 +498,7 @@ impl BusBuilder {
             };
             root.create("bus", &plan, |_| Ok(()))?;
         }
-        if root.open_file("bus", Kind::Bus, false)?.is_none() {
+        let Some((file, identity)) = root.open_file("bus", Kind::Bus, true)? else {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 "open the bus",
@@ -466,11 +506,12 @@ impl BusBuilder {
                 "there is no bus in this directory",
             )
             .advise("check the path, or start a publisher or subscriber first"));
-        }
+        };
+        let control = map_bus(&shown, &file, &identity)?;
         let members = Arc::new(root.dir("members", false)?);
         let topics = Arc::new(root.dir("topics", false)?);
         if self.reclaim {
-            reclaim::sweep(&members, &topics)?;
+            reclaim::sweep(&members, &topics, &control)?;
         }
         let member = Member::join(Arc::clone(&members), &shown)?;
         let doorbell = Mutex::new(None);
@@ -478,6 +519,7 @@ impl BusBuilder {
         Ok(Bus(Arc::new(BusInner {
             path: path.to_owned(),
             options: self,
+            control,
             members,
             topics,
             doorbell,
@@ -550,7 +592,7 @@ impl TopicBuilder<'_> {
         self.open_as()
     }
 
-    fn open_as<T: ?Sized + Payload>(self) -> Result<Topic<T>> {
+    pub(crate) fn open_as<T: ?Sized + Payload>(self) -> Result<Topic<T>> {
         let patterns = match self.lossy {
             None => &[Pattern::Lossless, Pattern::Lossy][..],
             Some(false) => &[Pattern::Lossless],
@@ -595,7 +637,10 @@ impl TopicBuilder<'_> {
                             .advise("use at most 192")
                     })?;
                 let capacity = capacity.unwrap_or(bus.0.options.capacity);
-                TopicFiles::create(bus.0.topics.dir(&escaped, true)?, &name, capacity, &config)?
+                let dir = bus.0.topics.dir(&escaped, true)?;
+                let files = TopicFiles::create(dir, &name, capacity, &config)?;
+                roster::topics_changed(&bus.0.control);
+                files
             }
             None => None,
         };
@@ -742,7 +787,7 @@ impl<T: ?Sized + Payload> Topic<T> {
 }
 
 /// A topic's name as a directory's: one name, whatever it contains.
-fn escape(name: &str) -> Result<String> {
+pub(crate) fn escape(name: &str) -> Result<String> {
     let invalid = |why: String| {
         Error::new(
             ErrorKind::InvalidName,

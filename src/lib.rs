@@ -39,6 +39,8 @@ mod bus;
 #[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
+mod futures;
+#[cfg(not(loom))]
 mod inspect;
 #[cfg(not(loom))]
 mod message;
@@ -47,11 +49,17 @@ mod presence;
 #[cfg(not(loom))]
 mod pubsub;
 #[cfg(not(loom))]
+mod reactor;
+#[cfg(not(loom))]
+mod select;
+#[cfg(not(loom))]
 mod shm;
 #[cfg(not(loom))]
 mod stream;
 #[cfg(not(loom))]
 mod wait;
+#[cfg(not(loom))]
+mod waitset;
 
 /// The core alone, for the models in `tests/model.rs`.
 #[cfg(loom)]
@@ -61,12 +69,15 @@ pub mod shm;
 pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
     error::{Error, ErrorKind, Lost, Result},
+    futures::{MessageSink, MessageStream, Receive},
     inspect::{CursorPosition, CursorReport, LaneReport, Seen, TopicReport},
     message::{Message, Payload},
     presence::Presence,
     pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
+    select::{Selected, Selection},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
     stream::{ByteReader, ByteWriter},
     wait::WaitStrategy,
+    waitset::{Fd, Source, WaitSet},
 };

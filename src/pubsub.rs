@@ -5,19 +5,23 @@ use std::hint;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::thread;
 use std::time::Duration;
 
 use crate::bus::{TopicInner, forked};
 use crate::error::{Error, ErrorKind, Lost, Result};
+use crate::futures::{MessageSink, MessageStream, Receive};
 use crate::message::{Message, Payload};
 use crate::presence;
+use crate::reactor::{Ready, Sleep};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Boundary, Found, Missed, Outside, Reader, Track, Trouble, Writer};
 use crate::shm::layout::{Pattern, max_len};
-use crate::shm::park::{self, Watch};
+use crate::shm::park::{self, Ticket, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
 use crate::shm::{futex, reclaim};
-use crate::wait::{Next, Waiter};
+use crate::wait::{Next, Waitable, Waiter};
 
 // ------------------------------------------------------------------------------------------------------ publishing
 
@@ -29,6 +33,7 @@ use crate::wait::{Next, Waiter};
 #[must_use]
 pub struct Publisher<T: ?Sized = [u8]> {
     sender: Sender,
+    sleep: Sleep,
     kind: PhantomData<fn(&T)>,
 }
 
@@ -223,9 +228,20 @@ impl Sender {
         let topic = Arc::clone(&self.topic);
         let header = self.lane.header().clone();
         park::wait_for_room(&topic.files.control, &header, want, time, || {
-            let lowest = self.make_room(end)?;
-            Ok((!self.lane.reaches(end)).then_some(lowest))
+            self.look_for_room(end)
         })
+    }
+
+    /// The slowest reader, if it leaves no room for what needs a limit of `end`.
+    fn look_for_room(&mut self, end: u64) -> Result<Option<Lowest>> {
+        let lowest = self.make_room(end)?;
+        Ok((!self.lane.reaches(end)).then_some(lowest))
+    }
+
+    /// The slowest reader, if it has not reached `target`.
+    fn look_for_delivery(&mut self, target: u64) -> Result<Option<Lowest>> {
+        let lowest = self.survey()?;
+        Ok((lowest.position < target).then_some(lowest))
     }
 
     fn wait_delivered(&mut self, timeout: Option<Duration>) -> Result<()> {
@@ -242,8 +258,7 @@ impl Sender {
                     let topic = Arc::clone(&self.topic);
                     let header = self.lane.header().clone();
                     park::wait_for_room(&topic.files.control, &header, target, time, || {
-                        let lowest = self.survey()?;
-                        Ok((lowest.position < target).then_some(lowest))
+                        self.look_for_delivery(target)
                     })?;
                 }
                 Next::TimedOut => {
@@ -285,6 +300,91 @@ impl Sender {
     }
 }
 
+/// A sender that waits for room for so many bytes.
+struct Room<'a> {
+    sender: &'a mut Sender,
+    len: usize,
+}
+
+impl Waitable for Room<'_> {
+    fn is_ready(&mut self) -> Result<bool> {
+        let Self { sender, len } = self;
+        sender.check_fork()?;
+        if *len > sender.max_len {
+            // To be told.
+            return Ok(true);
+        }
+        if sender.lane.has_room(*len).is_ok() {
+            return Ok(true);
+        }
+        // As in `claim_slowly`.
+        sender.lane.publish();
+        sender.look_around();
+        match sender.lane.has_room(*len) {
+            Ok(()) => Ok(true),
+            Err(full) => Ok(sender.look_for_room(full.end)?.is_none()),
+        }
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        let Self { sender, len } = self;
+        let Err(full) = sender.lane.has_room(*len) else {
+            return Ok(());
+        };
+        let lowest = sender.survey()?;
+        let want = sender.lane.wanted(full.end, lowest.position);
+        sender.arm(tickets, want, |sender| sender.look_for_room(full.end))
+    }
+
+    fn disarm(&mut self) {
+        self.sender.disarm();
+    }
+}
+
+/// A sender that waits until all is received up to a position.
+struct Delivered<'a> {
+    sender: &'a mut Sender,
+    target: u64,
+}
+
+impl Waitable for Delivered<'_> {
+    fn is_ready(&mut self) -> Result<bool> {
+        self.sender.check_fork()?;
+        self.sender.is_delivered(self.target)
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        let target = self.target;
+        self.sender
+            .arm(tickets, target, |sender| sender.look_for_delivery(target))
+    }
+
+    fn disarm(&mut self) {
+        self.sender.disarm();
+    }
+}
+
+impl Sender {
+    fn arm(
+        &mut self,
+        tickets: &mut Vec<Ticket>,
+        want: u64,
+        look: impl FnOnce(&mut Self) -> Result<Option<Lowest>>,
+    ) -> Result<()> {
+        let topic = Arc::clone(&self.topic);
+        let header = self.lane.header().clone();
+        let ticket = park::arm_room(&topic.files.control, &header, want, || look(self))?;
+        tickets.extend(ticket);
+        Ok(())
+    }
+
+    fn disarm(&self) {
+        if self.check_fork().is_ok() {
+            park::disarm_room(self.lane.header());
+        }
+    }
+}
+
 impl Drop for Sender {
     fn drop(&mut self) {
         if self.born != fork::generation() {
@@ -308,6 +408,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
         }
         Ok(Self {
             sender,
+            sleep: Sleep::default(),
             kind: PhantomData,
         })
     }
@@ -355,6 +456,54 @@ impl<T: ?Sized + Payload> Publisher<T> {
     pub fn wait_delivered(&mut self, timeout: Option<Duration>) -> Result<()> {
         self.sender.wait_delivered(timeout)
     }
+
+    /// The same, as a future that may be dropped at any time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait_delivered`](Self::wait_delivered).
+    pub async fn wait_delivered_async(&mut self) -> Result<()> {
+        let Self { sender, sleep, .. } = self;
+        let target = sender.lane.visible();
+        Ready::new(Delivered { sender, target }, sleep).await
+    }
+
+    /// Sends a copy of `bytes`, once there is room.
+    pub(crate) async fn send_bytes_async(&mut self, bytes: &[u8]) -> Result<()> {
+        let Self { sender, sleep, .. } = self;
+        let len = bytes.len();
+        Ready::new(Room { sender, len }, sleep).await?;
+        sender.send(bytes, Some(Duration::ZERO))
+    }
+
+    /// Sends a copy of `bytes` if there is room now.
+    pub(crate) fn send_now(&mut self, bytes: &[u8]) -> Result<bool> {
+        let Self { sender, .. } = self;
+        let len = bytes.len();
+        let has_room = Room { sender, len }.is_ready()?;
+        if has_room {
+            self.sender.send(bytes, Some(Duration::ZERO))?;
+        }
+        Ok(has_room)
+    }
+
+    /// The same, for a sink: `Ready` when `bytes` are sent.
+    pub(crate) fn poll_send(
+        &mut self,
+        bytes: &[u8],
+        context: &mut Context<'_>,
+    ) -> Poll<Result<()>> {
+        let Self { sender, sleep, .. } = self;
+        let len = bytes.len();
+        ready!(sleep.poll(&mut Room { sender, len }, context))?;
+        Poll::Ready(sender.send(bytes, Some(Duration::ZERO)))
+    }
+
+    /// A sink that waits for room no more.
+    pub(crate) fn give_up(&mut self) {
+        let Self { sender, sleep, .. } = self;
+        sleep.give_up(&mut Room { sender, len: 0 });
+    }
 }
 
 impl Publisher<[u8]> {
@@ -386,6 +535,21 @@ impl Publisher<[u8]> {
     #[inline]
     pub fn send_timeout(&mut self, message: &[u8], timeout: Duration) -> Result<()> {
         self.sender.send(message, Some(timeout))
+    }
+
+    /// Sends a copy of `message`, as a future: the task sleeps while there is no room. If it is dropped before it is ready,
+    /// nothing was sent.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn send_async(&mut self, message: &[u8]) -> Result<()> {
+        self.send_bytes_async(message).await
+    }
+
+    /// A sink that sends copies of what it is given.
+    pub fn into_sink<B: AsRef<[u8]>>(self) -> MessageSink<[u8], B> {
+        MessageSink::new(self, B::as_ref)
     }
 
     /// Lends `len` bytes of the lane, to be written in place and committed. They hold what was there before.
@@ -507,6 +671,21 @@ impl<T: Message + 'static> Publisher<T> {
     #[inline]
     pub fn send_value_timeout(&mut self, value: &T, timeout: Duration) -> Result<()> {
         self.sender.send(value.as_bytes(), Some(timeout))
+    }
+
+    /// Sends a copy of `value`, as a future: the task sleeps while there is no room. If it is dropped before it is ready,
+    /// nothing was sent.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_value`](Self::send_value); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn send_value_async(&mut self, value: &T) -> Result<()> {
+        self.send_bytes_async(value.as_bytes()).await
+    }
+
+    /// A sink that sends copies of what it is given.
+    pub fn into_sink(self) -> MessageSink<T, T> {
+        MessageSink::new(self, T::as_bytes)
     }
 
     /// Lends room for one value, to be written in place and committed. It holds what was there before: some value.
@@ -650,6 +829,7 @@ impl<T: Message> DerefMut for Loan<'_, T> {
 #[must_use]
 pub struct Subscriber<T: ?Sized = [u8]> {
     receiver: Receiver,
+    sleep: Sleep,
     kind: PhantomData<fn() -> Box<T>>,
 }
 
@@ -675,7 +855,7 @@ struct Receiver {
     seen_roster: Option<u64>,
     /// A publisher was there since the end was last reported.
     had_publisher: bool,
-    /// It has slept once.
+    /// It has slept, or was about to.
     is_known: bool,
     born: u64,
     cursor: Cursor,
@@ -727,8 +907,8 @@ const STREAM: u32 = 8;
 /// Pauses between two looks at a stream; halved with each look that finds nothing.
 const STREAM_PAUSES: u32 = 256;
 
-/// How long a reader that can't use `membarrier` sleeps at first: far longer than a store takes to become visible.
-const FIRST_SLEEP: Duration = Duration::from_millis(1);
+/// Far longer than a store takes to become visible.
+const INTRODUCTION: Duration = Duration::from_millis(1);
 /// Looks at one source before the others, the roster and the clock are looked at again.
 const CLOSE_LOOKS: u32 = 32;
 
@@ -820,6 +1000,15 @@ impl Receiver {
     /// The same, if it is there.
     #[inline]
     fn next_now(&mut self) -> Result<Option<Found>> {
+        match self.find()? {
+            None if self.take_end() => Err(self.ended()),
+            found => Ok(found),
+        }
+    }
+
+    /// The same, if it is there, without a word about the end.
+    #[inline]
+    fn find(&mut self) -> Result<Option<Found>> {
         self.check_fork()?;
         if self.turn < TURN
             && let Some(found) = self.look()
@@ -829,11 +1018,7 @@ impl Receiver {
         if self.look_elsewhere()? {
             return Ok(self.look());
         }
-        if self.take_end() {
-            Err(self.ended())
-        } else {
-            Ok(None)
-        }
+        Ok(None)
     }
 
     /// Looks at the source that is read now, and at nothing else: while messages come singly, for about as long as a
@@ -935,9 +1120,14 @@ impl Receiver {
         self.is_settled = true;
     }
 
-    /// Whether the last publisher has left, and all is received. Says so once.
+    /// Whether the last publisher has left, and all is received.
+    fn has_ended(&self) -> bool {
+        self.had_publisher && self.sources.iter().all(|source| source.ended.is_some())
+    }
+
+    /// The same; says so once.
     fn take_end(&mut self) -> bool {
-        let ended = self.had_publisher && self.sources.iter().all(|source| source.ended.is_some());
+        let ended = self.has_ended();
         if ended {
             self.had_publisher = false;
         }
@@ -983,18 +1173,18 @@ impl Receiver {
     fn sleep(&mut self, time: Duration) -> Result<()> {
         let topic = Arc::clone(&self.topic);
         let cursor = self.cursor.clone();
-        let control = &topic.files.control;
-        // A sender that has not seen us yet does not know that it must fence for us: the first sleep is a short one.
-        let knows = std::mem::replace(&mut self.is_known, true) || futex::has_barrier();
-        let time = if knows { time } else { time.min(FIRST_SLEEP) };
-        park::park(control, &cursor.header, time, || {
-            let changed = self.seen_roster != Some(roster::state(control));
-            Ok(changed
-                || self
-                    .sources
-                    .iter_mut()
-                    .any(|source| !matches!(source.reader.next(), Ok(None))))
+        park::park(&topic.files.control, &cursor.header, time, || {
+            self.introduce();
+            self.is_ready()
         })
+    }
+
+    /// A sender that has not seen us yet does not know that it must fence for us: before the last look for the first time,
+    /// its store is waited for.
+    fn introduce(&mut self) {
+        if !std::mem::replace(&mut self.is_known, true) && !futex::has_barrier() {
+            thread::sleep(INTRODUCTION);
+        }
     }
 
     /// Lists the lanes: joins new ones, drops those that are gone. `start`: it is the first time.
@@ -1116,6 +1306,44 @@ impl Receiver {
     }
 }
 
+impl Receiver {
+    /// Whether there is a message, or a loss or damage to tell. If not, notes what has ended, and publishes what was
+    /// released.
+    fn has_news(&mut self) -> Result<bool> {
+        self.check_fork()?;
+        if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
+            self.refresh(None)?;
+        }
+        let mut sources = self.sources.iter_mut();
+        if sources.any(|source| !matches!(source.reader.next(), Ok(None))) {
+            return Ok(true);
+        }
+        if !self.is_settled {
+            self.be_idle();
+        }
+        Ok(false)
+    }
+}
+
+impl Waitable for Receiver {
+    fn is_ready(&mut self) -> Result<bool> {
+        Ok(self.has_news()? || self.has_ended())
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        self.check_fork()?;
+        tickets.push(park::arm(&self.topic.files.control, &self.cursor.header));
+        self.introduce();
+        Ok(())
+    }
+
+    fn disarm(&mut self) {
+        if self.check_fork().is_ok() {
+            park::disarm(&self.cursor.header);
+        }
+    }
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         if self.born != fork::generation() {
@@ -1136,10 +1364,25 @@ impl Drop for Receiver {
     }
 }
 
+impl<T: ?Sized> Waitable for Subscriber<T> {
+    fn is_ready(&mut self) -> Result<bool> {
+        self.receiver.is_ready()
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        self.receiver.arm(tickets)
+    }
+
+    fn disarm(&mut self) {
+        self.receiver.disarm();
+    }
+}
+
 impl<T: ?Sized + Payload> Subscriber<T> {
     pub(crate) fn join(topic: &Arc<TopicInner>, start: Start) -> Result<Self> {
         Ok(Self {
             receiver: Receiver::join(topic, start)?,
+            sleep: Sleep::default(),
             kind: PhantomData,
         })
     }
@@ -1148,6 +1391,30 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     #[must_use]
     pub fn topic_name(&self) -> &str {
         &self.receiver.topic.files.name
+    }
+
+    pub(crate) fn topic(&self) -> &TopicInner {
+        &self.receiver.topic
+    }
+
+    pub(crate) fn find(&mut self) -> Result<Option<Found>> {
+        self.receiver.find()
+    }
+
+    pub(crate) fn has_news(&mut self) -> Result<bool> {
+        self.receiver.has_news()
+    }
+
+    /// Whether the last publisher has left, and all is received; `None`: none was there since that was said.
+    pub(crate) fn has_ended(&self) -> Option<bool> {
+        self.receiver
+            .had_publisher
+            .then(|| self.receiver.has_ended())
+    }
+
+    /// Says that it has ended.
+    pub(crate) fn take_end(&mut self) -> bool {
+        self.receiver.take_end()
     }
 
     /// The next message, in place. Waits for it as the wait strategy says.
@@ -1185,8 +1452,31 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         found.map(|found| self.frame(found)).transpose()
     }
 
+    /// The next message, in place, as a future: the task sleeps while there is none. It is taken only when the future is
+    /// ready: one that is dropped before, as `select!` does, loses nothing.
+    ///
+    /// While there are messages, it is ready at once, every time: a task that receives without end lets others run where it
+    /// says so itself.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn recv_async(&mut self) -> Result<Frame<'_, T>> {
+        let Self {
+            receiver, sleep, ..
+        } = self;
+        let found = loop {
+            Ready::new(&mut *receiver, sleep).await?;
+            if let Some(found) = receiver.next_now()? {
+                break found;
+            }
+        };
+        self.frame(found)
+    }
+
+    /// What was found just now.
     #[inline]
-    fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
+    pub(crate) fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
         if found.word.len() != T::SIZE.unwrap_or(found.word.len()) {
             return Err(self.wrong_size(found));
         }
@@ -1239,6 +1529,17 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.receiver.lost
     }
 
+    /// A stream of copies of the messages. It ends when the last publisher has left; may go on after that, when another one
+    /// comes. To read in place, see [`recv_async`](Self::recv_async).
+    pub fn stream(&mut self) -> MessageStream<&mut Self> {
+        MessageStream::new(self)
+    }
+
+    /// The same, as the subscriber's owner.
+    pub fn into_stream(self) -> MessageStream<Self> {
+        MessageStream::new(self)
+    }
+
     /// How many publishers there are now; another may join or leave meanwhile.
     ///
     /// # Errors
@@ -1258,6 +1559,14 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         presence::until(&topic, "wait for publishers of", timeout, || {
             Ok(self.publisher_count()? >= n)
         })
+    }
+}
+
+impl<T: ?Sized + Payload> Receive for Subscriber<T> {
+    type Item = T::Owned;
+
+    fn receive_now(&mut self) -> Result<Option<T::Owned>> {
+        Ok(self.try_recv()?.map(|frame| frame.copied()))
     }
 }
 

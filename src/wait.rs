@@ -1,11 +1,54 @@
-//! How to wait: look again, pause, yield, sleep.
+//! How to wait, look again, pause, yield, sleep; and what can be waited for.
 
 use std::hint;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::PollFd;
 use nix::unistd::{SysconfVar, sysconf};
+
+use crate::error::Result;
+use crate::shm::park::Ticket;
+
+/// What can be waited for, alone or with others.
+///
+/// Going to sleep: [`arm`](Self::arm) all, one heavy fence, [`is_ready`](Self::is_ready) of each once more, sleep while the
+/// signals of all tickets are as seen, [`disarm`](Self::disarm) all.
+pub trait Waitable {
+    /// Whether a call would not wait: there is a message, a loss, an end, or room. Takes nothing; what has become of the
+    /// publishers is noted, and what was released is published.
+    fn is_ready(&mut self) -> Result<bool>;
+
+    /// Has the other side ring from now on. Adds what to sleep on.
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()>;
+
+    /// It is awake. May be called without [`arm`](Self::arm), too.
+    fn disarm(&mut self);
+
+    /// What to sleep on if it is a descriptor.
+    fn descriptor(&self) -> Option<PollFd<'_>> {
+        None
+    }
+}
+
+impl<W: Waitable + ?Sized> Waitable for &mut W {
+    fn is_ready(&mut self) -> Result<bool> {
+        (**self).is_ready()
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        (**self).arm(tickets)
+    }
+
+    fn disarm(&mut self) {
+        (**self).disarm();
+    }
+
+    fn descriptor(&self) -> Option<PollFd<'_>> {
+        (**self).descriptor()
+    }
+}
 
 /// How a blocking call waits while there is nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

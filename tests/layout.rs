@@ -277,7 +277,7 @@ fn every_byte_of_every_file() {
     let (_dir, path) = bus_dir();
     let bus = Bus::at(&path).unwrap();
     assert_eq!(names(&path), ["bus", "members", "topics"]);
-    Golden::new(&path.join("bus"), 64, 1, 0, 0).check();
+    Golden::new(&path.join("bus"), 8192, 1, 0, 0).check();
 
     // The member: its name is its id.
     let members = names(&path.join("members"));
@@ -301,6 +301,9 @@ fn every_byte_of_every_file() {
         .capacity(4096)
         .open()
         .unwrap();
+    let mut golden = Golden::new(&path.join("bus"), 8192, 1, 0, 0);
+    golden.word(4096, 1);
+    golden.check();
     assert_eq!(names(&files), ["topic"]);
     let bytes_topic = |last_id| {
         let mut golden = topic(&files.join("topic"), 4096, last_id);
@@ -497,7 +500,7 @@ fn a_bus_by_name() {
         .env("BUSLANE_DIR", dir.path())
         .stdout(Stdio::null());
     assert!(command.status().unwrap().success());
-    Golden::new(&dir.path().join("by-name/bus"), 64, 1, 0, 0).check();
+    Golden::new(&dir.path().join("by-name/bus"), 8192, 1, 0, 0).check();
 }
 
 // ------------------------------------------------------------------------------------------- what the words are for

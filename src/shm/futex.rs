@@ -1,5 +1,6 @@
 //! The system calls that put a thread to sleep, wake one, and fence other processes. `unsafe`, and no algorithm.
 
+use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -28,6 +29,82 @@ pub fn wait(word: &AtomicU64, seen: u64, time: Duration) {
             &raw const time,
         );
     }
+}
+
+/// How many words [`wait_any`] takes.
+pub const WAIT_ANY_MAX: usize = 128;
+
+/// One word of the kernel's `futex_waitv`.
+#[repr(C)]
+struct Waiting {
+    seen: u64,
+    address: u64,
+    flags: u32,
+    reserved: u32,
+}
+/// The word has 32 bits, and is known by its file, not by its address (as it would be with `FUTEX2_PRIVATE`).
+const FUTEX2_SIZE_U32: u32 = 2;
+
+/// Sleeps while the low half of each word is that of the value beside it, at most `time`; [`WAIT_ANY_MAX`] words at most.
+/// Returns early as [`wait`] does.
+pub fn wait_any<'a>(words: impl Iterator<Item = (&'a AtomicU64, u64)>, time: Option<Duration>) {
+    let mut waiting: [Waiting; WAIT_ANY_MAX] = std::array::from_fn(|_| Waiting {
+        seen: 0,
+        address: 0,
+        flags: FUTEX2_SIZE_U32,
+        reserved: 0,
+    });
+    let mut count = 0;
+    for (one, (word, seen)) in waiting.iter_mut().zip(words) {
+        one.seen = u64::from(seen as u32);
+        one.address = low_half(word).addr() as u64;
+        count += 1;
+    }
+    let deadline = time.map(from_now);
+    let deadline = deadline
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the first `count` are filled in with the addresses of live, aligned words, which the kernel only reads;
+    // `waiting` and `deadline` outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex_waitv,
+            waiting.as_ptr(),
+            count,
+            0,
+            deadline,
+            libc::CLOCK_MONOTONIC,
+        );
+    }
+}
+
+/// The time on the monotonic clock when `time` will have passed.
+fn from_now(time: Duration) -> libc::timespec {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes the time to `now`, and this clock always exists.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now);
+    }
+    let nanos = now.tv_nsec as u64 + u64::from(time.subsec_nanos());
+    let carry = nanos / 1_000_000_000;
+    now.tv_sec = now
+        .tv_sec
+        .saturating_add_unsigned(time.as_secs().saturating_add(carry).min(i32::MAX as u64));
+    now.tv_nsec = (nanos % 1_000_000_000) as libc::c_long;
+    now
+}
+
+/// Whether the kernel has `futex_waitv` (Linux 5.16 and later), and lets us call it.
+pub fn has_wait_any() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        // SAFETY: without words there is nothing to read: the kernel says that this is invalid.
+        let answer = unsafe { libc::syscall(libc::SYS_futex_waitv, 0, 0, 0, 0, 0) };
+        answer == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+    })
 }
 
 /// Wakes all that sleep on `word`.

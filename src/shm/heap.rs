@@ -239,6 +239,50 @@ pub mod futex {
         }
     }
 
+    /// How many words [`wait_any`] takes.
+    pub const WAIT_ANY_MAX: usize = 4;
+
+    /// Sleeps while the low half of each word is that of the value beside it, until one is woken. Returns early when one is
+    /// woken before all are looked at.
+    #[track_caller]
+    pub fn wait_any<'a>(
+        words: impl Iterator<Item = (&'a AtomicU64, u64)>,
+        _time: Option<Duration>,
+    ) {
+        let mut queued = 0;
+        let mut sleeps = true;
+        for (word, seen) in words {
+            let queue = queue_of(word);
+            let wakes = &KERNEL.wakes[queue];
+            let before = wakes.fetch_add(0, Ordering::Acquire);
+            sleeps = word.load(Ordering::Relaxed) as u32 == seen as u32
+                && wakes.fetch_add(0, Ordering::Acquire) == before;
+            if !sleeps {
+                break;
+            }
+            // In one step with the look before it.
+            let sleeper = (queue, thread::current());
+            KERNEL.queues.lock().unwrap().1.push(sleeper);
+            queued += 1;
+        }
+        if sleeps {
+            trace(format_args!("sleep on {queued}"));
+            thread::park();
+        }
+        let me = thread::current().id();
+        let left = {
+            let sleepers = &mut KERNEL.queues.lock().unwrap().1;
+            sleepers
+                .extract_if(.., |(_, thread)| thread.id() == me)
+                .count()
+        };
+        if !sleeps && left < queued {
+            // Woken meanwhile: the next park would end at once.
+            thread::park();
+        }
+        trace(format_args!("awake"));
+    }
+
     /// Wakes all that sleep on `word`.
     #[track_caller]
     pub fn wake(word: &AtomicU64) {

@@ -257,10 +257,7 @@ impl Writer {
 
     /// Behind the end of the ring, or of the limit: pads up to the former, and says if the latter is too near.
     fn claim_past_bound(&mut self, len: usize) -> Result<(), Full> {
-        let size = frame_size(len as u64);
-        let to_end = self.ring.capacity() - self.ring.offset(self.tail);
-        let padding = if size > to_end { to_end } else { 0 };
-        let end = self.tail + padding + size + SLOT;
+        let (padding, end) = self.measure(len);
         if end > self.limit {
             return Err(Full { end });
         }
@@ -270,6 +267,22 @@ impl Writer {
         }
         self.set_bound();
         Ok(())
+    }
+
+    /// The padding before a frame for `len` bytes, and the limit that it needs.
+    fn measure(&self, len: usize) -> (u64, u64) {
+        let size = frame_size(len as u64);
+        let to_end = self.ring.capacity() - self.ring.offset(self.tail);
+        let padding = if size > to_end { to_end } else { 0 };
+        (padding, self.tail + padding + size + SLOT)
+    }
+
+    /// Whether a claim for `len` bytes would find room.
+    pub fn has_room(&self, len: usize) -> Result<(), Full> {
+        match self.measure(len) {
+            (_, end) if end > self.limit => Err(Full { end }),
+            _ => Ok(()),
+        }
     }
 
     /// Up to where a claim needs neither padding nor a look at the limit.

@@ -173,6 +173,15 @@ pub struct Control {
     pub last_id: Line<AtomicU64>,
 }
 
+/// A bus's control page, behind its identity: every member maps it writable. Its word changes by read-modify-write.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct BusControl {
+    /// Bumped after a topic was made or removed; who waits for topics sleeps on its low half.
+    pub topics: Line<AtomicU64>,
+}
+
 /// A lane's header page. Written by the holder of the file's lock alone: its writer, or who puts it away.
 #[cfg_attr(not(loom), derive(FromBytes))]
 #[derive(Debug, Default)]
@@ -357,6 +366,7 @@ const _: () = {
     assert!(offset_of!(Control, bell) == 128);
     assert!(offset_of!(Control, roster) == 256);
     assert!(offset_of!(Control, last_id) == 384);
+    assert!(offset_of!(BusControl, topics) == 0);
     assert!(offset_of!(LaneHeader, want) == 128);
     assert!(offset_of!(LaneHeader, mark) == 256);
     assert!(offset_of!(LaneHeader, limit) == 384);

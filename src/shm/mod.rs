@@ -6,6 +6,7 @@
 //! | `lane` | the writing half, its invariant, the reading half | yes | |
 //! | `roster` | who reads: join, leave, limits | yes | |
 //! | `park` | the sleep and wake handshake | yes | |
+//! | `wakers` | many sleepers behind one thread | | |
 //! | `fork` | what a forked child must not keep | yes | |
 //! | `sync` | the atomics: the processor's, or loom's | types only | |
 //! | `files` | making, checking, locking and listing files | | |
@@ -29,6 +30,7 @@ pub mod park;
 pub mod roster;
 #[allow(clippy::disallowed_types)]
 pub mod sync;
+pub mod wakers;
 
 #[cfg(not(loom))]
 #[allow(clippy::disallowed_types, unsafe_code)]

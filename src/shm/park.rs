@@ -37,9 +37,10 @@
 //! All sleeps are bounded by the caller, so that a waker that dies between its store and its wake costs a delay, not a
 //! hang.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::layout::{Control, CursorHeader, LaneHeader, NOBODY, Slot};
+use super::layout::{BusControl, Control, CursorHeader, LaneHeader, Line, NOBODY, Slot};
 use super::roster::{Gate, Lowest};
 use super::sync::{AtomicU64, Ordering, heavy_fence, light_fence};
 use super::{View, futex};
@@ -86,16 +87,44 @@ pub enum Signal {
     Bell(View<Control>),
     /// How far a reader is.
     Slot(View<[Slot]>, usize),
+    /// The list of a bus's topics.
+    Topics(View<BusControl>),
+    /// A word of this process's own.
+    Own(Arc<Line<AtomicU64>>),
 }
 
 impl Signal {
+    /// A new word of this process's own.
+    pub fn own() -> Self {
+        Self::Own(Arc::default())
+    }
+
     /// The word.
     pub fn word(&self) -> &AtomicU64 {
         match self {
             Self::Bell(control) => &control.bell,
             Self::Slot(slots, index) => &slots[*index].position,
+            Self::Topics(control) => &control.topics,
+            Self::Own(word) => word,
         }
     }
+
+    /// Its value now. `Relaxed`: who finds it changed looks again at what it waits for, behind a fence of its own.
+    pub fn now(&self) -> u64 {
+        self.word().load(Ordering::Relaxed)
+    }
+
+    /// Whether both are the same word.
+    pub fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.word(), other.word())
+    }
+}
+
+/// Changes a word of this process's own, and wakes who sleeps on it.
+pub fn kick(own: &AtomicU64) {
+    // No ordering: what it tells of is behind a lock.
+    own.fetch_add(1, Ordering::Relaxed);
+    futex::wake(own);
 }
 
 /// Leave to sleep while a signal is as it was seen.
@@ -112,6 +141,19 @@ impl Ticket {
     pub fn sleep(&self, time: Duration) {
         futex::wait(self.signal.word(), self.seen, time);
     }
+
+    /// Whether the signal has changed since.
+    pub fn is_due(&self) -> bool {
+        self.signal.now() != self.seen
+    }
+}
+
+/// Sleeps while all signals are as they were seen, at most `time`. As many as `futex::WAIT_ANY_MAX`.
+pub fn sleep_any(tickets: &[Ticket], time: Option<Duration>) {
+    let words = tickets
+        .iter()
+        .map(|ticket| (ticket.signal.word(), ticket.seen));
+    futex::wait_any(words, time);
 }
 
 /// A reader's: says that it is about to sleep on the bell. What must follow: a heavy fence, a last look, and, after the

@@ -8,7 +8,7 @@ use std::thread;
 
 use super::files::{self, DRAFT, Dir, skip_damaged};
 use super::lane;
-use super::layout::LEFT;
+use super::layout::{BusControl, LEFT};
 use super::members::{self, Dead};
 use super::roster;
 use super::segment::Access;
@@ -33,7 +33,7 @@ pub struct Reclaimed {
 ///
 /// The kernel drops the locks of a process that ends one after the other, so some may still be held when the member's is
 /// gone: they are asked for again.
-pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
+pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclaimed> {
     let mut found = Reclaimed::default();
     let dead = members::dead(members)?;
     tidy_drafts(members)?;
@@ -41,6 +41,8 @@ pub fn sweep(members: &Dir, topics: &Dir) -> Result<Reclaimed> {
     if dead.is_empty() {
         return Ok(found);
     }
+    // One of them may have made or removed a topic, and died before telling.
+    roster::topics_changed(control);
     let ids: Vec<u64> = dead.iter().map(Dead::id).collect();
     let mut names = names(topics)?;
     for step in members::LOCK_LINGERS {

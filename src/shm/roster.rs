@@ -21,9 +21,10 @@
 //! | slot `position` | the reader | see `lane`; on joining it is stored before `lane` |
 //! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
 //! | `used` | the reader | `Release` in [`Cursor::take_slot`], with the same fence |
+//! | `topics` of the bus | who makes or removes a topic | `Release` in [`topics_changed`], with the `Acquire` in [`topics`] |
 //! | `joined` | the reader | `Release` in [`Cursor::set_joined`], with the fence in [`Cursor::is_joined`] |
 
-use super::layout::{Control, CursorHeader, LEFT, LaneHeader, Slot};
+use super::layout::{BusControl, Control, CursorHeader, LEFT, LaneHeader, Slot};
 use super::sync::{Ordering, fence};
 use super::{View, futex};
 
@@ -42,6 +43,19 @@ pub fn changed(control: &Control) {
 pub fn state(control: &Control) -> u64 {
     // Pairs with the bump in `changed`: what is listed after this is at least as new.
     control.roster.load(Ordering::Acquire)
+}
+
+/// Tells all members that there is another topic, or one less, those that sleep on that, too.
+pub fn topics_changed(control: &BusControl) {
+    // Pairs with the `Acquire` in `topics`: who sees it, or a later bump, lists what there is now.
+    control.topics.fetch_add(1, Ordering::Release);
+    futex::wake(&control.topics);
+}
+
+/// The state of the list of topics, to compare with later ones.
+pub fn topics(control: &BusControl) -> u64 {
+    // Pairs with the bump in `topics_changed`: what is listed after this is at least as new.
+    control.topics.load(Ordering::Acquire)
 }
 
 /// A number for a new lane or cursor, never given before in this topic.

@@ -11,8 +11,8 @@ use super::fork::Held;
 use super::futex;
 use super::lane::{self, Corrupt, Writer};
 use super::layout::{
-    CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY, PAGE, Pattern,
-    Slot, TopicConfig,
+    BusControl, CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY,
+    PAGE, Pattern, Slot, TopicConfig,
 };
 use super::roster::{self, Cursor, Listed};
 use super::segment::{Access, Mapping, View};
@@ -23,6 +23,8 @@ pub const LANE: &str = "lane.";
 /// What cursors are called, before their number.
 pub const CURSOR: &str = "cursor.";
 const TOPIC: &str = "topic";
+/// Bytes in the file of a bus: identity, and control page.
+pub const BUS_SIZE: u64 = 2 * PAGE as u64;
 
 /// A topic's directory and control page.
 #[derive(Debug)]
@@ -115,6 +117,11 @@ impl TopicFiles {
     /// Where its files are.
     pub fn dir(&self) -> &Dir {
         &self.dir
+    }
+
+    /// Whether it was not removed meanwhile.
+    pub fn exists(&self) -> Result<bool> {
+        files::is_named(&self.dir).map_err(|e| Error::system("look at the topic", &*self.name, e))
     }
 
     // ------------------------------------------------------------------------------------------------------ lanes
@@ -333,9 +340,7 @@ impl TopicFiles {
     }
 
     fn check_named(&self) -> Result<()> {
-        let named = files::is_named(&self.dir)
-            .map_err(|e| Error::system("look at the topic", &*self.name, e))?;
-        if named {
+        if self.exists()? {
             return Ok(());
         }
         let why = "the topic was removed";
@@ -437,6 +442,19 @@ pub fn check_capacity(capacity: u64) -> Result<usize, String> {
     } else {
         Ok(capacity as usize)
     }
+}
+
+/// The control page of the bus whose file this is.
+pub fn map_bus(name: &str, file: &OwnedFd, identity: &Identity) -> Result<View<BusControl>> {
+    let size = BUS_SIZE;
+    if identity.size != size {
+        let why = format!("its file says {} bytes, not {size}", identity.size);
+        return Err(Error::new(ErrorKind::Corrupt, "open the bus", name, why)
+            .advise("remove the bus when nobody uses it"));
+    }
+    let map = Mapping::new(file, PAGE as u64, PAGE, Access::Write);
+    let map = map.map_err(|e| Error::system("map the file of the bus", name, e))?;
+    Ok(map.view(0))
 }
 
 fn map(

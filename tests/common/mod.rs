@@ -52,7 +52,11 @@ impl Private {
         names(&self.path.join(under))
     }
     pub fn child(&self, role: &str, argument: impl ToString) -> Process {
-        Process::start(&self.path, role, &argument.to_string())
+        Process::start(&self.path, &format!("child::{role}"), &argument.to_string())
+    }
+    /// A test of this binary, alone in a process, where it has a role.
+    pub fn child_test(&self, test: &str) -> Process {
+        Process::start(&self.path, test, "")
     }
 }
 
@@ -72,9 +76,9 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(path: &Path, role: &str, argument: &str) -> Self {
+    fn start(path: &Path, test: &str, argument: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &format!("child::{role}"), "--nocapture"])
+            .args(["--exact", test, "--nocapture"])
             .env(BUS, path)
             .env(ARGUMENT, argument)
             .stdout(Stdio::piped())
