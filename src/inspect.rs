@@ -5,7 +5,7 @@ use crate::message::Description;
 use crate::shm::files::Dir;
 use crate::shm::fork;
 use crate::shm::lane::{self, Boundary, Outside};
-use crate::shm::layout::LEFT;
+use crate::shm::layout::{LEFT, Pattern};
 use crate::shm::members::{self, Owner};
 use crate::shm::segment::Access;
 use crate::shm::topic::{CURSOR, LANE, LaneFile, TopicFiles};
@@ -134,8 +134,12 @@ impl TopicReport {
                     header: &file.header,
                     ring: &file.ring,
                 };
+                let held_from = match topic.pattern {
+                    Pattern::Lossy => outside.held_from(position),
+                    _ => position,
+                };
                 let lag = outside.lag(
-                    position,
+                    held_from,
                     Boundary {
                         position: position_end,
                         sequence,

@@ -67,15 +67,15 @@ fn topics_of_other_processes_are_joined_from_sleep() {
         for name in ["orders/eu", "orders/us/new"] {
             let mut other = private.child("maker", "other/orders");
             let mut child = thread::scope(|scope| {
-                let child = scope.spawn(|| {
-                    thread::sleep(Duration::from_millis(20));
-                    private.child("maker", name)
+                scope.spawn(|| {
+                    for _ in 0..3 {
+                        let message = take(&mut selection);
+                        assert_eq!(message, (name.to_owned(), name.as_bytes().to_vec()));
+                    }
                 });
-                for _ in 0..3 {
-                    let message = take(&mut selection);
-                    assert_eq!(message, (name.to_owned(), name.as_bytes().to_vec()));
-                }
-                child.join().unwrap()
+                thread::sleep(Duration::from_millis(20));
+                // From here: a child ends with the thread that started it.
+                private.child("maker", name)
             });
             assert_eq!((child.hear(), other.hear()), ("sent".into(), "sent".into()));
             assert!(selection.try_recv().unwrap().is_none());

@@ -1096,10 +1096,14 @@ impl Outside<'_> {
             .find(|boundary| boundary.position == floor)
     }
 
-    /// How many messages that are held lie between a reader at `position` and `end`. If the reader goes on meanwhile,
+    /// Where a reader at `position` whom nobody waits for can go on: what lies before may be overwritten.
+    pub fn held_from(&self, position: u64) -> u64 {
+        position.max(self.header.floor.load(Ordering::Relaxed))
+    }
+
+    /// How many messages lie between a reader at `position`, which is held, and `end`. If the reader goes on meanwhile,
     /// the frame there may be overwritten, and what is said is at most what fits the ring.
     pub fn lag(&self, position: u64, end: Boundary) -> u64 {
-        let position = position.max(self.header.floor.load(Ordering::Relaxed));
         match frame_at(self.ring, position) {
             Ok(Some(found)) if position < end.position => {
                 let lag = (end.sequence as u32).wrapping_sub(found.word.sequence());
