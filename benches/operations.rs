@@ -189,6 +189,29 @@ fn receiving(c: &mut Criterion) {
     });
 }
 
+/// A subscriber of many publishers, who send nothing, or of whom one does.
+fn polling(c: &mut Criterion) {
+    for lanes in [1, 8, 64, 512] {
+        let (_dir, bus) = bus(65536);
+        let topic = bus.topic("bytes").unwrap();
+        let mut subscriber = topic.subscriber().unwrap();
+        let mut publishers: Vec<_> = (0..lanes).map(|_| topic.publisher().unwrap()).collect();
+        assert!(subscriber.try_recv().unwrap().is_none());
+        c.bench_function(&format!("poll/{lanes}"), |b| {
+            b.iter(|| assert!(subscriber.try_recv().unwrap().is_none()));
+        });
+        c.bench_function(&format!("one_busy_of/{lanes}"), |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |now| send_all(&mut publishers[0], &[7; 8], now),
+                    |_| drain(&mut subscriber),
+                )
+            });
+        });
+    }
+}
+
 /// Each is alone of its kind: what was made last is gone before the next is made.
 fn setting_up(c: &mut Criterion) {
     let mut group = c.benchmark_group("make");
@@ -218,5 +241,12 @@ fn setting_up(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(operations, sending, sending_values, receiving, setting_up);
+criterion_group!(
+    operations,
+    sending,
+    sending_values,
+    receiving,
+    polling,
+    setting_up
+);
 criterion_main!(operations);
