@@ -15,6 +15,8 @@ pub enum Failure {
     Deadline(String),
     /// The other side died, or left before it had everything.
     PeerGone(String),
+    /// Something was lost, and nothing was to be.
+    Lost(String),
     /// SIGINT or SIGTERM asked to end.
     Signal(u8),
     /// Whoever read our stdout has gone: as for `cat`, no reason to complain.
@@ -29,6 +31,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Deadline(_) => 3,
             Self::PeerGone(_) => 4,
+            Self::Lost(_) => 5,
             Self::Signal(number) => 128 + number,
             Self::StdoutClosed => 0,
         }
@@ -37,8 +40,11 @@ impl Failure {
     /// Says why on stderr, if there is anything to say.
     pub fn tell(&self) {
         use std::io::Write as _;
-        if let Self::Error(why) | Self::Usage(why) | Self::Deadline(why) | Self::PeerGone(why) =
-            self
+        if let Self::Error(why)
+        | Self::Usage(why)
+        | Self::Deadline(why)
+        | Self::PeerGone(why)
+        | Self::Lost(why) = self
         {
             // A closed stderr leaves the status, which says enough.
             let _ = writeln!(io::stderr(), "buslane: {why}");
@@ -65,6 +71,7 @@ impl From<buslane::Error> for Failure {
         match error.kind() {
             ErrorKind::InvalidName | ErrorKind::InvalidCapacity => Self::Usage(why),
             ErrorKind::TimedOut => Self::Deadline(why),
+            ErrorKind::Lost => Self::Lost(why),
             ErrorKind::SubscribersGone => Self::PeerGone(why),
             _ => Self::Error(why),
         }

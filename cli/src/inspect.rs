@@ -74,6 +74,7 @@ struct PositionJson {
     lane: u64,
     position: u64,
     lag: u64,
+    lost: u64,
 }
 
 #[derive(Serialize)]
@@ -118,6 +119,7 @@ impl<'a> Whole<'a> {
                     lane: at.lane,
                     position: at.position,
                     lag: at.lag,
+                    lost: at.lost,
                 })
                 .collect(),
         };
@@ -167,6 +169,7 @@ fn people(
             format!("{}, {}", report.messages(), size::human(report.bytes())),
         ],
         vec!["lag".into(), format!("{} messages", report.lag())],
+        vec!["lost".into(), format!("{} messages", report.lost())],
     ];
     table(out, &rows)?;
 
@@ -187,13 +190,16 @@ fn people(
     }
     section(out, &rows)?;
 
-    rows = vec![row(&["CURSOR", "OWNER", "LANE", "POSITION", "LAG", ""])];
+    rows = vec![row(&[
+        "CURSOR", "OWNER", "LANE", "POSITION", "LAG", "LOST", "",
+    ])];
     for cursor in &report.cursors {
         let state = if cursor.sleeping { "sleeping" } else { "" };
         if cursor.positions.is_empty() {
             rows.push(row(&[
                 &cursor.id.to_string(),
                 &owner(&cursor.owner),
+                "-",
                 "-",
                 "-",
                 "-",
@@ -207,6 +213,7 @@ fn people(
                 at.lane.to_string(),
                 at.position.to_string(),
                 at.lag.to_string(),
+                at.lost.to_string(),
                 state.into(),
             ]);
         }

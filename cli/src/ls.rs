@@ -57,7 +57,7 @@ impl<'a> Summary<'a> {
             bytes: report.bytes(),
             messages: report.messages(),
             lag: report.lag(),
-            lost: 0, // a lossless topic loses none
+            lost: report.lost(),
         }
     }
 }

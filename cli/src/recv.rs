@@ -1,11 +1,11 @@
 //! `buslane recv`: what is sent to some topics, to stdout.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::panic::resume_unwind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use buslane::{Bus, ErrorKind, Frame, Subscriber};
+use buslane::{Bus, ErrorKind, Frame, Lost, Start, Subscriber};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -19,13 +19,19 @@ use crate::signals::{SLICE, Stop};
 ///
 /// Like reading a FIFO, it waits for a publisher, and ends when the last one has gone and everything has been read.
 /// Unlike with a FIFO, each of several `recv` gets everything.
+///
+/// On a lossy topic, whose publishers wait for nobody, stderr says what was lost, where it is missing; with --json, an
+/// object in its place does.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   buslane recv news                           until its publishers have gone
   buslane recv news weather --follow          two topics, for ever
   buslane recv backup --frame chunk > disk    the bytes as they were sent
-  buslane recv news --count 1 --json          one message, with its topic and sequence number")]
+  buslane recv news --count 1 --json          one message, with its topic and sequence number
+  buslane recv prices --strict                not one of them may be missing
+
+Exit status 5: something was lost (only with --strict).")]
 pub struct Args {
     /// The topics; they are made if there are none of these names
     #[arg(required = true, value_name = "TOPIC")]
@@ -43,7 +49,7 @@ pub struct Args {
     /// Where to begin
     #[arg(long, value_enum, default_value = "new")]
     from: From,
-    /// End with exit status 5 if messages were lost; these topics lose none
+    /// End with exit status 5 where messages of a lossy topic were lost
     #[arg(long)]
     strict: bool,
 }
@@ -52,25 +58,35 @@ pub struct Args {
 enum From {
     /// With what is sent from now on
     New,
+    /// With the oldest that publishers still hold
+    Oldest,
+}
+
+impl From {
+    fn start(self) -> Start {
+        match self {
+            Self::New => Start::Now,
+            Self::Oldest => Start::Oldest,
+        }
+    }
 }
 
 /// Receives until the publishers have gone.
 pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
-    // Neither is a choice on a topic that loses nothing and keeps nothing.
     let Args {
-        from: From::New,
-        strict: _,
         topics,
         frame,
         follow,
         count,
+        from,
+        strict,
     } = args;
     let bus = common.open(Bus::builder())?;
     let mut sources = Vec::new();
     for name in topics {
         sources.push(Source {
             name,
-            subscriber: bus.topic(name)?.subscriber()?,
+            subscriber: bus.topic(name)?.subscriber_from(from.start())?,
         });
     }
     let framing = if common.json { None } else { Some(*frame) };
@@ -83,6 +99,7 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     let receiver = Receiver {
         sink: Mutex::new(sink),
         follow: *follow,
+        strict: *strict,
         topics,
         bus,
         stop,
@@ -112,6 +129,7 @@ struct Source<'a> {
 struct Receiver<'a> {
     sink: Mutex<Sink<'a>>,
     follow: bool,
+    strict: bool,
     topics: &'a [String],
     bus: Bus,
     stop: &'a Stop,
@@ -130,6 +148,7 @@ struct Sink<'a> {
 
 /// What came of looking for a message.
 enum Next {
+    /// A message, or that some are missing.
     Written,
     Nothing,
     Ended,
@@ -182,7 +201,12 @@ impl<'a> Receiver<'a> {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ok(Next::Nothing),
             Err(error) if error.kind() == ErrorKind::Ended => return Ok(Next::Ended),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                return match error.lost() {
+                    Some(lost) => self.lost(topic, lost, error),
+                    None => Err(error.into()),
+                };
+            }
         };
         let sink = &mut *self.sink();
         if sink.left > 0 {
@@ -193,6 +217,34 @@ impl<'a> Receiver<'a> {
                 None => json_line(&mut sink.out, &Line::new(topic, &frame))?,
             }
             sink.left -= 1;
+        }
+        Ok(Next::Written)
+    }
+
+    /// Says what is missing, where it is missing; there it ends, if nothing may be.
+    fn lost(&self, topic: &str, lost: Lost, error: buslane::Error) -> Result<Next, Failure> {
+        let sink = &mut *self.sink();
+        if sink.left == 0 {
+            return Ok(Next::Written);
+        }
+        if sink.framing.is_none() {
+            json_line(&mut sink.out, &Gap::new(topic, lost))?;
+        }
+        if self.strict {
+            sink.left = 0; // what other topics have comes after the gap
+            sink.out.flush().map_err(Failure::stdout)?;
+            return Err(error.into());
+        }
+        if sink.framing.is_some() {
+            let Lost {
+                messages, bytes, ..
+            } = lost;
+            // In its place also where both streams end in one terminal. A closed stderr is no reason to end.
+            sink.out.flush().map_err(Failure::stdout)?;
+            let _ = writeln!(
+                io::stderr(),
+                "buslane: {topic}: {messages} messages ({bytes} bytes) lost here"
+            );
         }
         Ok(Next::Written)
     }
@@ -231,6 +283,26 @@ impl<'a> Line<'a> {
             sequence: frame.sequence(),
             len: frame.len(),
             data: Data::new(frame),
+        }
+    }
+}
+
+/// What is missing, in JSON.
+#[derive(Serialize)]
+struct Gap<'a> {
+    topic: &'a str,
+    lane: u64,
+    lost: u64,
+    lost_bytes: u64,
+}
+
+impl<'a> Gap<'a> {
+    fn new(topic: &'a str, lost: Lost) -> Self {
+        Self {
+            topic,
+            lane: lost.lane,
+            lost: lost.messages,
+            lost_bytes: lost.bytes,
         }
     }
 }

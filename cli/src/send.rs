@@ -17,7 +17,8 @@ use crate::size;
 
 /// Publish stdin to a topic
 ///
-/// Like opening a FIFO, it waits for a subscriber first. It ends when every subscriber has received everything.
+/// Like opening a FIFO, it waits for a subscriber first. It ends when every subscriber has received everything; on a
+/// lossy topic, everything but what it was told that it lost.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

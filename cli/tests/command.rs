@@ -11,8 +11,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use buslane::{Bus, ErrorKind, Topic};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -64,6 +66,13 @@ impl Stage {
             .collect()
     }
 
+    /// A lossy topic with room for some hundred short messages, which no command makes.
+    fn lossy(&self, name: &str) -> Topic {
+        let bus = Bus::at(self.bus()).unwrap();
+        let builder = bus.topic_builder(name).lossy(true).capacity(16 << 10);
+        builder.open().unwrap()
+    }
+
     /// Returns when a topic has so many subscribers, or publishers.
     fn wait_for(&self, topic: &str, who: &str, count: u64) {
         while self.run(&["ls", topic, "--json"], b"").stdout.is_empty()
@@ -110,6 +119,14 @@ fn finish(mut child: Child, input: &[u8]) -> Output {
 
 fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
+/// Returns when it has stopped.
+fn stop(child: &Child) {
+    signal(child, Signal::SIGSTOP);
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -466,6 +483,11 @@ fn wrong_usage() {
         &["bench", "rtt", "--cpus", "0,1023"],
         &["bench", "rtt", "--capacity", "1000"],
         &["bench", "rtt", "--size", "0"],
+        &["bench", "rtt", "--cpus", "0,0,0"],
+        &["bench", "rate", "--peers", "2"],
+        &["bench", "fanout", "--peers", "0"],
+        &["bench", "fanin", "--against", "raw"],
+        &["recv", "t", "--from", "tomorrow"],
     ] {
         let output = stage.run(arguments, b"");
         assert_eq!(
@@ -493,6 +515,151 @@ fn looking_makes_nothing() {
     assert_status(&stage.run(&["send", "t", "--no-wait"], b""), 0);
     assert_status(&stage.run(&["inspect", "nosuch"], b""), 1);
     assert_status(&stage.run(&["ls", "nosuch"], b""), 1);
+}
+
+const MANY: u64 = 20_000;
+
+/// What `recv` and `send` say when the numbers up to `MANY` are sent on a lossy topic, all but the first of them
+/// while `recv` is stopped.
+fn past_a_stopped_receiver(recv: &[&str]) -> (Output, Output) {
+    let stage = Stage::new();
+    stage.lossy("t");
+    let receiver = stage.start(&[&["recv", "t"], recv].concat());
+    let mut sender = stage.start(&["send", "t"]);
+    let first = sender.stdin.as_mut().unwrap().write_all(b"0\n");
+    first.unwrap();
+    let received_it = || {
+        let report = &stage.json(&["inspect", "t", "--json"])[0];
+        report["messages"] == 1 && report["cursors"][0]["positions"][0]["lag"] == 0
+    };
+    while !received_it() {
+        thread::yield_now();
+    }
+    stop(&receiver);
+
+    let rest: String = (1..MANY).map(|number| format!("{number}\n")).collect();
+    let sender = thread::spawn(move || finish(sender, rest.as_bytes()));
+    while stage.json(&["ls", "t", "--json"])[0]["messages"] != MANY {
+        assert!(!sender.is_finished());
+    }
+    signal(&receiver, Signal::SIGCONT);
+    let (received, sent) = (finish(receiver, b""), sender.join().unwrap());
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+    (received, sent)
+}
+
+#[test]
+fn what_was_lost_is_told() {
+    let (received, sent) = past_a_stopped_receiver(&[]);
+    assert_status(&sent, 0);
+    assert_eq!(received.status.code(), Some(0));
+    let numbers: Vec<u64> = text(&received.stdout)
+        .lines()
+        .map(|line| line.parse().unwrap())
+        .collect();
+    assert!(numbers.len() > 2 && numbers[0] == 0);
+    assert!(numbers[1..].iter().copied().eq(numbers[1]..MANY));
+    let lost = numbers[1] - 1;
+    let bytes: usize = (1..numbers[1]).map(|lost| lost.to_string().len()).sum();
+    assert_eq!(
+        stderr(&received),
+        format!("buslane: t: {lost} messages ({bytes} bytes) lost here\n")
+    );
+}
+
+#[test]
+fn what_was_lost_is_told_in_its_place() {
+    let (received, sent) = past_a_stopped_receiver(&["--json"]);
+    assert_status(&sent, 0);
+    assert_status(&received, 0);
+    let lines: Vec<Value> = text(&received.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines[0]["data"], "0");
+    let gap = &lines[1];
+    assert_eq!(
+        keys(gap),
+        BTreeSet::from(["topic", "lane", "lost", "lost_bytes"])
+    );
+    assert_eq!(
+        (&gap["topic"], &gap["lane"]),
+        (&"t".into(), &lines[0]["lane"])
+    );
+    let next = 1 + gap["lost"].as_u64().unwrap();
+    assert_eq!(
+        (&lines[2]["data"], &lines[2]["sequence"]),
+        (&next.to_string().into(), &next.into())
+    );
+}
+
+#[test]
+fn where_nothing_may_be_lost() {
+    for (arguments, lines) in [(&["--strict"][..], 1), (&["--strict", "--json"], 2)] {
+        let (received, sent) = past_a_stopped_receiver(arguments);
+        assert_status(&received, 5);
+        assert!(
+            stderr(&received).contains("larger capacity"),
+            "{}",
+            stderr(&received)
+        );
+        assert_eq!(text(&received.stdout).lines().count(), lines);
+        assert_status(&sent, 4);
+    }
+}
+
+#[test]
+fn only_messages_count() {
+    let (received, _) = past_a_stopped_receiver(&["--count", "3"]);
+    assert_eq!(received.status.code(), Some(0));
+    assert_eq!(text(&received.stdout).lines().count(), 3);
+}
+
+#[test]
+fn from_the_oldest() {
+    let stage = Stage::new();
+    let mut sender = stage.start(&["send", "t", "--no-wait"]);
+    let sent = sender.stdin.as_mut().unwrap().write_all(b"1\n2\n");
+    sent.unwrap();
+    stage.wait_for("t", "messages", 2);
+    let late = stage.start(&["recv", "t", "--count", "1"]);
+    stage.wait_for("t", "subscribers", 1);
+    let output = stage.run(&["recv", "t", "--from", "oldest", "--count", "2"], b"");
+    assert_status(&output, 0);
+    assert_eq!(text(&output.stdout), "1\n2\n");
+    assert_status(&finish(sender, b"3\n"), 0);
+    assert_eq!(text(&finish(late, b"").stdout), "3\n");
+}
+
+#[test]
+fn what_was_lost_is_shown() {
+    let stage = Stage::new();
+    let topic = stage.lossy("t");
+    let mut subscriber = topic.subscriber().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for _ in 0..MANY {
+        publisher.send(b"message").unwrap();
+    }
+    let error = subscriber.try_recv().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost);
+    let lost = error.lost().unwrap().messages;
+
+    let listed = &stage.json(&["ls", "--json"])[0];
+    assert_eq!(
+        (&listed["pattern"], &listed["lost"]),
+        (&"lossy".into(), &lost.into())
+    );
+    let report = &stage.json(&["inspect", "t", "--json"])[0];
+    assert_eq!(report["lost"], lost);
+    assert_eq!(report["cursors"][0]["positions"][0]["lost"], lost);
+    for arguments in [&["ls", "--long"][..], &["inspect", "t"]] {
+        let shown = stage.run(arguments, b"");
+        assert!(
+            text(&shown.stdout).contains(&lost.to_string()),
+            "{}",
+            text(&shown.stdout)
+        );
+    }
 }
 
 fn keys(value: &Value) -> BTreeSet<&str> {
@@ -670,6 +837,26 @@ fn bench_rate() {
         &["msgs_per_s", "bytes_per_s"],
         &["buslane", "pipe", "uds"],
     );
+}
+
+#[test]
+fn bench_fans() {
+    for what in ["fanout", "fanin"] {
+        let mut reports = bench(&[what, "--peers", "1,3", "--against", "pipe,uds"]);
+        assert_eq!(reports.len(), 6);
+        for (reports, peers) in reports.chunks_mut(3).zip([1, 3]) {
+            for report in &mut *reports {
+                let removed = report.as_object_mut().unwrap().remove("peers");
+                assert_eq!(removed, Some(peers.into()));
+            }
+            assert_reports(
+                reports,
+                what,
+                &["msgs_per_s", "bytes_per_s"],
+                &["buslane", "pipe", "uds"],
+            );
+        }
+    }
 }
 
 #[test]

@@ -6,12 +6,12 @@
 use std::hint;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use shared_memory::{Shmem, ShmemConf};
 
 use super::Side;
-use super::link::Link;
+use super::link::{Link, PATIENCE, gone};
 use crate::failure::Failure;
 
 /// One word of each kind and direction, each with two cache lines (they are fetched in pairs) to itself.
@@ -64,9 +64,6 @@ impl Segment {
         unsafe { &*self.0.as_ptr().cast::<Words>() }
     }
 }
-
-/// How long one side looks for the other before it takes it for dead.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The bare cache-line round trip: both sides look until the word changes.
 pub struct RawLink {
@@ -204,12 +201,4 @@ fn word(message: &[u8]) -> u64 {
     message
         .first_chunk()
         .map_or(0, |number| u64::from_le_bytes(*number))
-}
-
-#[cold]
-fn gone() -> Failure {
-    Failure::PeerGone(
-        "the other process of the benchmark does not answer; run it again on an idle machine"
-            .into(),
-    )
 }

@@ -1,4 +1,4 @@
-//! One way to carry messages between two processes, and what both sides do with it while the clock runs.
+//! One way to carry messages between processes, and what each side does with it while the clock runs.
 
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,10 @@ pub struct Job {
 pub enum Kind {
     /// Each message is answered by one of the same size before the next is sent.
     RoundTrips,
-    /// All messages go one way.
+    /// All messages go one way, from the side with the clock to each other one.
     OneWay,
+    /// All messages go one way, from each other side to the one with the clock.
+    FanIn,
 }
 
 /// What is measured of round trips.
@@ -44,7 +46,7 @@ pub struct RoundTrips {
     pub checksum: u64,
 }
 
-/// A transport, seen from one of its two processes. The loops stand here, so that each is compiled for each transport
+/// A transport, seen from one of its processes. The loops stand here, so that each is compiled for each transport
 /// and no indirect call stands between two messages.
 pub trait Link {
     /// Sends a copy of one message.
@@ -52,6 +54,11 @@ pub trait Link {
 
     /// Receives one message of `size` bytes, and sums it where it lies.
     fn recv(&mut self, size: usize) -> Result<u64, Failure>;
+
+    /// The same from any of several senders, and which it was: they are numbered as they are met.
+    fn recv_from_any(&mut self, size: usize) -> Result<(usize, u64), Failure> {
+        Ok((0, self.recv(size)?))
+    }
 
     /// Round trips, on the side that has the clock, which is read every `batch` of them.
     fn ping(&mut self, job: &Job, batch: u64) -> Result<RoundTrips, Failure> {
@@ -108,6 +115,27 @@ pub trait Link {
         }
         Ok(checksum)
     }
+
+    /// Receives as many from each of several senders. A checksum for each, as there is no order between them.
+    fn gather(&mut self, job: &Job, senders: usize) -> Result<Vec<u64>, Failure> {
+        let mut checksums = vec![0; senders];
+        for _ in 0..job.count * senders as u64 {
+            let (sender, sum) = self.recv_from_any(job.size)?;
+            checksums[sender] = fold(checksums[sender], sum);
+        }
+        Ok(checksums)
+    }
+}
+
+/// How long one side waits for the others before it takes them for dead.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whoever it is that does not answer.
+#[cold]
+pub fn gone() -> Failure {
+    Failure::PeerGone(
+        "another process of the benchmark does not answer; run it again on an idle machine".into(),
+    )
 }
 
 /// Nanoseconds, with three digits; what takes longer than ten seconds counts as ten.
@@ -199,6 +227,8 @@ pub struct BusLink {
     pub publisher: Publisher<[u8]>,
     /// From the other side.
     pub subscriber: Subscriber<[u8]>,
+    /// The lanes of those met so far.
+    pub senders: Vec<u64>,
 }
 
 impl Link for BusLink {
@@ -210,5 +240,20 @@ impl Link for BusLink {
     #[inline]
     fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
         Ok(sum(&self.subscriber.recv()?))
+    }
+
+    #[inline]
+    fn recv_from_any(&mut self, _size: usize) -> Result<(usize, u64), Failure> {
+        // A sender that dies does not end the topic while there are others.
+        let Some(frame) = self.subscriber.recv_timeout(PATIENCE)? else {
+            return Err(gone());
+        };
+        let lane = frame.lane();
+        let known = self.senders.iter().position(|sender| *sender == lane);
+        let sender = known.unwrap_or_else(|| {
+            self.senders.push(lane);
+            self.senders.len() - 1
+        });
+        Ok((sender, sum(&frame)))
     }
 }

@@ -62,7 +62,7 @@ impl Figures {
         }
     }
 
-    /// Messages one way.
+    /// Messages one way; `count` is how many all senders sent.
     pub fn rate(size: usize, count: u64, elapsed: Duration) -> Self {
         let rate = count as f64 / elapsed.as_secs_f64();
         Self {
@@ -100,6 +100,8 @@ impl Serialize for Figures {
 /// One round of one size.
 #[derive(Debug)]
 pub struct Round {
+    /// How many other processes there were, if that is a question.
+    pub peers: Option<usize>,
     /// Bytes in a message.
     pub size: usize,
     /// Where the CPUs were.
@@ -170,6 +172,8 @@ pub struct Report {
     bench: &'static str,
     transport: &'static str,
     size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peers: Option<usize>,
     placement: Placement,
     rounds: usize,
     #[serde(flatten)]
@@ -197,27 +201,24 @@ impl Report {
 pub fn reports(plan: &Plan, rounds: &[Round]) -> Vec<Report> {
     let mut reports = Vec::new();
     for &size in &plan.sizes {
-        for placement in [Placement::Near, Placement::Far] {
-            let of: Vec<_> = rounds
-                .iter()
-                .filter(|r| r.size == size && r.placement == placement)
-                .collect();
-            let Some(first) = of.first() else { continue };
-            for (transport, _) in &first.turns {
-                reports.push(report(plan, size, placement, *transport, &of));
+        for peers in plan.crews() {
+            for placement in [Placement::Near, Placement::Far] {
+                let of: Vec<_> = rounds
+                    .iter()
+                    .filter(|r| (r.size, r.peers, r.placement) == (size, peers, placement))
+                    .collect();
+                let Some(first) = of.first() else { continue };
+                for (transport, _) in &first.turns {
+                    reports.push(report(plan, first, *transport, &of));
+                }
             }
         }
     }
     reports
 }
 
-fn report(
-    plan: &Plan,
-    size: usize,
-    placement: Placement,
-    transport: Transport,
-    rounds: &[&Round],
-) -> Report {
+/// Of rounds that are like `first`.
+fn report(plan: &Plan, first: &Round, transport: Transport, rounds: &[&Round]) -> Report {
     let figures: Vec<_> = rounds
         .iter()
         .filter_map(|round| round.figures(transport))
@@ -240,8 +241,9 @@ fn report(
     Report {
         bench: plan.what.name(),
         transport: transport.name(),
-        size,
-        placement,
+        size: first.size,
+        peers: first.peers,
+        placement: first.placement,
         rounds: rounds.len(),
         figures: Figures::medians(&figures),
         ratio,
@@ -253,15 +255,16 @@ pub fn table(out: &mut impl Write, reports: &[Report]) -> Result<(), Failure> {
     let Some(first) = reports.first() else {
         return Ok(());
     };
-    let mut header: Vec<_> = ["TRANSPORT", "BYTES", "PLACEMENT", "ROUNDS"]
-        .map(String::from)
-        .to_vec();
+    let mut header: Vec<_> = ["TRANSPORT", "BYTES"].map(String::from).to_vec();
+    header.extend(first.peers.map(|_| "PEERS".into()));
+    header.extend(["PLACEMENT", "ROUNDS"].map(String::from));
     header.extend(first.figures.names.iter().map(|name| name.to_uppercase()));
     header.push("RATIO (MIN TO MAX)".into());
     let mut rows = vec![header];
     for Report {
         transport,
         size,
+        peers,
         placement,
         rounds,
         figures,
@@ -269,12 +272,9 @@ pub fn table(out: &mut impl Write, reports: &[Report]) -> Result<(), Failure> {
         ..
     } in reports
     {
-        let mut row = vec![
-            (*transport).into(),
-            size.to_string(),
-            placement.name().into(),
-            rounds.to_string(),
-        ];
+        let mut row = vec![(*transport).into(), size.to_string()];
+        row.extend(peers.map(|peers| peers.to_string()));
+        row.extend([placement.name().into(), rounds.to_string()]);
         row.extend(figures.values.iter().map(u64::to_string));
         if let Some(Ratio {
             to,

@@ -1,4 +1,4 @@
-//! What connects the two processes of a benchmark.
+//! What connects the processes of a benchmark.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,13 +17,15 @@ use super::stream::StreamLink;
 use super::{Transport, Wait};
 use crate::failure::Failure;
 
-/// What both sides must know.
+/// What all sides must know.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// Where bus, pipes and sockets are.
     pub dir: PathBuf,
-    /// The CPU of the side with the clock, and of the other.
-    pub cpus: [usize; 2],
+    /// The CPU of the side with the clock, and those that the others have in turn.
+    pub cpus: Vec<usize>,
+    /// How many others there are.
+    pub peers: usize,
     /// What is measured.
     pub transports: Vec<Transport>,
     /// Bytes in a lane.
@@ -32,19 +34,22 @@ pub struct Setup {
     pub wait: Wait,
 }
 
-/// Which of the two processes this is.
+/// Which of the processes this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// It has the clock.
     Clock,
-    /// It answers.
-    Peer,
+    /// It does what it is told; its number.
+    Peer(usize),
 }
 
 impl Side {
     /// Of the two directions, the one that this side sends in.
     pub fn outgoing(self) -> usize {
-        self as usize
+        match self {
+            Self::Clock => 0,
+            Self::Peer(_) => 1,
+        }
     }
 
     /// The one that it receives in.
@@ -54,9 +59,17 @@ impl Side {
 }
 
 impl Setup {
+    fn cpu(&self, side: Side) -> usize {
+        let (clock, others) = self.cpus.split_first().expect("there are two at least");
+        match side {
+            Side::Clock => *clock,
+            Side::Peer(number) => others[number % others.len()],
+        }
+    }
+
     /// Binds this thread to its CPU.
     pub fn pin(&self, side: Side) -> Result<(), Failure> {
-        let cpu = self.cpus[side.outgoing()];
+        let cpu = self.cpu(side);
         let mut set = CpuSet::new();
         set.set(cpu)
             .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
@@ -67,8 +80,13 @@ impl Setup {
             })
     }
 
-    fn path(&self, transport: Transport, direction: usize) -> PathBuf {
-        self.dir.join(format!("{}-{direction}", transport.name()))
+    /// The pipe to a peer, or from it.
+    fn pipe(&self, direction: usize, peer: usize) -> PathBuf {
+        self.dir.join(format!("pipe-{direction}-{peer}"))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("socket")
     }
 
     /// Shared memory has one place for names; the directory's is unique.
@@ -93,33 +111,45 @@ impl Setup {
     fn floor_link(&self, transport: Transport, side: Side, segment: Segment) -> Box<dyn Link> {
         match transport {
             Transport::Futex => Box::new(FutexLink::new(segment, side)),
-            _ => Box::new(RawLink::new(segment, side, self.cpus[0] == self.cpus[1])),
+            _ => {
+                let yields = self.cpu(Side::Clock) == self.cpu(Side::Peer(0));
+                Box::new(RawLink::new(segment, side, yields))
+            }
         }
     }
 
     fn pipe_link(&self, side: Side) -> Result<StreamLink<File>, Failure> {
-        let open = |options: &mut OpenOptions, direction| {
-            let file = options.open(self.path(Transport::Pipe, direction))?;
+        let open = |options: &mut OpenOptions, direction, peer| {
+            let file = options.open(self.pipe(direction, peer))?;
             // 64 KiB by default, which one large message fills; a system that allows less is measured as it is.
             let _ = fcntl(&file, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
             Ok(file)
         };
-        let write = open(OpenOptions::new().write(true), side.outgoing()).map_err(connect)?;
-        let read = open(OpenOptions::new().read(true), side.incoming()).map_err(connect)?;
-        Ok(StreamLink::new(write, read))
+        let others = match side {
+            Side::Clock => 0..self.peers,
+            Side::Peer(number) => number..number + 1,
+        };
+        let (mut writes, mut reads) = (Vec::new(), Vec::new());
+        for peer in others {
+            let write = open(OpenOptions::new().write(true), side.outgoing(), peer);
+            writes.push(write.map_err(connect)?);
+            let read = open(OpenOptions::new().read(true), side.incoming(), peer);
+            reads.push(read.map_err(connect)?);
+        }
+        Ok(StreamLink::new(writes, reads))
     }
 }
 
-/// Both pipes' size.
+/// Each pipe's size.
 const PIPE_BYTES: i32 = 1 << 20;
 
 /// The links of one side.
 pub struct Links(Vec<(Transport, Box<dyn Link>)>);
 
 impl Links {
-    /// On the side that answers, of what the other offers.
-    pub fn join(setup: &Setup) -> Result<Self, Failure> {
-        let side = Side::Peer;
+    /// On the side of this peer, of what the one with the clock offers.
+    pub fn join(setup: &Setup, number: usize) -> Result<Self, Failure> {
+        let side = Side::Peer(number);
         let join = |transport| -> Result<Box<dyn Link>, Failure> {
             Ok(match transport {
                 Transport::Buslane => Box::new(bus_link(&setup.bus()?, side)?),
@@ -128,14 +158,15 @@ impl Links {
                 }
                 Transport::Pipe => Box::new(setup.pipe_link(side)?),
                 Transport::Uds => {
-                    let stream = UnixStream::connect(setup.path(transport, 0));
-                    Box::new(socket_link(stream.map_err(connect)?)?)
+                    let stream = UnixStream::connect(setup.socket()).map_err(connect)?;
+                    Box::new(socket_link(vec![stream])?)
                 }
             })
         };
         setup
             .transports
             .iter()
+            .filter(|transport| number == 0 || !transport.is_floor()) // which is between two
             .map(|&transport| Ok((transport, join(transport)?)))
             .collect::<Result<_, _>>()
             .map(Self)
@@ -148,14 +179,14 @@ impl Links {
     }
 }
 
-/// What the side with the clock makes first, for the other to find.
+/// What the side with the clock makes first, for the others to find.
 pub struct Offer(Vec<Offered>);
 
 enum Offered {
     Bus(Bus),
     Floor(Transport, Segment),
-    /// Both pipes, open at both ends, so that neither side waits for the other to open them.
-    Pipes([File; 2]),
+    /// All pipes, open at both ends, so that neither side waits for the other to open them.
+    Pipes(Vec<File>),
     Socket(UnixListener),
 }
 
@@ -169,11 +200,11 @@ impl Offer {
                     Offered::Floor(*transport, Segment::create(&setup.segment(*transport))?)
                 }
                 Transport::Pipe => {
-                    let pipe = |direction| make_pipe(&setup.path(*transport, direction));
-                    Offered::Pipes([pipe(0)?, pipe(1)?])
+                    let pipes = (0..2 * setup.peers).map(|n| make_pipe(&setup.pipe(n % 2, n / 2)));
+                    Offered::Pipes(pipes.collect::<Result<_, _>>()?)
                 }
                 Transport::Uds => {
-                    Offered::Socket(UnixListener::bind(setup.path(*transport, 0)).map_err(connect)?)
+                    Offered::Socket(UnixListener::bind(setup.socket()).map_err(connect)?)
                 }
             })
         };
@@ -185,7 +216,7 @@ impl Offer {
             .map(Self)
     }
 
-    /// Once the other side has joined.
+    /// Once the others have joined.
     pub fn accept(self, setup: &Setup) -> Result<Links, Failure> {
         let side = Side::Clock;
         let accept = |offered| -> Result<(Transport, Box<dyn Link>), Failure> {
@@ -200,8 +231,12 @@ impl Offer {
                     (Transport::Pipe, Box::new(link))
                 }
                 Offered::Socket(listener) => {
-                    let (stream, _) = listener.accept().map_err(connect)?;
-                    (Transport::Uds, Box::new(socket_link(stream)?))
+                    let accept = |_| listener.accept().map(|(stream, _)| stream);
+                    let streams = (0..setup.peers).map(accept).collect::<Result<_, _>>();
+                    (
+                        Transport::Uds,
+                        Box::new(socket_link(streams.map_err(connect)?)?),
+                    )
                 }
             })
         };
@@ -220,6 +255,7 @@ fn bus_link(bus: &Bus, side: Side) -> Result<BusLink, Failure> {
     Ok(BusLink {
         publisher,
         subscriber,
+        senders: Vec::new(),
     })
 }
 
@@ -232,11 +268,12 @@ fn make_pipe(path: &Path) -> Result<File, Failure> {
         .map_err(connect)
 }
 
-fn socket_link(stream: UnixStream) -> Result<StreamLink<UnixStream>, Failure> {
-    let read = stream.try_clone().map_err(connect)?;
-    Ok(StreamLink::new(stream, read))
+fn socket_link(streams: Vec<UnixStream>) -> Result<StreamLink<UnixStream>, Failure> {
+    let reads = streams.iter().map(UnixStream::try_clone);
+    let reads = reads.collect::<Result<_, _>>().map_err(connect)?;
+    Ok(StreamLink::new(streams, reads))
 }
 
 fn connect(error: std::io::Error) -> Failure {
-    Failure::system("connect the two processes")(error)
+    Failure::system("connect the processes")(error)
 }
