@@ -49,6 +49,8 @@ mod pubsub;
 #[cfg(not(loom))]
 mod shm;
 #[cfg(not(loom))]
+mod state;
+#[cfg(not(loom))]
 mod stream;
 #[cfg(not(loom))]
 mod wait;
@@ -67,6 +69,7 @@ pub use self::{
     pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
+    state::{Entries, State, StateBuilder, StateReader, StateWriter, Watch},
     stream::{ByteReader, ByteWriter},
     wait::WaitStrategy,
 };

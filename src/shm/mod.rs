@@ -5,6 +5,7 @@
 //! | `layout` | every shared structure, with its offsets; no behaviour | types only | |
 //! | `lane` | the writing half, its invariant, the reading half | yes | |
 //! | `roster` | who reads: join, leave, limits | yes | |
+//! | `table` | the latest values of a writer's keys | yes | |
 //! | `park` | the sleep and wake handshake | yes | |
 //! | `fork` | what a forked child must not keep | yes | |
 //! | `sync` | the atomics: the processor's, or loom's | types only | |
@@ -29,6 +30,8 @@ pub mod park;
 pub mod roster;
 #[allow(clippy::disallowed_types)]
 pub mod sync;
+#[allow(clippy::disallowed_types)]
+pub mod table;
 
 #[cfg(not(loom))]
 #[allow(clippy::disallowed_types, unsafe_code)]
