@@ -22,8 +22,8 @@ use crate::shm::roster;
 use crate::shm::table::{self, Refused, Shape, Table, Value};
 use crate::wait::WaitStrategy;
 
-/// Keys, bytes in a key, bytes in a value, unless it is said otherwise: some 460 KiB for each writer.
-const DEFAULT_SIZES: [u64; 3] = [1024, 64, 64];
+/// Keys, bytes in a key, bytes in a value, unless it is said otherwise: 1.2 MiB for each writer.
+const DEFAULT_SIZES: [u64; 3] = [1024, 64, 256];
 /// Bytes in a lane that says what was set: where it does not reach, all values are looked at.
 const NEWS_CAPACITY: usize = 64 << 10;
 /// A watcher looks this often whether a writer has died before it could say what it had set.
@@ -68,7 +68,7 @@ impl<T: ?Sized> fmt::Debug for State<T> {
 }
 
 impl Bus {
-    /// Opens a state of bytes, made if it is missing: up to 1024 keys of up to 64 bytes, with values of up to 64.
+    /// Opens a state of bytes, made if it is missing: up to 1024 keys of up to 64 bytes, with values of up to 256.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl Bus {
 /// Opens a [`State`] otherwise than by default. Made by [`Bus::state_builder`].
 ///
 /// Sizes that are not said are those of an existing state. Each writer takes, for each key, the key's
-/// bytes and four times those of a value, and 100 bytes more.
+/// bytes, four times those of a value, and 96 to 192 bytes more, by default 1.2 MiB; and 68 KiB to say what it sets.
 ///
 /// ```
 /// # let dir = tempfile::tempdir_in("/dev/shm")?;
