@@ -219,6 +219,29 @@ fn many_lanes(c: &mut Criterion) {
     }
 }
 
+/// The latest value of a key: looked up among so many, and copied.
+fn state(c: &mut Criterion) {
+    for keys in [1, 100_000_u32] {
+        let (_dir, bus) = bus(1 << 20);
+        let state = bus.state_builder("state").keys(100_000).open().unwrap();
+        let (mut writer, mut reader) = (state.writer().unwrap(), state.reader().unwrap());
+        for key in 0..keys {
+            writer.set(&key.to_le_bytes(), &[7; 64]).unwrap();
+        }
+        let mut key = 0_u32;
+        let mut next = || {
+            key = (key + 1) % keys;
+            key.to_le_bytes()
+        };
+        c.bench_function(&format!("state_get/64/keys/{keys}"), |b| {
+            b.iter(|| black_box(reader.get(&next()).unwrap().is_some()));
+        });
+        c.bench_function(&format!("state_set/64/keys/{keys}"), |b| {
+            b.iter(|| writer.set(&next(), black_box(&[7; 64])).unwrap());
+        });
+    }
+}
+
 /// Reading a lossy topic takes a copy and a check.
 fn receiving_lossy(c: &mut Criterion) {
     let (_dir, bus) = bus(DEFAULT_CAPACITY);

@@ -599,18 +599,22 @@ impl TopicBuilder<'_> {
             Some(true) => &[Pattern::Lossy],
         };
         Ok(Topic {
-            inner: self.open_inner(patterns, &T::describe(), None)?,
+            inner: self.open_inner(patterns, &T::describe(), [0; 3])?,
             kind: PhantomData,
         })
     }
 
-    /// Opens a topic of one of these `patterns`, that carries `ours`; one that is missing is made of the first. `sizes`
-    /// are those of the configuration; an existing topic must have the same, if they are given.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Opens a topic of one of these `patterns`, that carries `ours`; one that is missing is made of the first, with these
+    /// `sizes`.
     pub(crate) fn open_inner(
         self,
         patterns: &[Pattern],
         ours: &Description,
-        sizes: Option<[u64; 3]>,
+        sizes: [u64; 3],
     ) -> Result<Arc<TopicInner>> {
         let Self {
             bus,
@@ -629,13 +633,10 @@ impl TopicBuilder<'_> {
         let files = match bus.files(&name)? {
             Some(files) => Some(files),
             None if create => {
-                let config = ours
-                    .to_config(patterns[0], sizes.unwrap_or_default())
-                    .ok_or_else(|| {
-                        let why = format!("the type's name has {} bytes", ours.name().len());
-                        Error::new(ErrorKind::InvalidName, tried, &*name, why)
-                            .advise("use at most 192")
-                    })?;
+                let config = ours.to_config(patterns[0], sizes).ok_or_else(|| {
+                    let why = format!("the type's name has {} bytes", ours.name().len());
+                    Error::new(ErrorKind::InvalidName, tried, &*name, why).advise("use at most 192")
+                })?;
                 let capacity = capacity.unwrap_or(bus.0.options.capacity);
                 let dir = bus.0.topics.dir(&escaped, true)?;
                 let files = TopicFiles::create(dir, &name, capacity, &config)?;
@@ -667,13 +668,6 @@ impl TopicBuilder<'_> {
                 files.capacity
             );
             return mismatch(why, "leave the capacity out, or use another topic");
-        }
-        if let Some(sizes) = sizes.filter(|&sizes| sizes != files.config.sizes) {
-            let why = format!(
-                "its sizes are {:?}, and {sizes:?} were asked for",
-                files.config.sizes
-            );
-            return mismatch(why, "leave the sizes out, or use another topic");
         }
         Ok(Arc::new(TopicInner {
             files,

@@ -16,9 +16,9 @@ pub enum ErrorKind {
     InvalidCapacity,
     /// The file mode lets others write, or keeps the owner out.
     InvalidMode,
-    /// The message is longer than a frame of this lane may be.
+    /// The message is longer than a frame of this lane may be, or a key or value than a state's.
     TooLong,
-    /// There is no room now: the slowest subscriber has not yet released enough.
+    /// There is no room now: the slowest subscriber has not yet released enough, or a state has all its keys.
     Full,
     /// The time given has passed.
     TimedOut,

@@ -56,6 +56,8 @@ mod select;
 #[cfg(not(loom))]
 mod shm;
 #[cfg(not(loom))]
+mod state;
+#[cfg(not(loom))]
 mod stream;
 #[cfg(not(loom))]
 mod wait;
@@ -78,6 +80,7 @@ pub use self::{
     select::{Selected, Selection},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
+    state::{Entries, State, StateBuilder, StateReader, StateWriter, Watch},
     stream::{ByteReader, ByteWriter},
     wait::WaitStrategy,
     waitset::{Fd, Source, WaitSet},

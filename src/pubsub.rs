@@ -17,7 +17,7 @@ use crate::presence;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Boundary, Found, Missed, Outside, Reader, Track, Trouble, Writer};
-use crate::shm::layout::{Pattern, max_len};
+use crate::shm::layout::max_len;
 use crate::shm::park::{self, Ticket, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
 use crate::shm::{futex, reclaim};
@@ -157,10 +157,10 @@ impl Sender {
     /// The slowest reader now.
     fn survey(&mut self) -> Result<Lowest> {
         self.refresh()?;
-        let unjoined = match self.topic.files.pattern {
+        let unjoined = match self.topic.files.pattern.is_lossy() {
             // Who was here before the lane begins at 0, however far the writer has gone.
-            Pattern::Lossy => Some(0),
-            _ => self.lane.unjoined(),
+            true => Some(0),
+            false => self.lane.unjoined(),
         };
         Ok(self.readers.lowest(self.id, unjoined))
     }
@@ -175,7 +175,7 @@ impl Sender {
             ..
         } = self;
         let files = &topic.files;
-        if files.pattern == Pattern::Lossy {
+        if files.pattern.is_lossy() {
             return lane.extend(end, |_| Ok(Lowest::nobody()));
         }
         lane.extend(end, |unjoined| {
@@ -1253,9 +1253,10 @@ impl Receiver {
             header: &lane.header,
             ring: &lane.ring,
         };
-        let at = match (files.pattern, start) {
-            (Pattern::Lossy, None) => Ok(Boundary::default()),
-            (Pattern::Lossy, Some(start)) => outside.start(start.back(), 0),
+        let is_lossy = files.pattern.is_lossy();
+        let at = match (is_lossy, start) {
+            (true, None) => Ok(Boundary::default()),
+            (true, Some(start)) => outside.start(start.back(), 0),
             (_, None) => {
                 if !roster::join_from_start(control, &lane.header, capacity, id, place) {
                     lane::leave(place);
@@ -1281,7 +1282,7 @@ impl Receiver {
             files.corrupt_frame(id, corrupt)
         })?;
         let (slots, fences) = (self.cursor.slots.clone(), !futex::has_barrier());
-        let mut reader = if files.pattern == Pattern::Lossy {
+        let mut reader = if is_lossy {
             roster::enter(control, id, place, at.position);
             Reader::copying(lane.header, lane.ring, slots, slot, at, fences)
         } else {

@@ -431,6 +431,58 @@ fn every_byte_of_a_typed_topic() {
 }
 
 #[test]
+fn every_byte_of_a_table() {
+    let (_dir, path) = bus_dir();
+    let bus = Bus::at(&path).unwrap();
+    let state = bus.state_builder("s").keys(3).max_key(12).max_value(10);
+    let mut writer = state.open().unwrap().writer().unwrap();
+    for n in 0..5_u8 {
+        writer.set(b"a", &[n + 1; 9]).unwrap();
+    }
+    writer.set(b"", b"?").unwrap();
+    let member = names(&path.join("members")).remove(0);
+    let member = u64::from_str_radix(&member, 16).unwrap();
+
+    let (index, slots) = (PAGE, PAGE + 512 * 8);
+    let slot = 256 - 64; // 16 + 16 + 4 * 32, rounded up
+    let mut table = Golden::new(&path.join("topics/s/table.1"), slots + 3 * slot, 8, 1, 3);
+    table.word(128, member);
+    table.word(256, 2);
+    // XXH3 of "a" is e6c632b61e964e1f, of nothing 2d06800538d394c2.
+    table.word(index + 0x1f * 8, 0xe6c6_32b6_0000_0001);
+    table.word(index + 0xc2 * 8, 0x2d06_8005_0000_0002);
+
+    table.word(slots, 5);
+    table.word(slots + 8, 1);
+    table.put(slots + 16, b"a");
+    let mut last = 0;
+    // Write 1 stood in cell 1, where 5 is now; nothing was written to cell 0 but write 4.
+    for (cell, byte) in [(2, 2), (3, 3), (0, 4), (1, 5)] {
+        let at = slots + 32 + 32 * cell;
+        let time = table.leave(at);
+        assert!(time > last, "{time} after {last}");
+        last = time;
+        table.word(at + 8, 9);
+        table.put(at + 16, [byte; 9]);
+    }
+    let second = slots + slot;
+    table.word(second, 1);
+    let cell = second + 32 + 32;
+    assert!(table.leave(cell) > last);
+    table.word(cell + 8, 1);
+    table.put(cell + 16, b"?");
+    table.check();
+
+    let lane = File::open(path.join("topics/s/lane.2")).unwrap();
+    let mut news = vec![0; 16];
+    for (n, slot) in [0_u64, 0, 0, 0, 0, 1].into_iter().enumerate() {
+        lane.read_exact_at(&mut news, (PAGE + 32 * n + 8) as u64)
+            .unwrap();
+        assert_eq!(news, [1_u64.to_le_bytes(), slot.to_le_bytes()].concat());
+    }
+}
+
+#[test]
 fn capacities_and_longest_messages() {
     let (_dir, path) = bus_dir();
     let bus = Bus::at(&path).unwrap();

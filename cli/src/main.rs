@@ -20,6 +20,7 @@ mod rm;
 mod send;
 mod signals;
 mod size;
+mod state;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -86,6 +87,7 @@ impl Common {
 enum Command {
     Send(send::Args),
     Recv(recv::Args),
+    State(state::Args),
     Ls(ls::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
@@ -119,6 +121,7 @@ fn command(cli: Cli) -> Result<(), Failure> {
     let result = match command {
         Command::Send(args) => send::run(&common, &args, &stop),
         Command::Recv(args) => recv::run(&common, &args, &stop),
+        Command::State(args) => state::run(&common, &args, &stop),
         Command::Ls(args) => ls::run(&common, &args, &stop),
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
         Command::Doctor(args) => doctor::run(&common, &args, &stop),

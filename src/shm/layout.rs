@@ -30,6 +30,13 @@ pub const NOBODY: u64 = u64::MAX;
 /// Bit 0 of a cursor position: the reader has left, and gates nobody.
 pub const LEFT: u64 = 1;
 
+/// Values of one key that a table holds: while one is written, those of the writes before it but one stay whole.
+pub const CELLS: usize = if cfg!(loom) { 3 } else { 4 };
+/// Keys in a table, at most.
+pub const MAX_KEYS: u64 = 1 << 24;
+/// Bytes in a key, at most.
+pub const MAX_KEY: u64 = 4096;
+
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -74,6 +81,11 @@ impl Pattern {
             .find(|&pattern| pattern as u32 == number)
     }
 
+    /// Whether writers overwrite what slow readers have not read.
+    pub fn is_lossy(self) -> bool {
+        matches!(self, Self::Lossy | Self::State)
+    }
+
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
@@ -100,7 +112,7 @@ pub struct Identity {
     pub size: u64,
     /// Number of the lane or cursor, random id of a member, 0 of the rest.
     pub id: u64,
-    /// Bytes in the ring of a lane; in a topic, those of the lanes to be made; slots in a cursor; else 0.
+    /// Bytes in the ring of a lane; in a topic, those of the lanes to be made; slots in a cursor; keys in a table; else 0.
     pub capacity: u64,
     /// When it was made, nanoseconds since 1970. For people.
     pub created_ns: u64,
@@ -274,6 +286,20 @@ pub struct Slot {
     pub missed_bytes: AtomicU64,
 }
 
+/// A table's header page. Written by the holder of the file's lock alone: its writer. Behind it come the index and the slots,
+/// all words.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct TableHeader {
+    /// [`Identity`]; not touched through the mapping.
+    pub identity: Line<[u64; 16]>,
+    /// Member id of whose it is, or was.
+    pub owner: Line<AtomicU64>,
+    /// Slots that have a key.
+    pub used: Line<AtomicU64>,
+}
+
 /// The 64 bits at the start of each frame: all that a reader needs. 0: nothing committed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Word(pub u64);
@@ -379,6 +405,9 @@ const _: () = {
     assert!(offset_of!(CursorHeader, used) == 256);
     assert!(offset_of!(CursorHeader, owner) == 384);
     assert!(size_of::<CursorHeader>() <= PAGE);
+    assert!(offset_of!(TableHeader, owner) == 128);
+    assert!(offset_of!(TableHeader, used) == 256);
+    assert!(size_of::<TableHeader>() <= PAGE);
     assert!(size_of::<Slot>() == 64 && offset_of!(Slot, position) == 8);
     assert!(align_of::<LaneHeader>() <= PAGE);
 };

@@ -5,6 +5,7 @@
 //! | `layout` | every shared structure, with its offsets; no behaviour | types only | |
 //! | `lane` | the writing half, its invariant, the reading half | yes | |
 //! | `roster` | who reads: join, leave, limits | yes | |
+//! | `table` | the latest values of a writer's keys | yes | |
 //! | `park` | the sleep and wake handshake | yes | |
 //! | `wakers` | many sleepers behind one thread | | |
 //! | `fork` | what a forked child must not keep | yes | |
@@ -30,6 +31,8 @@ pub mod park;
 pub mod roster;
 #[allow(clippy::disallowed_types)]
 pub mod sync;
+#[allow(clippy::disallowed_types)]
+pub mod table;
 pub mod wakers;
 
 #[cfg(not(loom))]

@@ -16,12 +16,15 @@ use super::layout::{
 };
 use super::roster::{self, Cursor, Listed};
 use super::segment::{Access, Mapping, View};
+use super::table::{self, Damaged, Shape, Table};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What lanes are called, before their number.
 pub const LANE: &str = "lane.";
 /// What cursors are called, before their number.
 pub const CURSOR: &str = "cursor.";
+/// What tables are called, before their number.
+pub const TABLE: &str = "table.";
 const TOPIC: &str = "topic";
 /// Bytes in the file of a bus: identity, and control page.
 pub const BUS_SIZE: u64 = 2 * PAGE as u64;
@@ -331,6 +334,98 @@ impl TopicFiles {
             header: map.view(0),
             slots: map.views(PAGE, CURSOR_SLOTS),
         })
+    }
+
+    // ----------------------------------------------------------------------------------------------------- tables
+
+    /// How large the tables of this state are.
+    pub fn shape(&self) -> Result<Shape> {
+        Shape::new(self.config.sizes).map_err(|why| {
+            Error::new(ErrorKind::Corrupt, "open the topic", &*self.name, why)
+                .advise("remove the topic when nobody uses it")
+        })
+    }
+
+    /// A table to write: one whose writer has gone, with its values, else a new one.
+    pub fn table_to_write(&self, member: u64) -> Result<(Held, u64, table::Writer)> {
+        let failed = |e: nix::Error| Error::system("lock a table of", &*self.name, e);
+        for id in self.dir.numbers(TABLE)? {
+            if let Some((file, table)) = skip_damaged(self.open_table(id, Access::Write))?
+                && files::try_lock(&file).map_err(failed)?
+                && let Some(writer) = table::Writer::own(table, member)
+            {
+                return Ok((Held::new(file), id, writer));
+            }
+        }
+        let (id, shape) = (roster::next_id(&self.control), self.shape()?);
+        let size = shape.file_size() as u64;
+        let plan = Plan {
+            tried: "make a table",
+            identity: Identity::new(Kind::Table, size, id, shape.keys as u64),
+            allocate: size,
+            content: &[],
+            lock: true,
+        };
+        let made = self.dir.create(&format!("{TABLE}{id}"), &plan, |file| {
+            let table = self.map_table(file, shape, Access::Write)?;
+            Ok(table::Writer::own(table, member))
+        })?;
+        match made {
+            Some((file, Some(writer))) => Ok((Held::new(file), id, writer)),
+            _ => Err(self.taken("table", id)),
+        }
+    }
+
+    /// The table with this number, to be read. `None`: there is none.
+    pub fn table(&self, id: u64) -> Result<Option<Table>> {
+        Ok(self.open_table(id, Access::Read)?.map(|(_, table)| table))
+    }
+
+    fn open_table(&self, id: u64, access: Access) -> Result<Option<(OwnedFd, Table)>> {
+        let name = format!("{TABLE}{id}");
+        let Some((file, identity)) =
+            self.dir
+                .open_file(&name, Kind::Table, access == Access::Write)?
+        else {
+            return Ok(None);
+        };
+        let shape = self.shape()?;
+        if identity.id != id || identity.size != shape.file_size() as u64 {
+            let why = format!(
+                "table {id} says that it is {}, {} bytes",
+                identity.id, identity.size
+            );
+            return Err(
+                Error::new(ErrorKind::Corrupt, "read the topic", &*self.name, why)
+                    .advise("remove the topic when nobody uses it"),
+            );
+        }
+        let table = self.map_table(&file, shape, access)?;
+        Ok(Some((file, table)))
+    }
+
+    fn map_table(&self, file: &OwnedFd, shape: Shape, access: Access) -> Result<Table> {
+        let map = map(&self.name, file, 0, shape.file_size(), access)?;
+        let slots = PAGE + 8 * shape.index_words();
+        Ok(Table {
+            shape,
+            header: map.view(0),
+            index: map.views(PAGE, shape.index_words()),
+            slots: map.views(slots, shape.slots_words()),
+        })
+    }
+
+    /// The numbers of the tables that there are, ascending.
+    pub fn list_tables(&self) -> Result<Vec<u64>> {
+        self.check_named()?;
+        self.dir.numbers(TABLE)
+    }
+
+    /// What to say of a table that is not one.
+    pub fn corrupt_table(&self, id: u64, at: Damaged) -> Error {
+        let why = format!("table {id} is damaged: slot {} holds no value", at.slot);
+        Error::new(ErrorKind::Corrupt, "read the topic", &*self.name, why)
+            .advise("stop its writer, and remove that file")
     }
 
     /// The numbers of the lanes that there are, ascending.
