@@ -4,7 +4,6 @@
 use buslane::{Bus, Message, Topic};
 use std::{env, io, thread, time::Duration};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 const TICKS: u64 = 200_000;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy)]
@@ -36,7 +35,8 @@ fn receive(topic: &Topic<Tick>, pause_us: u64) -> io::Result<()> {
         thread::sleep(Duration::from_micros(pause_us));
     }
     assert_eq!(received + subscriber.lost().messages, TICKS); // it knows of each
-    Ok(println!("{received} of {TICKS} ticks received"))
+    println!("{received} of {TICKS} ticks received");
+    Ok(())
 }
 
 fn main() -> io::Result<()> {
