@@ -1038,35 +1038,64 @@ impl Receiver {
         None
     }
 
-    /// Looks at the roster, then at every source once, beginning behind the one that was read last; whether a message
-    /// is there, at the source that is then read. If not, publishes what was released, and puts away what has ended.
+    /// Looks at the roster, then at every source once; whether a message is there, at the source that is then read.
     fn look_elsewhere(&mut self) -> Result<bool> {
         self.turn = 0;
-        if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
-            self.refresh(None)?;
+        self.keep_up()?;
+        if !self.search() {
+            return Ok(false);
         }
+        match self.sources[self.at].reader.next() {
+            Ok(found) => Ok(found.is_some()),
+            Err(Trouble::Missed(missed)) => Err(self.missed(missed)),
+            Err(Trouble::Corrupt(corrupt)) => {
+                let id = self.sources[self.at].id;
+                let error = self.topic.files.corrupt_frame(id, corrupt);
+                self.abandon(self.at);
+                Err(error)
+            }
+        }
+    }
+
+    /// Lists the lanes anew if the roster has changed.
+    fn keep_up(&mut self) -> Result<()> {
+        if self.seen_roster == Some(roster::state(&self.topic.files.control)) {
+            return Ok(());
+        }
+        self.refresh(None)
+    }
+
+    /// Looks at every source once, beginning behind the one that was read last, up to one that has something: that is then
+    /// read. Publishes what was released of those that have nothing, and puts away those that have ended.
+    fn search(&mut self) -> bool {
         for _ in 0..self.sources.len() {
             self.at = if self.at + 1 < self.sources.len() {
                 self.at + 1
             } else {
                 0
             };
-            match self.sources[self.at].reader.next() {
-                Ok(Some(_)) => return Ok(true),
-                Ok(None) => {}
-                Err(Trouble::Missed(missed)) => return Err(self.missed(missed)),
-                Err(Trouble::Corrupt(corrupt)) => {
-                    let error = self
-                        .topic
-                        .files
-                        .corrupt_frame(self.sources[self.at].id, corrupt);
-                    self.abandon(self.at);
-                    return Err(error);
-                }
+            let source = &mut self.sources[self.at];
+            if !matches!(source.reader.next(), Ok(None)) {
+                return true;
+            }
+            source.reader.track().settle();
+            // Its writer had gone before we looked.
+            if source.closed && source.ended.is_none() {
+                source.ended = Some(source.reader.position());
+                let id = source.id;
+                self.put_away(id);
             }
         }
-        self.be_idle()?;
-        Ok(false)
+        false
+    }
+
+    /// Puts away a lane that has ended, if all have read it.
+    #[cold]
+    fn put_away(&self, id: u64) {
+        // What can't be put away now will be by the next reader, publisher, or who opens the bus.
+        if reclaim::tidy_lane(&self.topic.files, id).unwrap_or(false) {
+            roster::changed(&self.topic.files.control);
+        }
     }
 
     /// Tells what the source that is read now has lost: once.
@@ -1093,20 +1122,6 @@ impl Receiver {
         self.at = 0;
         // Its publisher may be there yet: that is no end.
         self.had_publisher &= !self.sources.is_empty();
-    }
-
-    fn be_idle(&mut self) -> Result<()> {
-        for source in &mut self.sources {
-            source.reader.track().settle();
-            if source.closed && source.ended.is_none() && matches!(source.reader.next(), Ok(None)) {
-                source.ended = Some(source.reader.position());
-                // What can't be put away now will be by the next reader, publisher, or who opens the bus.
-                if reclaim::tidy_lane(&self.topic.files, source.id).unwrap_or(false) {
-                    roster::changed(&self.topic.files.control);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Whether the last publisher has left, and all is received.
@@ -1295,20 +1310,14 @@ impl Receiver {
 }
 
 impl Receiver {
-    /// Whether there is a message, or a loss or damage to tell. If not, notes what has ended, and publishes what was
-    /// released.
+    /// Whether there is a message, or a loss or damage to tell. If not, all that was released is published.
     fn has_news(&mut self) -> Result<bool> {
         self.check_fork()?;
-        if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
-            self.refresh(None)?;
-        }
-        let at = self.at;
-        let mut from_here = (at..self.sources.len()).chain(0..at);
-        if from_here.any(|i| !matches!(self.sources[i].reader.next(), Ok(None))) {
-            return Ok(true);
-        }
-        self.be_idle()?;
-        Ok(false)
+        self.keep_up()?;
+        let at = self.sources.get_mut(self.at);
+        let is_here =
+            self.turn < TURN && at.is_some_and(|at| !matches!(at.reader.next(), Ok(None)));
+        Ok(is_here || self.search())
     }
 }
 
