@@ -850,8 +850,6 @@ struct Receiver {
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
     lost: Lost,
-    /// Nothing was found since it was last idle, and nobody joined or left: all that was released is published.
-    is_settled: bool,
     seen_roster: Option<u64>,
     /// A publisher was there since the end was last reported.
     had_publisher: bool,
@@ -935,7 +933,6 @@ impl Receiver {
             pauses: 1,
             abandoned: Vec::new(),
             lost: Lost::default(),
-            is_settled: false,
             seen_roster: None,
             had_publisher: false,
             is_known: false,
@@ -965,7 +962,6 @@ impl Receiver {
     fn look(&mut self) -> Option<Found> {
         let found = self.sources.get_mut(self.at)?.reader.next().ok()??;
         self.turn += 1;
-        self.is_settled = false;
         Some(found)
     }
 
@@ -1042,41 +1038,64 @@ impl Receiver {
         None
     }
 
-    /// Looks at the roster, then at every source once, beginning behind the one that was read last; whether a message
-    /// is there, at the source that is then read. If not, publishes what was released, and puts away what has ended.
+    /// Looks at the roster, then at every source once; whether a message is there, at the source that is then read.
     fn look_elsewhere(&mut self) -> Result<bool> {
         self.turn = 0;
-        if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
-            self.refresh(None)?;
+        self.keep_up()?;
+        if !self.search() {
+            return Ok(false);
         }
-        let after = self.at + 1;
-        let all = self.sources.len();
-        for at in (after..all).chain(0..after.min(all)) {
-            if self.sources[at].reader.is_quiet() {
-                continue;
-            }
-            self.at = at;
-            match self.sources[self.at].reader.next() {
-                Ok(Some(_)) => {
-                    self.is_settled = false;
-                    return Ok(true);
-                }
-                Ok(None) => {}
-                Err(Trouble::Missed(missed)) => return Err(self.missed(missed)),
-                Err(Trouble::Corrupt(corrupt)) => {
-                    let error = self
-                        .topic
-                        .files
-                        .corrupt_frame(self.sources[self.at].id, corrupt);
-                    self.abandon(self.at);
-                    return Err(error);
-                }
+        match self.sources[self.at].reader.next() {
+            Ok(found) => Ok(found.is_some()),
+            Err(Trouble::Missed(missed)) => Err(self.missed(missed)),
+            Err(Trouble::Corrupt(corrupt)) => {
+                let id = self.sources[self.at].id;
+                let error = self.topic.files.corrupt_frame(id, corrupt);
+                self.abandon(self.at);
+                Err(error)
             }
         }
-        if !self.is_settled {
-            self.be_idle();
+    }
+
+    /// Lists the lanes anew if the roster has changed.
+    fn keep_up(&mut self) -> Result<()> {
+        if self.seen_roster == Some(roster::state(&self.topic.files.control)) {
+            return Ok(());
         }
-        Ok(false)
+        self.refresh(None)
+    }
+
+    /// Looks at every source once, beginning behind the one that was read last, up to one that has something: that is then
+    /// read. Publishes what was released of those that have nothing, and puts away those that have ended.
+    fn search(&mut self) -> bool {
+        for _ in 0..self.sources.len() {
+            self.at = if self.at + 1 < self.sources.len() {
+                self.at + 1
+            } else {
+                0
+            };
+            let source = &mut self.sources[self.at];
+            if !matches!(source.reader.next(), Ok(None)) {
+                return true;
+            }
+            source.reader.track().settle();
+            // Its writer had gone before we looked.
+            if source.closed && source.ended.is_none() {
+                source.ended = Some(source.reader.position());
+                let id = source.id;
+                self.put_away(id);
+            }
+        }
+        false
+    }
+
+    /// Puts away a lane that has ended, if all have read it.
+    #[cold]
+    fn put_away(&self, id: u64) {
+        // What can't be put away now will be by the next reader, publisher, or who opens the bus.
+        if reclaim::tidy_lane(&self.topic.files, id).unwrap_or(false) {
+            roster::changed(&self.topic.files.control);
+        }
     }
 
     /// Tells what the source that is read now has lost: once.
@@ -1103,21 +1122,6 @@ impl Receiver {
         self.at = 0;
         // Its publisher may be there yet: that is no end.
         self.had_publisher &= !self.sources.is_empty();
-    }
-
-    #[cold]
-    fn be_idle(&mut self) {
-        for source in &mut self.sources {
-            source.reader.track().settle();
-            if source.closed && source.ended.is_none() && matches!(source.reader.next(), Ok(None)) {
-                source.ended = Some(source.reader.position());
-                // What can't be put away now will be by the next reader, publisher, or who opens the bus.
-                if reclaim::tidy_lane(&self.topic.files, source.id).unwrap_or(false) {
-                    roster::changed(&self.topic.files.control);
-                }
-            }
-        }
-        self.is_settled = true;
     }
 
     /// Whether the last publisher has left, and all is received.
@@ -1216,7 +1220,6 @@ impl Receiver {
             }
         }
         self.at = 0;
-        self.is_settled = false;
         self.seen_roster = Some(now);
         for source in &mut self.sources {
             source.reader.track().refresh();
@@ -1308,21 +1311,14 @@ impl Receiver {
 }
 
 impl Receiver {
-    /// Whether there is a message, or a loss or damage to tell. If not, notes what has ended, and publishes what was
-    /// released.
+    /// Whether there is a message, or a loss or damage to tell. If not, all that was released is published.
     fn has_news(&mut self) -> Result<bool> {
         self.check_fork()?;
-        if self.seen_roster != Some(roster::state(&self.topic.files.control)) {
-            self.refresh(None)?;
-        }
-        let mut sources = self.sources.iter_mut();
-        if sources.any(|source| !matches!(source.reader.next(), Ok(None))) {
-            return Ok(true);
-        }
-        if !self.is_settled {
-            self.be_idle();
-        }
-        Ok(false)
+        self.keep_up()?;
+        let at = self.sources.get_mut(self.at);
+        let is_here =
+            self.turn < TURN && at.is_some_and(|at| !matches!(at.reader.next(), Ok(None)));
+        Ok(is_here || self.search())
     }
 }
 

@@ -692,13 +692,6 @@ impl Reader {
         }
     }
 
-    /// Whether there certainly is no next message: for who looks at many lanes.
-    #[inline]
-    pub fn is_quiet(&self) -> bool {
-        // Who finds nothing here follows nothing; who does not, looks again.
-        self.copied.is_none() && self.ring.word(self.track.position).load(Ordering::Relaxed) == 0
-    }
-
     #[inline(never)]
     fn next_copied(&mut self) -> Result<Option<Found>, Trouble> {
         let Self {
