@@ -14,7 +14,7 @@ use crate::inspect::TopicReport;
 use crate::message::{Description, Message, Payload};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber};
-use crate::select::Selection;
+use crate::select::{Names, Selection};
 use crate::shm::files::{self, Dir, Plan};
 use crate::shm::fork;
 use crate::shm::layout::{BusControl, Identity, Kind, Pattern, max_len};
@@ -170,7 +170,7 @@ impl Bus {
     ///
     /// `InvalidName`, `Unsupported` before Linux 5.16, and as for [`Topic::subscriber`].
     pub fn select(&self, pattern: &str) -> Result<Selection> {
-        Selection::join(self, pattern)
+        self.select_from(&[pattern], Start::Now)
     }
 
     /// The same, of topics of `T`s.
@@ -179,7 +179,32 @@ impl Bus {
     ///
     /// As for [`select`](Self::select).
     pub fn select_typed<T: Message + 'static>(&self, pattern: &str) -> Result<Selection<T>> {
-        Selection::join(self, pattern)
+        self.select_from(&[pattern], Start::Now)
+    }
+
+    /// The same, of topics whose name matches one of `patterns`; of those that are there, from `start` on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`select`](Self::select).
+    pub fn select_from<T: ?Sized + Payload>(
+        &self,
+        patterns: &[&str],
+        start: Start,
+    ) -> Result<Selection<T>> {
+        Selection::join(self, patterns, start)
+    }
+
+    /// The names of the topics that match `pattern`, as [`select`](Self::select) has it, sorted.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName`, and the system's.
+    pub fn topics_matching(&self, pattern: &str) -> Result<Vec<String>> {
+        let wanted = Names::parse(&[pattern])?;
+        let mut names = self.topics()?;
+        names.retain(|name| wanted.match_any(name));
+        Ok(names)
     }
 
     /// Looks at a topic from outside: nobody is slowed down, and nothing is made.

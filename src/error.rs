@@ -175,6 +175,12 @@ impl Error {
         self.0.source.as_ref()?.raw_os_error()
     }
 
+    /// On what it was tried: a topic's name, or a path.
+    #[must_use]
+    pub fn on(&self) -> &str {
+        &self.0.on
+    }
+
     /// What was missed, if it is [`ErrorKind::Lost`].
     #[must_use]
     pub fn lost(&self) -> Option<Lost> {

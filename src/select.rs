@@ -17,9 +17,9 @@ use crate::shm::roster;
 use crate::wait::Waitable;
 use crate::waitset::WaitSet;
 
-/// Receives from all topics whose name matches a pattern. Made by [`Bus::select`].
+/// Receives from all topics whose name matches a pattern, or one of several. Made by [`Bus::select`].
 ///
-/// It subscribes to what is there, from now on, and by itself to what comes later, from the oldest message that is held
+/// It subscribes to what is there, from where it was said, and by itself to what comes later, from the oldest message that is held
 /// then: what is sent to a new topic, as soon as there is one, is received. Topics that carry another type, or are no
 /// topics to subscribe to, are passed over; those that are removed are left. There is an order among the messages of one
 /// publisher, none between topics, and no topic hides another.
@@ -44,7 +44,7 @@ pub struct Selection<T: ?Sized = [u8]> {
 /// What is selected.
 struct Topics<T: ?Sized> {
     bus: Bus,
-    pattern: Pattern,
+    names: Names,
     /// The list of topics when it was last looked at.
     seen: u64,
     joined: Vec<Joined<T>>,
@@ -65,7 +65,7 @@ const TURN: u32 = 64;
 impl<T: ?Sized> fmt::Debug for Selection<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Selection")
-            .field("pattern", &self.topics.pattern.text)
+            .field("names", &self.topics.names.text)
             .finish_non_exhaustive()
     }
 }
@@ -78,7 +78,7 @@ impl<T: ?Sized + Payload> Topics<T> {
         self.seen = roster::topics(self.bus.control());
         let mut outcome = Ok(());
         let mut names = self.bus.topic_dirs()?;
-        names.retain(|(_, name)| self.pattern.matches(name));
+        names.retain(|(_, name)| self.names.match_any(name));
         self.joined.retain(|joined| {
             let is_listed = names.iter().any(|(_, name)| **name == *joined.name);
             is_listed && joined.subscriber.topic().files.exists().unwrap_or(true)
@@ -167,7 +167,7 @@ impl<T: ?Sized + Payload> Topics<T> {
             joined.subscriber.take_end();
         }
         let why = "the last publisher has left, and all they sent was received";
-        let on = Arc::clone(&self.pattern.text);
+        let on = Arc::clone(&self.names.text);
         Err(Error::new(ErrorKind::Ended, "receive from", on, why)
             .advise("receive again to wait for the next one"))
     }
@@ -214,17 +214,17 @@ impl<T: ?Sized + Payload> Waitable for Topics<T> {
 }
 
 impl<T: ?Sized + Payload> Selection<T> {
-    pub(crate) fn join(bus: &Bus, pattern: &str) -> Result<Self> {
+    pub(crate) fn join(bus: &Bus, patterns: &[&str], start: Start) -> Result<Self> {
         bus.listen()?;
         let mut topics = Topics {
             bus: bus.clone(),
-            pattern: Pattern::parse(pattern)?,
+            names: Names::parse(patterns)?,
             seen: 0,
             joined: Vec::new(),
             at: 0,
             turn: 0,
         };
-        topics.refresh(Start::Now)?;
+        topics.refresh(start)?;
         Ok(Self {
             topics,
             set: WaitSet::waiting(bus.wait())?,
@@ -360,6 +360,18 @@ impl<'a, T: ?Sized> Selected<'a, T> {
         self.topic
     }
 
+    /// See [`Frame::lane`].
+    #[must_use]
+    pub fn lane(&self) -> u64 {
+        self.frame.lane()
+    }
+
+    /// See [`Frame::sequence`].
+    #[must_use]
+    pub fn sequence(&self) -> u32 {
+        self.frame.sequence()
+    }
+
     /// The message as its topic's subscriber gives it.
     pub fn into_frame(self) -> Frame<'a, T> {
         self.frame
@@ -375,8 +387,27 @@ impl<T: ?Sized> Deref for Selected<'_, T> {
 
 /// Which names are meant.
 #[derive(Debug)]
-struct Pattern {
+pub(crate) struct Names {
     text: Arc<str>,
+    patterns: Vec<NamePattern>,
+}
+
+impl Names {
+    pub(crate) fn parse(patterns: &[&str]) -> Result<Self> {
+        let parsed = patterns.iter().map(|text| NamePattern::parse(text));
+        Ok(Self {
+            text: patterns.join(", ").into(),
+            patterns: parsed.collect::<Result<_>>()?,
+        })
+    }
+
+    pub(crate) fn match_any(&self, name: &str) -> bool {
+        self.patterns.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+#[derive(Debug)]
+struct NamePattern {
     segments: Vec<Segment>,
 }
 
@@ -389,7 +420,7 @@ enum Segment {
     Some,
 }
 
-impl Pattern {
+impl NamePattern {
     fn parse(text: &str) -> Result<Self> {
         let segment = |segment: &str| match segment {
             "*" => Ok(Segment::One),
@@ -406,7 +437,6 @@ impl Pattern {
         };
         let segments: Result<Vec<_>> = text.split('/').map(segment).collect();
         Ok(Self {
-            text: text.into(),
             segments: segments?,
         })
     }
@@ -435,7 +465,7 @@ impl Pattern {
 mod tests {
     use proptest::prelude::*;
 
-    use super::Pattern;
+    use super::NamePattern;
 
     /// Says the same by trying everything.
     fn naive(pattern: &[&str], name: &[&str]) -> bool {
@@ -454,14 +484,14 @@ mod tests {
             pattern in prop::collection::vec(prop::sample::select(vec!["a", "b", "*", "**"]), 1..7),
             name in prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..9),
         ) {
-            let parsed = Pattern::parse(&pattern.join("/")).unwrap();
+            let parsed = NamePattern::parse(&pattern.join("/")).unwrap();
             prop_assert_eq!(parsed.matches(&name.join("/")), naive(&pattern, &name));
         }
     }
 
     #[test]
     fn what_the_documentation_says() {
-        let matches = |pattern, name| Pattern::parse(pattern).unwrap().matches(name);
+        let matches = |pattern, name| NamePattern::parse(pattern).unwrap().matches(name);
         for (pattern, yes, no) in [
             ("orders", &["orders"][..], &["orders/eu", "order"][..]),
             (
@@ -478,7 +508,7 @@ mod tests {
             assert!(!no.iter().any(|name| matches(pattern, name)), "{pattern}");
         }
         for wrong in ["", "a//b", "a*", "a/***", "a/../b", "/a", "a/"] {
-            assert!(Pattern::parse(wrong).is_err(), "{wrong:?}");
+            assert!(NamePattern::parse(wrong).is_err(), "{wrong:?}");
         }
     }
 }

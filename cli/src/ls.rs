@@ -23,8 +23,8 @@ const RATE_OVER: Duration = Duration::from_millis(200);
 /// received. Looking slows nobody.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only the topic of this name
-    #[arg(value_name = "TOPIC")]
+    /// Only the topic of this name, or those that match: `orders/*` one more segment, `orders/**` any
+    #[arg(value_name = "PATTERN")]
     pattern: Option<String>,
     /// Also capacity, bytes and messages so far, and messages lost
     #[arg(long)]
@@ -66,12 +66,17 @@ impl<'a> Summary<'a> {
 pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     let bus = open_existing(common)?;
     let names = match &args.pattern {
+        Some(pattern) if pattern.contains('*') => bus.topics_matching(pattern)?,
         Some(name) => vec![name.clone()],
         None => bus.topics()?,
     };
+    let must_exist = args
+        .pattern
+        .as_ref()
+        .is_some_and(|name| !name.contains('*'));
     let mut out = stdout(stop)?;
     let before = Instant::now();
-    let reports = look(&bus, &names, args.pattern.is_some())?;
+    let reports = look(&bus, &names, must_exist)?;
     if common.json {
         for report in &reports {
             json_line(&mut out, &Summary::new(report))?;

@@ -1,11 +1,8 @@
 //! `buslane recv`: what is sent to some topics, to stdout.
 
 use std::io::{self, Write};
-use std::panic::resume_unwind;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
-use buslane::{Bus, ErrorKind, Frame, Lost, Start, Subscriber};
+use buslane::{Bus, ErrorKind, Lost, Selected, Start};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -20,6 +17,8 @@ use crate::signals::{SLICE, Stop};
 /// Like reading a FIFO, it waits for a publisher, and ends when the last one has gone and everything has been read.
 /// Unlike with a FIFO, each of several `recv` gets everything.
 ///
+/// In a name, `*` stands for any one segment, `**` for one or more; topics that are made later are received, too.
+///
 /// On a lossy topic, whose publishers wait for nobody, stderr says what was lost, where it is missing; with --json, an
 /// object in its place does.
 #[derive(clap::Args)]
@@ -27,13 +26,14 @@ use crate::signals::{SLICE, Stop};
 Examples:
   buslane recv news                           until its publishers have gone
   buslane recv news weather --follow          two topics, for ever
+  buslane recv 'orders/*' --json              orders/eu, orders/us, and what else will come
   buslane recv backup --frame chunk > disk    the bytes as they were sent
   buslane recv news --count 1 --json          one message, with its topic and sequence number
   buslane recv prices --strict                not one of them may be missing
 
 Exit status 5: something was lost (only with --strict).")]
 pub struct Args {
-    /// The topics; they are made if there are none of these names
+    /// The topics, or patterns of names; those without a `*` are made if there are none of these names
     #[arg(required = true, value_name = "TOPIC")]
     topics: Vec<String>,
     /// What to write: each message followed by a newline (`line`) or a zero byte (`null`), nothing but its bytes
@@ -82,185 +82,91 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         strict,
     } = args;
     let bus = common.open(Bus::builder())?;
-    let mut sources = Vec::new();
-    for name in topics {
-        sources.push(Source {
-            name,
-            subscriber: bus.topic(name)?.subscriber_from(from.start())?,
-        });
+    // As a FIFO would be there before anyone writes to it.
+    for name in topics.iter().filter(|name| !name.contains('*')) {
+        bus.topic(name)?;
     }
-    let framing = if common.json { None } else { Some(*frame) };
-    let sink = Sink {
+    let patterns: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let mut selection = bus.select_from(&patterns, from.start())?;
+    let mut sink = Sink {
         out: stdout(stop)?,
-        framing,
-        left: count.unwrap_or(u64::MAX),
-        all_gone: false,
-    };
-    let receiver = Receiver {
-        sink: Mutex::new(sink),
-        follow: *follow,
+        framing: (!common.json).then_some(*frame),
         strict: *strict,
-        topics,
-        bus,
-        stop,
     };
-    let receiver = &receiver;
-
-    // One thread a topic: what it holds up by a slow stdout, it holds up on its own topic.
-    thread::scope(|scope| {
-        let threads: Vec<_> = sources
-            .into_iter()
-            .map(|mut source| scope.spawn(move || receiver.receive(&mut source)))
-            .collect();
-        let results = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        results.fold(Ok(()), Result::and)
-    })
+    let mut left = count.unwrap_or(u64::MAX);
+    let mut is_idle = false;
+    while left > 0 {
+        stop.check()?;
+        let received = match is_idle {
+            true => selection.recv_timeout(SLICE),
+            false => selection.try_recv(),
+        };
+        match received {
+            Ok(None) if is_idle => {}
+            Ok(None) => {
+                sink.out.flush().map_err(Failure::stdout)?;
+                is_idle = true;
+            }
+            Ok(Some(message)) => {
+                sink.write(&message)?;
+                left -= 1;
+                is_idle = false;
+            }
+            Err(error) if error.kind() == ErrorKind::Ended => {
+                if !follow {
+                    break;
+                }
+            }
+            Err(error) => match error.lost() {
+                Some(lost) => sink.lost(lost, error)?,
+                None => return Err(error.into()),
+            },
+        }
+    }
+    sink.out.flush().map_err(Failure::stdout)
 }
 
-/// One topic.
-struct Source<'a> {
-    name: &'a str,
-    subscriber: Subscriber<[u8]>,
-}
-
-/// What the threads share.
-struct Receiver<'a> {
-    sink: Mutex<Sink<'a>>,
-    follow: bool,
-    strict: bool,
-    topics: &'a [String],
-    bus: Bus,
-    stop: &'a Stop,
-}
-
-/// Where whole messages go, one at a time.
+/// Where messages go.
 struct Sink<'a> {
     out: Output<'a>,
     /// None: JSON.
     framing: Option<Framing>,
-    /// How many more messages are wanted.
-    left: u64,
-    /// The last publisher of all topics has gone: what is still unread is the rest.
-    all_gone: bool,
+    strict: bool,
 }
 
-/// What came of looking for a message.
-enum Next {
-    /// A message, or that some are missing.
-    Written,
-    Nothing,
-    Ended,
-}
-
-impl<'a> Receiver<'a> {
-    fn receive(&self, source: &mut Source<'_>) -> Result<(), Failure> {
-        let result = self
-            .pump(source)
-            .and_then(|()| self.sink().out.flush().map_err(Failure::stdout));
-        if result.is_err() {
-            self.sink().left = 0; // the other threads shall end, too
-        }
-        result
-    }
-
-    fn pump(&self, Source { name, subscriber }: &mut Source<'_>) -> Result<(), Failure> {
-        loop {
-            self.stop.check()?;
-            let mut next = self.write(name, subscriber.try_recv())?;
-            if let Next::Nothing = next {
-                let mut sink = self.sink();
-                if sink.all_gone || sink.left == 0 {
-                    return Ok(());
-                }
-                sink.out.flush().map_err(Failure::stdout)?;
-                drop(sink);
-                next = self.write(name, subscriber.recv_timeout(SLICE))?;
-            }
-            if let Next::Ended = next
-                && !self.follow
-                && (self.sink().all_gone || self.others_gone(name)?)
-            {
-                self.sink().all_gone = true;
-                return Ok(());
-            }
-            if self.sink().left == 0 {
-                return Ok(());
-            }
-        }
-    }
-
+impl Sink<'_> {
     /// Writes a message from where it lies.
-    fn write(
-        &self,
-        topic: &str,
-        found: Result<Option<Frame<'_>>, buslane::Error>,
-    ) -> Result<Next, Failure> {
-        let frame = match found {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return Ok(Next::Nothing),
-            Err(error) if error.kind() == ErrorKind::Ended => return Ok(Next::Ended),
-            Err(error) => {
-                return match error.lost() {
-                    Some(lost) => self.lost(topic, lost, error),
-                    None => Err(error.into()),
-                };
-            }
-        };
-        let sink = &mut *self.sink();
-        if sink.left > 0 {
-            match sink.framing {
-                Some(framing) => framing
-                    .write(&mut sink.out, &frame)
-                    .map_err(Failure::stdout)?,
-                None => json_line(&mut sink.out, &Line::new(topic, &frame))?,
-            }
-            sink.left -= 1;
+    fn write(&mut self, message: &Selected<'_>) -> Result<(), Failure> {
+        match self.framing {
+            Some(framing) => framing
+                .write(&mut self.out, message)
+                .map_err(Failure::stdout),
+            None => json_line(&mut self.out, &Line::new(message)),
         }
-        Ok(Next::Written)
     }
 
     /// Says what is missing, where it is missing; there it ends, if nothing may be.
-    fn lost(&self, topic: &str, lost: Lost, error: buslane::Error) -> Result<Next, Failure> {
-        let sink = &mut *self.sink();
-        if sink.left == 0 {
-            return Ok(Next::Written);
+    fn lost(&mut self, lost: Lost, error: buslane::Error) -> Result<(), Failure> {
+        if self.framing.is_none() {
+            json_line(&mut self.out, &Gap::new(error.on(), lost))?;
         }
-        if sink.framing.is_none() {
-            json_line(&mut sink.out, &Gap::new(topic, lost))?;
-        }
+        // In its place also where both streams end in one terminal.
+        self.out.flush().map_err(Failure::stdout)?;
         if self.strict {
-            sink.left = 0; // what other topics have comes after the gap
-            sink.out.flush().map_err(Failure::stdout)?;
             return Err(error.into());
         }
-        if sink.framing.is_some() {
+        if self.framing.is_some() {
             let Lost {
                 messages, bytes, ..
             } = lost;
-            // In its place also where both streams end in one terminal. A closed stderr is no reason to end.
-            sink.out.flush().map_err(Failure::stdout)?;
+            let topic = error.on();
+            // A closed stderr is no reason to end.
             let _ = writeln!(
                 io::stderr(),
                 "buslane: {topic}: {messages} messages ({bytes} bytes) lost here"
             );
         }
-        Ok(Next::Written)
-    }
-
-    /// Whether no other topic has a publisher.
-    fn others_gone(&self, name: &str) -> Result<bool, Failure> {
-        for other in self.topics.iter().filter(|other| *other != name) {
-            if self.bus.inspect(other)?.publishers() > 0 {
-                return Ok(false); // its thread will find that it ended, and ask in turn
-            }
-        }
-        Ok(true)
-    }
-
-    fn sink(&self) -> MutexGuard<'_, Sink<'a>> {
-        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 }
 
@@ -276,13 +182,13 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(topic: &'a str, frame: &'a Frame<'_>) -> Self {
+    fn new(message: &'a Selected<'_>) -> Self {
         Self {
-            topic,
-            lane: frame.lane(),
-            sequence: frame.sequence(),
-            len: frame.len(),
-            data: Data::new(frame),
+            topic: message.topic(),
+            lane: message.lane(),
+            sequence: message.sequence(),
+            len: message.len(),
+            data: Data::new(message),
         }
     }
 }

@@ -254,15 +254,14 @@ fn several_topics_at_once() {
     let stage = Stage::new();
     let receiver = stage.start(&["recv", "a", "b", "never/used"]);
     stage.wait_for("never/used", "subscribers", 1);
-    assert_status(&stage.run(&["send", "b"], b"1\n"), 0);
     // While one of them is there, it stays.
     let publisher = stage.start(&["send", "a"]);
     stage.wait_for("a", "publishers", 1);
-    let output = finish(publisher, b"2\n");
-    assert_status(&output, 0);
+    assert_status(&stage.run(&["send", "b"], b"1\n"), 0);
+    assert_status(&finish(publisher, b"2\n"), 0);
     let output = finish(receiver, b"");
     assert_status(&output, 0);
-    assert!(text(&output.stdout).starts_with("1\n"));
+    assert_eq!(text(&output.stdout), "1\n2\n");
 }
 
 #[test]
@@ -945,4 +944,44 @@ fn doctor_shows_what_the_dead_left_and_fixes_it() {
         "{}",
         text(&ill.stdout)
     );
+}
+
+#[test]
+fn recv_and_ls_by_pattern() {
+    let stage = Stage::new();
+    assert!(stage.run(&["ls", "orders/*"], b"").status.code() == Some(1)); // no bus yet
+    let mut one = stage.start(&["recv", "orders/*", "--json", "--count", "2"]);
+    let any = stage.start(&["recv", "orders/**", "--count", "3"]);
+    let eu = stage.start(&["send", "orders/eu"]);
+    stage.wait_for("orders/eu", "subscribers", 2);
+    // Made while they wait.
+    let new = stage.start(&["send", "orders/us/new"]);
+    stage.wait_for("orders/us/new", "subscribers", 1);
+    assert!(finish(new, b"deep\n").status.success());
+    assert!(finish(eu, b"a\nb\n").status.success());
+
+    let mut said = String::new();
+    one.stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    one.wait().unwrap();
+    let topics: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["topic"].clone())
+        .collect();
+    assert_eq!(topics, ["orders/eu", "orders/eu"]);
+    let any = finish(any, b"");
+    let lines: BTreeSet<&str> = text(&any.stdout).lines().collect();
+    assert_eq!(lines, BTreeSet::from(["a", "b", "deep"]));
+
+    let listed = |pattern| -> Vec<Value> {
+        let topics = stage.json(&["ls", pattern, "--json"]);
+        topics.iter().map(|topic| topic["topic"].clone()).collect()
+    };
+    assert_eq!(listed("orders/*"), ["orders/eu"]);
+    assert_eq!(listed("orders/**"), ["orders/eu", "orders/us/new"]);
+    assert!(listed("other/*").is_empty());
+    assert_eq!(stage.run(&["recv", "a*b"], b"").status.code(), Some(2));
 }
