@@ -297,6 +297,7 @@ criterion_group!(
     sending_values,
     receiving,
     receiving_lossy,
+    state,
     many_lanes,
     setting_up
 );

@@ -8,7 +8,7 @@ use crate::shm::lane::{self, Boundary, Outside};
 use crate::shm::layout::{LEFT, Pattern};
 use crate::shm::members::{self, Owner};
 use crate::shm::segment::Access;
-use crate::shm::topic::{CURSOR, LANE, LaneFile, TopicFiles};
+use crate::shm::topic::{CURSOR, LANE, LaneFile, TABLE, TopicFiles};
 
 /// A topic as it was when it was looked at. Made by [`Bus::inspect`](crate::Bus::inspect).
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct TopicReport {
     pub lanes: Vec<LaneReport>,
     /// Its cursors, by number.
     pub cursors: Vec<CursorReport>,
+    /// The tables of a state, by number.
+    pub tables: Vec<TableReport>,
     files: Vec<LaneFile>,
     born: u64,
 }
@@ -60,6 +62,20 @@ pub struct CursorReport {
     pub sleeping: bool,
     /// How far it is in each lane that it has joined.
     pub positions: Vec<CursorPosition>,
+}
+
+/// A state writer's table as it was when it was looked at.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct TableReport {
+    /// Its number.
+    pub id: u64,
+    /// Who writes it, or wrote it last.
+    pub owner: Owner,
+    /// How many keys it has.
+    pub keys: u64,
+    /// How many it has room for.
+    pub capacity: u64,
 }
 
 /// How far a cursor is in a lane.
@@ -160,6 +176,17 @@ impl TopicReport {
                 positions,
             });
         }
+        let mut tables = Vec::new();
+        for id in topic.dir().numbers(TABLE)? {
+            if let Some(table) = topic.table(id)? {
+                tables.push(TableReport {
+                    id,
+                    owner: members::owner(members, table.owner())?,
+                    keys: table.used() as u64,
+                    capacity: table.shape.keys as u64,
+                });
+            }
+        }
         let type_name = Description::from_config(&topic.config).name().to_owned();
         let (name, capacity) = (topic.name.to_string(), topic.capacity as u64);
         Ok(Self {
@@ -169,6 +196,7 @@ impl TopicReport {
             capacity,
             lanes,
             cursors,
+            tables,
             files,
             born: fork::generation(),
         })

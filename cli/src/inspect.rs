@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use buslane::{CursorReport, LaneReport, Owner, Seen, TopicReport};
+use buslane::{CursorReport, LaneReport, Owner, Seen, TableReport, TopicReport};
 use serde::Serialize;
 
 use crate::Common;
@@ -46,6 +46,9 @@ struct Whole<'a> {
     capacity: u64,
     lanes: Vec<LaneJson<'a>>,
     cursors: Vec<CursorJson<'a>>,
+    /// Of a state.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tables: Vec<TableJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tail: Option<Vec<SeenJson<'a>>>,
 }
@@ -67,6 +70,14 @@ struct CursorJson<'a> {
     position: u64,
     sleeping: bool,
     positions: Vec<PositionJson>,
+}
+
+#[derive(Serialize)]
+struct TableJson<'a> {
+    id: u64,
+    owner: OwnerJson<'a>,
+    keys: u64,
+    capacity: u64,
 }
 
 #[derive(Serialize)]
@@ -123,6 +134,12 @@ impl<'a> Whole<'a> {
                 })
                 .collect(),
         };
+        let table = |table: &'a TableReport| TableJson {
+            id: table.id,
+            owner: owner(&table.owner),
+            keys: table.keys,
+            capacity: table.capacity,
+        };
         let seen = |seen: &'a Seen| SeenJson {
             lane: seen.lane,
             sequence: seen.sequence,
@@ -134,6 +151,7 @@ impl<'a> Whole<'a> {
             capacity: report.capacity,
             lanes: report.lanes.iter().map(lane).collect(),
             cursors: report.cursors.iter().map(cursor).collect(),
+            tables: report.tables.iter().map(table).collect(),
             tail: tail.map(|tail| tail.iter().map(seen).collect()),
         }
     }
@@ -217,6 +235,17 @@ fn people(
                 state.into(),
             ]);
         }
+    }
+    section(out, &rows)?;
+
+    rows = vec![row(&["TABLE", "OWNER", "KEYS", "OF"])];
+    for table in &report.tables {
+        rows.push(vec![
+            table.id.to_string(),
+            owner(&table.owner),
+            table.keys.to_string(),
+            table.capacity.to_string(),
+        ]);
     }
     section(out, &rows)?;
 
