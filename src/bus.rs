@@ -742,7 +742,7 @@ impl<T: ?Sized + Payload> Topic<T> {
 }
 
 /// A topic's name as a directory's: one name, whatever it contains.
-fn escape(name: &str) -> Result<String> {
+pub(crate) fn escape(name: &str) -> Result<String> {
     let invalid = |why: String| {
         Error::new(
             ErrorKind::InvalidName,

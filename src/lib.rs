@@ -47,6 +47,8 @@ mod presence;
 #[cfg(not(loom))]
 mod pubsub;
 #[cfg(not(loom))]
+mod queue;
+#[cfg(not(loom))]
 mod shm;
 #[cfg(not(loom))]
 mod stream;
@@ -65,6 +67,9 @@ pub use self::{
     message::{Message, Payload},
     presence::Presence,
     pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
+    queue::{
+        Consumer, ConsumerBuilder, DeadLetter, Deliveries, Delivery, Producer, Queue, QueueBuilder,
+    },
     shm::members::Owner,
     shm::reclaim::Reclaimed,
     stream::{ByteReader, ByteWriter},
