@@ -281,6 +281,8 @@ impl Bus {
                     reclaim::sweep(&members, &topics).is_ok_and(|found| found.lingering == 0)
                 },
             )?);
+            // Who has died since the bus was opened has rung for nobody here.
+            reclaim::sweep(&self.0.members, &self.0.topics)?;
         }
         Ok(())
     }

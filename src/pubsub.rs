@@ -143,10 +143,9 @@ impl Sender {
 
     fn refresh(&mut self) -> Result<()> {
         let files = &self.topic.files;
-        self.readers
-            .refresh(&files.control, self.id, |known| {
-                files.list_cursors(self.id, known)
-            })?;
+        self.readers.refresh(&files.control, self.id, |known| {
+            files.list_cursors(self.id, known)
+        })?;
         self.fences = self.readers.fences() || !futex::has_barrier();
         Ok(())
     }

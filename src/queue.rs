@@ -194,8 +194,10 @@ impl<T: ?Sized + Payload> Queue<T> {
         let TopicInner { files, bus, .. } = &*self.inner;
         bus.check_fork()?;
         let Some((_lock, group)) = files.lock_group(&escape(name)?)? else {
-            return Err(Error::new(ErrorKind::NotFound, tried, name, "there is no such group")
-                .advise("list the groups (buslane inspect)"));
+            return Err(
+                Error::new(ErrorKind::NotFound, tried, name, "there is no such group")
+                    .advise("list the groups (buslane inspect)"),
+            );
         };
         let consumers = files.count_consumers(group.id)?;
         if consumers > 0 && !force {

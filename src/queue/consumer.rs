@@ -120,8 +120,11 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
                     "the consumers of its group {} have agreed otherwise on lease, attempts or dead letters",
                     self.group
                 );
-                return Err(Error::new(ErrorKind::Mismatch, "join the queue", &*files.name, why)
-                    .advise("leave the settings out, end those consumers, or use another group"));
+                return Err(
+                    Error::new(ErrorKind::Mismatch, "join the queue", &*files.name, why).advise(
+                        "leave the settings out, end those consumers, or use another group",
+                    ),
+                );
             }
             files.set_group_config(&lock, &config)?;
         }
@@ -296,7 +299,10 @@ impl<T: ?Sized + Payload> Consumer<T> {
     pub fn is_empty(&mut self) -> Result<bool> {
         self.desk.home.topic.bus.check_fork()?;
         self.desk.attend()?;
-        Ok(self.desk.sources().all(|source| source.share.claims.is_empty()))
+        Ok(self
+            .desk
+            .sources()
+            .all(|source| source.share.claims.is_empty()))
     }
 }
 
@@ -376,8 +382,10 @@ impl Inbox {
         let group = files.group(&self.group, Access::Read)?;
         if group.is_none_or(|(_, group)| group.id != self.seat.group) {
             let why = format!("the group {} was removed", self.seat.home.group);
-            return Err(Error::new(ErrorKind::NotFound, "consume from", &*files.name, why)
-                .advise("join it anew"));
+            return Err(
+                Error::new(ErrorKind::NotFound, "consume from", &*files.name, why)
+                    .advise("join it anew"),
+            );
         }
         self.sources
             .retain(|source| ids.binary_search(&source.share.lane).is_ok());

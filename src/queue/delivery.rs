@@ -177,8 +177,9 @@ impl Share {
             self.lane
         );
         let on = Arc::clone(&self.seat.home.topic.files.name);
-        Error::new(ErrorKind::LeaseLost, tried, on, why)
-            .advise("take it that another has done it again; use a longer lease if the work takes longer")
+        Error::new(ErrorKind::LeaseLost, tried, on, why).advise(
+            "take it that another has done it again; use a longer lease if the work takes longer",
+        )
     }
 
     fn ack(&self, item: &Item) -> Result<()> {
@@ -281,9 +282,8 @@ impl Share {
 /// Opens a queue of bytes beside another one, made if it is missing, with longer lanes.
 fn beside(queue: &Arc<TopicInner>, name: &str) -> Result<Arc<TopicInner>> {
     let bytes = <[u8]>::describe();
-    let open = |builder: crate::bus::TopicBuilder<'_>| {
-        builder.open_inner(&[Pattern::Queue], &bytes, None)
-    };
+    let open =
+        |builder: crate::bus::TopicBuilder<'_>| builder.open_inner(&[Pattern::Queue], &bytes, None);
     match open(queue.bus.topic_builder(name).create(false)) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
             let capacity = records::capacity_beside(queue.files.capacity);

@@ -138,7 +138,10 @@ impl Claims {
     /// Frees all claims of a consumer that has gone; whether there were any.
     pub fn free_all_of(&self, owner: u64) -> bool {
         let mut freed = false;
-        for held in self.held().filter(|claim| claim.owner() == owner & Claim::OWNERS) {
+        for held in self
+            .held()
+            .filter(|claim| claim.owner() == owner & Claim::OWNERS)
+        {
             freed |= self.free(held);
         }
         freed
@@ -343,10 +346,4 @@ impl Walk {
         self.pass(found);
         ours.then_some(claim)
     }
-
-    /// The claims that it walks by.
-    pub fn claims(&self) -> &Claims {
-        &self.claims
-    }
 }
-

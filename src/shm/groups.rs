@@ -108,14 +108,19 @@ impl TopicFiles {
 
     /// The group with this escaped name. `None`: there is none.
     pub fn group(&self, name: &str, access: Access) -> Result<Option<(OwnedFd, Group)>> {
-        let file = self
-            .dir
-            .open_file(&format!("{GROUP}{name}"), Kind::Group, access == Access::Write)?;
+        let file = self.dir.open_file(
+            &format!("{GROUP}{name}"),
+            Kind::Group,
+            access == Access::Write,
+        )?;
         let Some((file, identity)) = file else {
             return Ok(None);
         };
         if identity.size != PAGE as u64 || identity.id & IS_CLAIMS != 0 {
-            let why = format!("group {name} says {} bytes, number {}", identity.size, identity.id);
+            let why = format!(
+                "group {name} says {} bytes, number {}",
+                identity.size, identity.id
+            );
             return Err(self.damaged(why));
         }
         let map = map(&self.name, &file, 0, PAGE, access)?;
@@ -270,7 +275,8 @@ impl TopicFiles {
     /// A cursor for a new consumer of a group, whose number no other consumer shares as far as claims have room for it.
     pub fn new_consumer(&self, member: u64, group: u64) -> Result<(Held, Cursor)> {
         loop {
-            let (lock, cursor) = self.new_cursor_with(member, |cursor| cursor.consume_for(group))?;
+            let (lock, cursor) =
+                self.new_cursor_with(member, |cursor| cursor.consume_for(group))?;
             let cut = |id: u64| id & Claim::OWNERS;
             // After it has its name: of two that come at once, at least one sees the other.
             let shared = |&id: &u64| id != cursor.id && cut(id) == cut(cursor.id);
@@ -376,7 +382,13 @@ impl TopicFiles {
 
     fn map_claims(&self, lane: &LaneFile, file: &OwnedFd) -> Result<Claims> {
         let capacity = lane.ring.capacity();
-        let map = map(&self.name, file, 0, claims_size(capacity) as usize, Access::Write)?;
+        let map = map(
+            &self.name,
+            file,
+            0,
+            claims_size(capacity) as usize,
+            Access::Write,
+        )?;
         let header = map.view::<ClaimsHeader>(PAGE);
         Ok(Claims {
             lane: lane.header.clone(),
@@ -468,8 +480,7 @@ impl TopicFiles {
             }
         }
         let lanes = self.dir.numbers(LANE)?;
-        let is_left =
-            |group, lane| !groups.contains(&group) || lanes.binary_search(&lane).is_err();
+        let is_left = |group, lane| !groups.contains(&group) || lanes.binary_search(&lane).is_err();
         self.remove_claims(|group, lane| claims.contains(&(group, lane)) && is_left(group, lane))
     }
 

@@ -41,7 +41,9 @@ pub fn heavy_fence() {
 #[cfg(loom)]
 pub use std::sync::atomic::Ordering;
 #[cfg(loom)]
-pub use weakened::{AtomicU64, begin, begin_threads, fence, heavy_fence, light_fence, swap_fence, trace};
+pub use weakened::{
+    AtomicU64, begin, begin_threads, fence, heavy_fence, light_fence, swap_fence, trace,
+};
 
 #[cfg(loom)]
 mod weakened {

@@ -374,7 +374,11 @@ impl TopicFiles {
             there.binary_search(id).is_err() && !groups.iter().any(|group| group.id == *id)
         });
         let gone = gone.collect();
-        new.extend(groups.into_iter().filter(|group| !known.contains(&group.id)));
+        new.extend(
+            groups
+                .into_iter()
+                .filter(|group| !known.contains(&group.id)),
+        );
         Ok(Listed { gone, new })
     }
 
