@@ -346,6 +346,8 @@ impl Bus {
                         .is_ok_and(|found| found.lingering == 0)
                 },
             )?);
+            // Who has died since the bus was opened has rung for nobody here.
+            reclaim::sweep(&self.0.members, &self.0.topics, &self.0.control)?;
         }
         Ok(())
     }

@@ -28,6 +28,9 @@ pub enum ErrorKind {
     Lost,
     /// The last subscriber left, or died, before it had received everything.
     SubscribersGone,
+    /// The delivery is not this consumer's any more: its lease has run out, and the message was given to another, or its
+    /// group was removed.
+    LeaseLost,
     /// There is no such bus or topic, and it was not to be made.
     NotFound,
     /// Somebody who lives uses what was to be removed.

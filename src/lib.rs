@@ -50,6 +50,8 @@ mod presence;
 #[cfg(not(loom))]
 mod pubsub;
 #[cfg(not(loom))]
+mod queue;
+#[cfg(not(loom))]
 mod reactor;
 #[cfg(not(loom))]
 mod select;
@@ -77,6 +79,9 @@ pub use self::{
     message::{Message, Payload},
     presence::Presence,
     pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
+    queue::{
+        Consumer, ConsumerBuilder, DeadLetter, Deliveries, Delivery, Producer, Queue, QueueBuilder,
+    },
     select::{Selected, Selection},
     shm::members::Owner,
     shm::reclaim::Reclaimed,

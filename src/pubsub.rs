@@ -148,8 +148,9 @@ impl Sender {
 
     fn refresh(&mut self) -> Result<()> {
         let files = &self.topic.files;
-        self.readers
-            .refresh(&files.control, self.id, |known| files.list_cursors(known))?;
+        self.readers.refresh(&files.control, self.id, |known| {
+            files.list_cursors(self.id, known)
+        })?;
         self.fences = self.readers.fences() || !futex::has_barrier();
         Ok(())
     }
@@ -179,7 +180,7 @@ impl Sender {
             return lane.extend(end, |_| Ok(Lowest::nobody()));
         }
         lane.extend(end, |unjoined| {
-            readers.refresh(&files.control, *id, |known| files.list_cursors(known))?;
+            readers.refresh(&files.control, *id, |known| files.list_cursors(*id, known))?;
             Ok(readers.lowest(*id, unjoined))
         })
     }

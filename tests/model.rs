@@ -19,7 +19,7 @@ use buslane::shm::heap::futex;
 use buslane::shm::lane::{self, Boundary, Found, Outside, Reader, Writer};
 use buslane::shm::layout::{CURSOR_SLOTS, Control, CursorHeader, LaneHeader, Slot, Word};
 use buslane::shm::park::{self, Watch};
-use buslane::shm::roster::{self, Cursor, Listed, Lowest, Readers};
+use buslane::shm::roster::{self, Cursor, Listed, Lowest, Readers, Role};
 use buslane::shm::sync::begin_threads;
 use buslane::shm::{Ring, View};
 use loom::sync::atomic::AtomicU64;
@@ -137,6 +137,7 @@ impl Topic {
         };
         let cursor = |n| Cursor {
             id: n as u64 + 1,
+            role: Role::Subscriber,
             header: View::new(CursorHeader::default()),
             slots: View::all((0..CURSOR_SLOTS).map(|_| unallocated()).collect()),
         };

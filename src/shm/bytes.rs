@@ -23,6 +23,9 @@ pub struct Ring {
 // protocol, which holds between processes and so between threads.
 unsafe impl Send for Ring {}
 
+// SAFETY: as above; a ring may be cloned, so that `&Ring` gives no more than another `Ring` would.
+unsafe impl Sync for Ring {}
+
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ring")

@@ -496,7 +496,7 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
 }
 
 /// Writes all of `bytes` at `offset`.
-fn write_at(fd: &OwnedFd, mut offset: u64, mut bytes: &[u8]) -> nix::Result<()> {
+pub fn write_at(fd: &impl AsFd, mut offset: u64, mut bytes: &[u8]) -> nix::Result<()> {
     while !bytes.is_empty() {
         let written = retry(|| nix::sys::uio::pwrite(fd, bytes, offset as i64))?;
         bytes = &bytes[written..];

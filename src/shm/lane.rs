@@ -39,7 +39,7 @@ const AHEAD: u64 = 128;
 const MAX_AHEAD: u64 = 2048;
 
 /// No lane comes this far; a position from another process that does is no position.
-const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
+pub(super) const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
 /// The position of a boundary record that was not made yet.
 const UNUSED: u64 = u64::MAX;
 
@@ -103,7 +103,7 @@ impl Found {
 /// The frame at `position`, padding or message; `None` while there is none. The only place where a frame word is
 /// loaded by who does not write it.
 #[inline]
-fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     // `Relaxed` and a fence, not `Acquire`: a reader's mapping is read-only.
     let word = Word(ring.word(position).load(Ordering::Relaxed));
     if word.0 == 0 {

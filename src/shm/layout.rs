@@ -110,9 +110,10 @@ pub struct Identity {
     pub kind: u32,
     /// Of the whole file, in bytes.
     pub size: u64,
-    /// Number of the lane or cursor, random id of a member, 0 of the rest.
+    /// Number of the lane, cursor or group; of claims that of their lane; random id of a member, 0 of the rest.
     pub id: u64,
-    /// Bytes in the ring of a lane; in a topic, those of the lanes to be made; slots in a cursor; keys in a table; else 0.
+    /// Bytes in the ring of a lane; in a topic, those of the lanes to be made; slots in a cursor; claims in a table of them;
+    /// keys in a state's table; else 0.
     pub capacity: u64,
     /// When it was made, nanoseconds since 1970. For people.
     pub created_ns: u64,
@@ -269,6 +270,110 @@ pub struct CursorOwner {
     pub fences: AtomicU64,
     /// 1: it has joined every lane that was there when it came, and counts as a subscriber.
     pub joined: AtomicU64,
+    /// Of a consumer of a queue: the number of its group.
+    pub group: AtomicU64,
+}
+
+/// What a group's consumers agree on, in its file's page at [`GROUP_CONFIG`]. Written by the holder of the file's lock, with
+/// one `pwrite`, while the group has no consumer.
+#[cfg(not(loom))]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct GroupConfig {
+    /// After how many nanoseconds a delivery is taken away from who holds it; 0: never.
+    pub lease_ns: u64,
+    /// How often a message is delivered before it is a dead letter; 0: as often as it takes.
+    pub max_attempts: u64,
+    /// Bytes used of `dead_letter`; 0: the queue's name and `.dead`.
+    pub dead_letter_len: u64,
+    /// The dead-letter topic's name, UTF-8.
+    pub dead_letter: [u8; 256],
+}
+
+/// Where a group's configuration is in its file.
+pub const GROUP_CONFIG: usize = 512;
+
+/// The second page of a file of claims.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct ClaimsHeader {
+    /// The lane, and the group's head in it: all before it is acknowledged.
+    pub head: Line<Slot>,
+    /// Bumped whenever a claim was given back.
+    pub again: Line<AtomicU64>,
+}
+
+/// How many claims a lane of `capacity` bytes needs: one for each frame that it may hold.
+pub const fn claims_of(capacity: u64) -> usize {
+    (capacity / SLOT) as usize
+}
+
+/// Whose a message of a queue is: one word for each, at its sequence number modulo the table's length. 0: nobody had
+/// one here yet. Every change is one compare-and-swap from the exact old word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim(pub u64);
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nobody has it; it was given back, or taken away.
+    Free = 1,
+    /// Its owner works on it.
+    Claimed = 2,
+    /// It is done with.
+    Acked = 3,
+}
+
+impl Claim {
+    const OWNER_SHIFT: u32 = 32;
+    const ATTEMPTS_SHIFT: u32 = 52;
+    const FATE_SHIFT: u32 = 60;
+    /// What the number of a consumer is cut to.
+    pub const OWNERS: u64 = (1 << (Self::ATTEMPTS_SHIFT - Self::OWNER_SHIFT)) - 1;
+    /// Where counting attempts ends.
+    pub const MAX_ATTEMPTS: u64 = (1 << (Self::FATE_SHIFT - Self::ATTEMPTS_SHIFT)) - 1;
+
+    /// `owner` is cut to [`OWNERS`](Self::OWNERS), `attempts` ends at [`MAX_ATTEMPTS`](Self::MAX_ATTEMPTS).
+    #[inline]
+    pub fn new(sequence: u32, owner: u64, attempts: u64, fate: Fate) -> Self {
+        Self(
+            u64::from(sequence)
+                | (owner & Self::OWNERS) << Self::OWNER_SHIFT
+                | attempts.min(Self::MAX_ATTEMPTS) << Self::ATTEMPTS_SHIFT
+                | (fate as u64) << Self::FATE_SHIFT,
+        )
+    }
+
+    /// Low 32 bits of the message's sequence number.
+    #[inline]
+    pub const fn sequence(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The consumer, cut to [`OWNERS`](Self::OWNERS).
+    #[inline]
+    pub const fn owner(self) -> u64 {
+        self.0 >> Self::OWNER_SHIFT & Self::OWNERS
+    }
+
+    /// How often it was delivered.
+    #[inline]
+    pub const fn attempts(self) -> u64 {
+        self.0 >> Self::ATTEMPTS_SHIFT & Self::MAX_ATTEMPTS
+    }
+
+    /// Whether this became of it.
+    #[inline]
+    pub const fn is(self, fate: Fate) -> bool {
+        self.0 >> Self::FATE_SHIFT == fate as u64
+    }
+
+    /// The same message with another fate.
+    #[inline]
+    pub fn with(self, fate: Fate) -> Self {
+        Self::new(self.sequence(), self.owner(), self.attempts(), fate)
+    }
 }
 
 /// How far a reader is in one lane. A line of its own: its lane's writer polls it.
@@ -404,7 +509,11 @@ const _: () = {
     assert!(offset_of!(CursorHeader, parked) == 128);
     assert!(offset_of!(CursorHeader, used) == 256);
     assert!(offset_of!(CursorHeader, owner) == 384);
-    assert!(size_of::<CursorHeader>() <= PAGE);
+    assert!(size_of::<CursorHeader>() <= GROUP_CONFIG);
+    assert!(size_of::<GroupConfig>() == 280);
+    assert!(offset_of!(ClaimsHeader, head) == 0);
+    assert!(offset_of!(ClaimsHeader, again) == 128);
+    assert!(size_of::<ClaimsHeader>() <= PAGE);
     assert!(offset_of!(TableHeader, owner) == 128);
     assert!(offset_of!(TableHeader, used) == 256);
     assert!(size_of::<TableHeader>() <= PAGE);

@@ -6,6 +6,7 @@
 //! | `lane` | the writing half, its invariant, the reading half | yes | |
 //! | `roster` | who reads: join, leave, limits | yes | |
 //! | `table` | the latest values of a writer's keys | yes | |
+//! | `claims` | a queue's group: whose each message is | yes | |
 //! | `park` | the sleep and wake handshake | yes | |
 //! | `wakers` | many sleepers behind one thread | | |
 //! | `fork` | what a forked child must not keep | yes | |
@@ -13,6 +14,7 @@
 //! | `files` | making, checking, locking and listing files | | |
 //! | `members` | who is alive, and the doorbell that rings when somebody dies | | |
 //! | `topic` | the files of one topic: opened, made, listed, mapped | | |
+//! | `groups` | the files of a queue's groups | | |
 //! | `reclaim` | putting away what the dead left | | |
 //! | `segment` | mappings and typed views of them | | yes |
 //! | `bytes` | ring memory: words, copies, loans | types only | yes |
@@ -21,6 +23,8 @@
 //! A file with atomics has no `unsafe`; a file with `unsafe` has no algorithm. The lints below enforce it:
 //! `unsafe_code` is denied and atomic types are disallowed in the whole workspace but for the files named here.
 
+#[allow(clippy::disallowed_types)]
+pub mod claims;
 #[allow(clippy::disallowed_types)]
 pub mod lane;
 #[allow(clippy::disallowed_types)]
@@ -46,6 +50,8 @@ pub mod fork;
 #[cfg(not(loom))]
 #[allow(clippy::disallowed_types, unsafe_code)]
 pub mod futex;
+#[cfg(not(loom))]
+pub mod groups;
 #[cfg(not(loom))]
 pub mod members;
 #[cfg(not(loom))]

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::bytes::Ring;
 use super::lane::{Boundary, Found, Full, Outside, Reader, Trouble, Writer};
 use super::layout::{Control, LaneHeader, PAGE, SLOT, Slot, max_len};
-use super::roster::{self, Cursor, Listed, Lowest, Readers};
+use super::roster::{self, Cursor, Listed, Lowest, Readers, Role};
 use super::segment::{Access, Mapping};
 
 #[derive(Clone, Debug)]
@@ -69,6 +69,7 @@ impl Rig {
         let slots = mapping(PAGE, false);
         let cursor = Cursor {
             id: 1,
+            role: Role::Subscriber,
             header: header.view(0),
             slots: slots.views::<Slot>(0, 4),
         };

@@ -10,7 +10,7 @@ use super::files::{self, DRAFT, Dir, skip_damaged};
 use super::lane;
 use super::layout::{BusControl, LEFT};
 use super::members::{self, Dead};
-use super::roster;
+use super::roster::{self, Role};
 use super::segment::Access;
 use super::topic::{CURSOR, LANE, LaneFile, TopicFiles};
 use crate::error::{Error, ErrorKind, Result};
@@ -98,6 +98,7 @@ fn tidy_all(topic: &TopicFiles) -> Result<Reclaimed> {
     for id in topic.dir().numbers(LANE)? {
         found.lanes += usize::from(tidy_lane(topic, id)?);
     }
+    topic.tidy_groups()?;
     tidy_drafts(topic.dir())?;
     Ok(found)
 }
@@ -119,6 +120,7 @@ fn tidy_cursor(topic: &TopicFiles, id: u64) -> Result<bool> {
 
 /// Takes a cursor away: its reader, or who found that it has died, under its lock.
 pub fn leave(topic: &TopicFiles, cursor: &roster::Cursor) -> Result<bool> {
+    topic.free_claims_of(cursor.id)?;
     for slot in cursor.used() {
         lane::leave(slot);
     }
@@ -137,6 +139,8 @@ pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
         let removed = is_drained(topic, &lane)? && topic.dir().remove(&name)?;
         drop(lock);
         if removed {
+            // After the lane: nobody makes claims for it any more.
+            topic.remove_claims_of(id)?;
             return Ok(true);
         }
         // A reader that finished while we held the lock could not remove the lane: look again without it.
@@ -151,19 +155,14 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
     let Ok(tail) = lane::tail(&lane.header, &lane.ring) else {
         return Ok(false);
     };
-    for id in topic.dir().numbers(CURSOR)? {
-        // What is no cursor waits for nothing.
-        let Some((_, cursor)) = skip_damaged(topic.cursor(id, Access::Read))? else {
-            continue;
-        };
-        if cursor
-            .position_in(lane.id)
-            .is_none_or(|position| position & LEFT == 0 && position < tail)
-        {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    // What is no cursor waits for nothing.
+    let readers = topic.list_cursors(lane.id, &[])?.new;
+    Ok(readers.iter().all(|reader| {
+        reader.role == Role::Consumer
+            || reader
+                .position_in(lane.id)
+                .is_some_and(|position| position & LEFT != 0 || position >= tail)
+    }))
 }
 
 /// Gives a topic's directory a name under which nobody looks for it: that name. `None`: it is gone.

@@ -64,11 +64,24 @@ pub fn next_id(control: &Control) -> u64 {
     control.last_id.fetch_add(1, Ordering::Relaxed) + 1
 }
 
+/// What a cursor stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A subscriber: it gates the writers, and counts.
+    Subscriber,
+    /// A consumer of a queue: it counts. Its group gates.
+    Consumer,
+    /// A group of consumers in one lane, or one that has no claims there yet: it gates.
+    Group,
+}
+
 /// A cursor, seen by its reader or by a writer.
 #[derive(Clone, Debug)]
 pub struct Cursor {
     /// Its number, never reused.
     pub id: u64,
+    /// What it stands for.
+    pub role: Role,
     /// Its header.
     pub header: View<CursorHeader>,
     /// Its slots, one for each lane; those at `used` and behind are not to be touched.
@@ -83,6 +96,16 @@ impl Cursor {
             .owner
             .fences
             .store(u64::from(fences), Ordering::Relaxed);
+    }
+
+    /// A consumer's, before anyone else sees it: its group.
+    pub fn consume_for(&self, group: u64) {
+        self.header.owner.group.store(group, Ordering::Relaxed);
+    }
+
+    /// A consumer's group.
+    pub fn group(&self) -> u64 {
+        self.header.owner.group.load(Ordering::Relaxed)
     }
 
     /// The member whose it is.
@@ -294,7 +317,7 @@ impl Readers {
     pub fn count(&self) -> usize {
         self.known
             .iter()
-            .filter(|known| known.cursor.is_joined())
+            .filter(|known| known.cursor.role != Role::Group && known.cursor.is_joined())
             .count()
     }
 
@@ -318,6 +341,9 @@ impl Readers {
     pub fn lowest(&mut self, lane: u64, unjoined: Option<u64>) -> Lowest {
         let mut lowest = Lowest::nobody();
         for known in &mut self.known {
+            if known.cursor.role == Role::Consumer {
+                continue;
+            }
             known.slot = known.slot.or_else(|| known.cursor.slot_of(lane));
             match (known.slot, unjoined) {
                 (Some(slot), _) => {

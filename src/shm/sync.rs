@@ -18,6 +18,18 @@ pub fn light_fence(full: bool) {
     }
 }
 
+/// Between a read-modify-write and the loads behind it: neither of two that do this can miss both the other's change.
+/// On x86-64 every read-modify-write is a whole fence already.
+#[cfg(not(loom))]
+#[inline]
+pub fn swap_fence() {
+    if cfg!(target_arch = "x86_64") {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    } else {
+        fence(Ordering::SeqCst);
+    }
+}
+
 /// The dear half: after it, every process that is registered for it has either made its earlier stores visible here,
 /// or will see our earlier stores in its later loads.
 #[cfg(not(loom))]
@@ -29,7 +41,9 @@ pub fn heavy_fence() {
 #[cfg(loom)]
 pub use std::sync::atomic::Ordering;
 #[cfg(loom)]
-pub use weakened::{AtomicU64, begin, begin_threads, fence, heavy_fence, light_fence, trace};
+pub use weakened::{
+    AtomicU64, begin, begin_threads, fence, heavy_fence, light_fence, swap_fence, trace,
+};
 
 #[cfg(loom)]
 mod weakened {
@@ -201,6 +215,27 @@ mod weakened {
             trace(format_args!("{old} + {by}"));
             old
         }
+        /// One that fails is a `Relaxed` load.
+        #[track_caller]
+        pub fn compare_exchange(
+            &self,
+            old: u64,
+            new: u64,
+            order: Ordering,
+            _: Ordering,
+        ) -> Result<u64, u64> {
+            let order = chosen("rmw", order).unwrap_or(Relaxed);
+            let swapped = self.word.compare_exchange(old, new, order, Relaxed);
+            *self.own.lock().unwrap() = None;
+            trace(format_args!("{old} -> {new}: {swapped:?}"));
+            swapped
+        }
+    }
+
+    /// See above.
+    #[track_caller]
+    pub fn swap_fence() {
+        fence(SeqCst);
     }
 
     #[track_caller]

@@ -14,7 +14,7 @@ use super::layout::{
     BusControl, CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY,
     PAGE, Pattern, Slot, TopicConfig,
 };
-use super::roster::{self, Cursor, Listed};
+use super::roster::{self, Cursor, Listed, Role};
 use super::segment::{Access, Mapping, View};
 use super::table::{self, Damaged, Shape, Table};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,7 +32,7 @@ pub const BUS_SIZE: u64 = 2 * PAGE as u64;
 /// A topic's directory and control page.
 #[derive(Debug)]
 pub struct TopicFiles {
-    dir: Dir,
+    pub(super) dir: Dir,
     /// The page that all members write.
     pub control: View<Control>,
     /// Its name, for messages.
@@ -106,6 +106,10 @@ impl TopicFiles {
         let size = 2 * PAGE as u64;
         let identity = Identity::new(Kind::Topic, size, 0, capacity as u64);
         let content = config.as_bytes();
+        if config.pattern == Pattern::Queue as u32 {
+            // Before the topic has its name: what is pushed first waits for it.
+            super::groups::make_default(&dir, name)?;
+        }
         let plan = Plan {
             tried: "make the topic",
             identity,
@@ -263,6 +267,15 @@ impl TopicFiles {
 
     /// A new cursor, without slots yet.
     pub fn new_cursor(&self, member: u64) -> Result<(Held, Cursor)> {
+        self.new_cursor_with(member, |_| {})
+    }
+
+    /// The same, with more to be said in it before anyone else sees it.
+    pub(super) fn new_cursor_with(
+        &self,
+        member: u64,
+        mut init: impl FnMut(&Cursor),
+    ) -> Result<(Held, Cursor)> {
         let id = roster::next_id(&self.control);
         let size = (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64;
         let identity = Identity::new(Kind::Cursor, size, id, CURSOR_SLOTS as u64);
@@ -277,6 +290,7 @@ impl TopicFiles {
         let made = self.dir.create(&name, &plan, |file| {
             let cursor = self.map_cursor(id, file, Access::Write)?;
             cursor.own(member, !futex::has_barrier());
+            init(&cursor);
             Ok(cursor)
         })?;
         let (file, cursor) = made.ok_or_else(|| self.taken("cursor", id))?;
@@ -329,8 +343,13 @@ impl TopicFiles {
             PAGE + CURSOR_SLOTS * size_of::<Slot>(),
             access,
         )?;
+        let role = match self.pattern {
+            Pattern::Queue => Role::Consumer,
+            _ => Role::Subscriber,
+        };
         Ok(Cursor {
             id,
+            role,
             header: map.view(0),
             slots: map.views(PAGE, CURSOR_SLOTS),
         })
@@ -442,19 +461,24 @@ impl TopicFiles {
         Err(Error::new(ErrorKind::NotFound, "go on with", &*self.name, why).advise("open it anew"))
     }
 
-    /// Compares the cursors that there are with those `known`.
-    pub fn list_cursors(&self, known: &[u64]) -> Result<Listed> {
+    /// Compares the cursors that there are, and the groups of a queue as they stand in `lane`, with those `known`.
+    pub fn list_cursors(&self, lane: u64, known: &[u64]) -> Result<Listed> {
         self.check_named()?;
         let there = self.dir.numbers(CURSOR)?;
-        let gone = known
-            .iter()
-            .copied()
-            .filter(|id| there.binary_search(id).is_err())
-            .collect();
         let mut new = Vec::new();
-        for id in there.into_iter().filter(|id| !known.contains(id)) {
+        for &id in there.iter().filter(|id| !known.contains(id)) {
             new.extend(skip_damaged(self.cursor(id, Access::Read))?.map(|(_, cursor)| cursor));
         }
+        let groups = self.list_groups(lane)?;
+        let gone = known.iter().copied().filter(|id| {
+            there.binary_search(id).is_err() && !groups.iter().any(|group| group.id == *id)
+        });
+        let gone = gone.collect();
+        new.extend(
+            groups
+                .into_iter()
+                .filter(|group| !known.contains(&group.id)),
+        );
         Ok(Listed { gone, new })
     }
 
@@ -518,7 +542,7 @@ impl TopicFiles {
         Ok(false)
     }
 
-    fn taken(&self, what: &str, id: u64) -> Error {
+    pub(super) fn taken(&self, what: &str, id: u64) -> Error {
         let why = format!("there is a {what} {id} already, which was not given that number here");
         Error::new(ErrorKind::Corrupt, "join the topic", &*self.name, why)
             .advise("remove the topic when nobody uses it")
@@ -552,7 +576,7 @@ pub fn map_bus(name: &str, file: &OwnedFd, identity: &Identity) -> Result<View<B
     Ok(map.view(0))
 }
 
-fn map(
+pub(super) fn map(
     name: &str,
     file: &OwnedFd,
     offset: u64,

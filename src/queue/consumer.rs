@@ -1,0 +1,729 @@
+//! A consumer: it walks every lane of its queue, and those of its group's retry topic, and claims what nobody has.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hint;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::delivery::{self, Deliveries, Delivery, Home, Item, Seat, Share};
+use super::{DEFAULT, records};
+use crate::bus::{TopicInner, escape};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Payload;
+use crate::shm::claims::{Offer, Walk};
+use crate::shm::lane::{self, Corrupt};
+use crate::shm::layout::{Claim, GroupConfig};
+use crate::shm::segment::Access;
+use crate::shm::{futex, park, reclaim, roster};
+use crate::wait::{Next, Waiter};
+
+/// Messages taken from one lane before the others are looked at.
+const TURN: u32 = 64;
+/// Looks at one lane before the others, the roster and the clock are looked at again.
+const CLOSE_LOOKS: u32 = 32;
+/// How long a consumer that can't use `membarrier` sleeps at first: far longer than a store takes to become visible.
+const FIRST_SLEEP: Duration = Duration::from_millis(1);
+/// When a message is looked at again that could not become a dead letter.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Joins a [`Queue`](super::Queue) as a consumer, otherwise than by default. Made by
+/// [`Queue::consumer_builder`](super::Queue::consumer_builder).
+///
+/// Lease, attempts and dead letters belong to the group: who says nothing takes what holds, who comes first while the
+/// group has no consumer may change it, and the others must mean the same.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let queue = buslane::Bus::at(dir.path().join("bus"))?.queue("jobs")?;
+/// let builder = queue.consumer_builder().group("thumbnails").max_attempts(3);
+/// let mut consumer = builder.lease(Duration::from_secs(30)).dead_letter("failed").open()?;
+/// queue.producer()?.push(b"7.png")?;
+/// for _ in 0..3 {
+///     consumer.recv()?.retry(Duration::ZERO)?;
+/// }
+/// assert!(consumer.try_recv()?.is_none());
+/// # let bus = buslane::Bus::at(dir.path().join("bus"))?;
+/// let mut failed = bus.queue("failed")?.consumer()?;
+/// assert_eq!(buslane::DeadLetter::parse(&failed.recv()?)?.payload, b"7.png");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct ConsumerBuilder<T: ?Sized = [u8]> {
+    topic: Arc<TopicInner>,
+    group: String,
+    lease: Option<Duration>,
+    max_attempts: Option<u8>,
+    dead_letter: Option<String>,
+    kind: PhantomData<fn() -> Box<T>>,
+}
+
+impl<T: ?Sized + Payload> ConsumerBuilder<T> {
+    pub(super) fn new(topic: &Arc<TopicInner>) -> Self {
+        Self {
+            topic: Arc::clone(topic),
+            group: DEFAULT.to_owned(),
+            lease: None,
+            max_attempts: None,
+            dead_letter: None,
+            kind: PhantomData,
+        }
+    }
+
+    /// The group it belongs to: by default `default`. A new one gets what is pushed from now on.
+    pub fn group(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.group);
+        self
+    }
+
+    /// After how long a delivery is taken away from who neither finishes it nor dies, and given to another; at least so
+    /// long, and at most a quarter longer while another consumer is there. By default (zero) never. With a lease, payloads
+    /// are copied.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
+    /// How often a message is delivered before it goes to the dead-letter topic instead. By default (0) as often as it
+    /// takes. At most 254.
+    pub fn max_attempts(mut self, attempts: u8) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// The dead-letter topic, a work queue of bytes: by default (the empty name) the queue's name and `.dead`. It is made
+    /// when it is needed. See [`DeadLetter`](super::DeadLetter).
+    pub fn dead_letter(mut self, topic: &str) -> Self {
+        self.dead_letter = Some(topic.to_owned());
+        self
+    }
+
+    /// Joins.
+    ///
+    /// # Errors
+    ///
+    /// `Mismatch` if the group has consumers that mean otherwise, `InvalidName`, and as for
+    /// [`Queue::consumer`](super::Queue::consumer).
+    pub fn open(self) -> Result<Consumer<T>> {
+        let topic = &self.topic;
+        topic.bus.listen()?;
+        let files = &topic.files;
+        let (lock, group) = files.open_group(&escape(&self.group)?)?;
+        let config = self.config(group.config)?;
+        if config != group.config {
+            if files.has_consumer(group.id)? {
+                let why = format!(
+                    "the consumers of its group {} have agreed otherwise on lease, attempts or dead letters",
+                    self.group
+                );
+                return Err(
+                    Error::new(ErrorKind::Mismatch, "join the queue", &*files.name, why).advise(
+                        "leave the settings out, end those consumers, or use another group",
+                    ),
+                );
+            }
+            files.set_group_config(&lock, &config)?;
+        }
+        let len = (config.dead_letter_len as usize).min(config.dead_letter.len());
+        let dead_letter = match &config.dead_letter[..len] {
+            [] => format!("{}.dead", files.name),
+            name => String::from_utf8_lossy(name).into_owned(),
+        };
+        let lease = Duration::from_nanos(config.lease_ns);
+        let home = Arc::new(Home {
+            topic: Arc::clone(topic),
+            group: self.group,
+            lease: (!lease.is_zero()).then_some(lease),
+            max_attempts: config.max_attempts,
+            dead_letter,
+            outbox: Mutex::default(),
+        });
+        let seat = Seat::take(&home, topic, group.id)?;
+        drop(lock);
+        let mut desk = Desk {
+            queue: Inbox::new(seat, group.name),
+            retries: None,
+            at: 0,
+            turn: 0,
+            size: T::SIZE,
+            look_at_all: None,
+            leases: Leases::default(),
+            is_known: false,
+            home,
+        };
+        desk.attend()?;
+        Ok(Consumer {
+            desk,
+            kind: PhantomData,
+        })
+    }
+
+    /// What the group is to be, that is `now`.
+    fn config(&self, now: GroupConfig) -> Result<GroupConfig> {
+        let mut config = now;
+        if let Some(lease) = self.lease {
+            config.lease_ns = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        }
+        if let Some(attempts) = self.max_attempts {
+            // One less than what can be counted.
+            config.max_attempts = u64::from(attempts).min(Claim::MAX_ATTEMPTS - 1);
+        }
+        if let Some(name) = &self.dead_letter {
+            if !name.is_empty() {
+                escape(name)?;
+            }
+            // A topic's name has at most 255 bytes.
+            config.dead_letter = [0; 256];
+            config.dead_letter[..name.len()].copy_from_slice(name.as_bytes());
+            config.dead_letter_len = name.len() as u64;
+        }
+        Ok(config)
+    }
+}
+
+/// Receives messages of a work queue, shared with the other consumers of its group. See [`Queue`](super::Queue).
+///
+/// Dropping it lets the others have what it had not taken; it stays counted as long as one of its deliveries is held.
+#[must_use]
+pub struct Consumer<T: ?Sized = [u8]> {
+    desk: Desk,
+    kind: PhantomData<fn() -> Box<T>>,
+}
+
+impl<T: ?Sized> fmt::Debug for Consumer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Home { topic, group, .. } = &*self.desk.home;
+        f.debug_struct("Consumer")
+            .field("queue", &topic.files.name)
+            .field("group", group)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: ?Sized + Payload> Consumer<T> {
+    /// The queue's name.
+    #[must_use]
+    pub fn queue_name(&self) -> &str {
+        &self.desk.home.topic.files.name
+    }
+
+    /// The group's name.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        &self.desk.home.group
+    }
+
+    /// The next message that nobody has. Waits for it as the wait strategy says.
+    ///
+    /// # Errors
+    ///
+    /// What kept a message that is due for it from the dead-letter topic (`Full`, `NoSpace`, `Mismatch`): it stays where it
+    /// is, and is looked at again after a second. `Corrupt` (once for each lane) when a lane contradicts itself. `NotFound`
+    /// if the group or the queue was removed; `Forked`, and the system's.
+    #[inline]
+    pub fn recv(&mut self) -> Result<Delivery<T>> {
+        loop {
+            if let Some(delivery) = self.within(None)? {
+                return Ok(delivery);
+            }
+        }
+    }
+
+    /// The next message, if there is one that nobody has.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn try_recv(&mut self) -> Result<Option<Delivery<T>>> {
+        self.within(Some(Duration::ZERO))
+    }
+
+    /// The next message; `None` if there is none for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Delivery<T>>> {
+        self.within(Some(timeout))
+    }
+
+    #[inline]
+    fn within(&mut self, patience: Option<Duration>) -> Result<Option<Delivery<T>>> {
+        let taken = self.desk.next(patience)?;
+        Ok(taken.map(|(share, item)| Delivery::new(share, item)))
+    }
+
+    /// The next messages of one producer that nobody has, at least one and at most `max`. Waits for the first one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn recv_batch(&mut self, max: usize) -> Result<Deliveries<T>> {
+        loop {
+            if let Some(batch) = self.batch(None, max)? {
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// The next messages of one producer that nobody has, `max` at most, if there are any.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn try_recv_batch(&mut self, max: usize) -> Result<Option<Deliveries<T>>> {
+        self.batch(Some(Duration::ZERO), max)
+    }
+
+    fn batch(&mut self, patience: Option<Duration>, max: usize) -> Result<Option<Deliveries<T>>> {
+        let Some((share, item)) = self.desk.next(patience)? else {
+            return Ok(None);
+        };
+        let items = self.desk.more(&share, item, max);
+        Ok(Some(Deliveries::new(share, items)))
+    }
+
+    /// Whether its group has acknowledged all that was pushed so far, and nothing waits to be tried again.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if the group or the queue was removed; `Forked`, and the system's.
+    pub fn is_empty(&mut self) -> Result<bool> {
+        self.desk.home.topic.bus.check_fork()?;
+        self.desk.attend()?;
+        Ok(self
+            .desk
+            .sources()
+            .all(|source| source.share.claims.is_empty()))
+    }
+}
+
+/// A lane that is walked.
+struct Source {
+    share: Arc<Share>,
+    walk: Walk,
+    /// When the first of the put-off messages is due that were passed.
+    due_ns: u64,
+    /// Its writer had gone when the roster was last looked at, and nobody has tried to remove it since.
+    closed: bool,
+}
+
+impl Source {
+    /// The next message that nobody has. Those that are put off are passed until they are due.
+    #[inline]
+    fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
+        if self.share.seat.is_for_retries() {
+            self.find_due()
+        } else {
+            self.walk.find()
+        }
+    }
+
+    fn find_due(&mut self) -> Result<Option<Offer>, Corrupt> {
+        let now_ns = records::now_ns();
+        if self.due_ns <= now_ns {
+            self.due_ns = u64::MAX;
+            self.walk.rewind();
+        }
+        while let Some(offer) = self.walk.find()? {
+            let due_ns = self.walk.first_word(offer);
+            if due_ns <= now_ns {
+                return Ok(Some(offer));
+            }
+            self.due_ns = self.due_ns.min(due_ns);
+            self.walk.pass(offer.found);
+        }
+        Ok(None)
+    }
+}
+
+/// The lanes of one topic.
+struct Inbox {
+    seat: Arc<Seat>,
+    /// The group's escaped name.
+    group: String,
+    /// In the order of their numbers.
+    sources: Vec<Source>,
+    seen_roster: Option<u64>,
+    /// Lanes that contradicted themselves.
+    abandoned: Vec<u64>,
+}
+
+impl Inbox {
+    fn new(seat: Seat, group: String) -> Self {
+        Self {
+            seat: Arc::new(seat),
+            group,
+            sources: Vec::new(),
+            seen_roster: None,
+            abandoned: Vec::new(),
+        }
+    }
+
+    fn has_changed(&self) -> bool {
+        self.seen_roster != Some(roster::state(&self.seat.topic.files.control))
+    }
+
+    /// Lists the lanes: walks new ones, drops those that are gone.
+    fn refresh(&mut self) -> Result<()> {
+        let topic = Arc::clone(&self.seat.topic);
+        let files = &topic.files;
+        // Read before listing, so that what comes later changes it once more.
+        let now = roster::state(&files.control);
+        let ids = files.list_lanes()?;
+        let group = files.group(&self.group, Access::Read)?;
+        if group.is_none_or(|(_, group)| group.id != self.seat.group) {
+            let why = format!("the group {} was removed", self.seat.home.group);
+            return Err(
+                Error::new(ErrorKind::NotFound, "consume from", &*files.name, why)
+                    .advise("join it anew"),
+            );
+        }
+        self.sources
+            .retain(|source| ids.binary_search(&source.share.lane).is_ok());
+        for &id in &ids {
+            let known = self.sources.iter().any(|source| source.share.lane == id);
+            if !known && !self.abandoned.contains(&id) {
+                self.follow(id).inspect_err(|e| {
+                    // Reported once: the next look goes on with the other lanes.
+                    if e.kind() == ErrorKind::Corrupt {
+                        self.abandoned.push(id);
+                    }
+                })?;
+            }
+        }
+        for source in &mut self.sources {
+            source.closed = lane::is_closed(&source.share.claims.lane);
+        }
+        self.seen_roster = Some(now);
+        Ok(())
+    }
+
+    fn follow(&mut self, id: u64) -> Result<()> {
+        let files = &self.seat.topic.files;
+        let Some(lane) = files.lane_to_follow(id)? else {
+            return Ok(());
+        };
+        let Some(claims) = files.claims(self.seat.group, &lane)? else {
+            return Ok(());
+        };
+        // Whoever was here before may have died while it acknowledged.
+        claims.repair();
+        self.sources.push(Source {
+            walk: Walk::new(claims.clone()),
+            share: Arc::new(Share {
+                seat: Arc::clone(&self.seat),
+                lane: id,
+                claims,
+            }),
+            due_ns: u64::MAX,
+            closed: false,
+        });
+        Ok(())
+    }
+
+    /// Removes lanes whose writer has gone and that are done with.
+    fn put_away(&mut self) {
+        let files = &self.seat.topic.files;
+        for source in &mut self.sources {
+            if source.closed && source.share.claims.is_empty() {
+                source.closed = false;
+                // What can't be put away now will be by the next consumer, producer, or who opens the bus.
+                if reclaim::tidy_lane(files, source.share.lane).unwrap_or(false) {
+                    roster::changed(&files.control);
+                }
+            }
+        }
+    }
+
+    /// Stops walking a lane that contradicts itself: it is reported once.
+    #[cold]
+    fn abandon(&mut self, index: usize, corrupt: Corrupt) -> Error {
+        let lane = self.sources.remove(index).share.lane;
+        self.abandoned.push(lane);
+        self.seat.topic.files.corrupt_frame(lane, corrupt)
+    }
+
+    /// Claims the next message of a lane, if there is one that nobody has.
+    #[inline]
+    fn claim(&mut self, index: usize) -> Result<Option<(Arc<Share>, Item)>> {
+        loop {
+            let source = &mut self.sources[index];
+            let offer = match source.find() {
+                Ok(Some(offer)) => offer,
+                Ok(None) => return Ok(None),
+                Err(corrupt) => return Err(self.abandon(index, corrupt)),
+            };
+            if let Some(claim) = source.walk.take(offer, self.seat.cursor.id)
+                && let Some(item) = source.share.accept(offer.found, claim)
+            {
+                return Ok(Some((Arc::clone(&source.share), item)));
+            }
+        }
+    }
+}
+
+/// When each claim was first seen as it is: by whether it was put off, its lane, and its number.
+#[derive(Default)]
+struct Leases {
+    seen: HashMap<(bool, u64, u32), (Claim, Instant)>,
+    next: Option<Instant>,
+}
+
+/// A consumer of whatever type.
+struct Desk {
+    queue: Inbox,
+    retries: Option<Inbox>,
+    /// The source that is walked now.
+    at: usize,
+    /// Messages from it; every [`TURN`]th, everything else is looked at.
+    turn: u32,
+    /// Bytes of each payload, if they are always the same.
+    size: Option<u64>,
+    /// When to go back to what could not become a dead letter.
+    look_at_all: Option<Instant>,
+    leases: Leases,
+    /// It has slept once.
+    is_known: bool,
+    home: Arc<Home>,
+}
+
+impl Desk {
+    /// The next message, waited for at most so long; `None` waits for ever, zero not at all.
+    #[inline]
+    fn next(&mut self, patience: Option<Duration>) -> Result<Option<(Arc<Share>, Item)>> {
+        self.queue.seat.check_fork()?;
+        let mut waiter = None;
+        let mut looks = 1;
+        loop {
+            if let Some(taken) = self.look_closely(looks)? {
+                return Ok(Some(taken));
+            }
+            if let Some(taken) = self.look_around()? {
+                return Ok(Some(taken));
+            }
+            if patience == Some(Duration::ZERO) {
+                return Ok(None);
+            }
+            let waiter = waiter.get_or_insert_with(|| Waiter::new(self.home.topic.wait, patience));
+            looks = 1;
+            match waiter.next(1) {
+                Next::Look => looks = CLOSE_LOOKS,
+                Next::Sleep(time) => self.sleep(time)?,
+                Next::TimedOut => return Ok(None),
+            }
+        }
+    }
+
+    /// Looks at the lane that is walked now, and at nothing else.
+    #[inline]
+    fn look_closely(&mut self, looks: u32) -> Result<Option<(Arc<Share>, Item)>> {
+        if self.turn >= TURN || self.at >= self.queue.sources.len() {
+            return Ok(None);
+        }
+        for look in 0..looks {
+            if look > 0 {
+                hint::spin_loop();
+            }
+            if let Some((share, item)) = self.queue.claim(self.at)? {
+                self.turn += 1;
+                if let Some(item) = self.fit(&share, item)? {
+                    return Ok(Some((share, item)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks at everything once, beginning behind the lane that was walked last.
+    #[inline(never)]
+    fn look_around(&mut self) -> Result<Option<(Arc<Share>, Item)>> {
+        self.turn = 0;
+        self.attend()?;
+        for _ in 0..self.queue.sources.len() {
+            self.at = if self.at + 1 < self.queue.sources.len() {
+                self.at + 1
+            } else {
+                0
+            };
+            while let Some((share, item)) = self.queue.claim(self.at)? {
+                if let Some(item) = self.fit(&share, item)? {
+                    return Ok(Some((share, item)));
+                }
+            }
+        }
+        let retries = self.retries.as_ref().map_or(0, |inbox| inbox.sources.len());
+        for index in 0..retries {
+            while let Some(inbox) = &mut self.retries
+                && let Some((share, item)) = inbox.claim(index)?
+            {
+                if let Some(item) = self.fit(&share, item)? {
+                    return Ok(Some((share, item)));
+                }
+            }
+        }
+        self.queue.put_away();
+        if let Some(inbox) = &mut self.retries {
+            inbox.put_away();
+        }
+        Ok(None)
+    }
+
+    /// More of the same lane, `max` with the first.
+    fn more(&mut self, share: &Arc<Share>, first: Item, max: usize) -> Vec<Item> {
+        let mut items = vec![first];
+        let (max_attempts, size) = (self.home.max_attempts, self.size);
+        let is_good = |offer: &Offer| {
+            (max_attempts == 0 || offer.attempts() < max_attempts)
+                && size.is_none_or(|size| size == offer.found.word.len())
+        };
+        let of_lane = |source: &Source| Arc::ptr_eq(&source.share, share);
+        if let Some(at) = self.queue.sources.iter().position(of_lane) {
+            // What can't be had now is met, and told, by the next look.
+            while items.len() < max
+                && let Some(source) = self.queue.sources.get_mut(at)
+                && let Ok(Some(offer)) = source.walk.find()
+                && is_good(&offer)
+            {
+                if let Some(claim) = source.walk.take(offer, self.queue.seat.cursor.id) {
+                    items.extend(share.accept(offer.found, claim));
+                }
+            }
+        }
+        items
+    }
+
+    /// What was claimed, if it may be delivered; else it becomes a dead letter.
+    #[inline]
+    fn fit(&mut self, share: &Arc<Share>, item: Item) -> Result<Option<Item>> {
+        let max = self.home.max_attempts;
+        let len = share.payload(&item).len() as u64;
+        let reason = if max != 0 && item.attempts() > max {
+            format!("it was delivered {max} times, and never acknowledged")
+        } else if self.size.is_some_and(|size| size != len) {
+            format!("it has {len} bytes, which is not the size of the queue's type")
+        } else if share.seat.is_for_retries() && item.put_off.is_none() {
+            String::from("it is no message that was put off")
+        } else {
+            return Ok(Some(item));
+        };
+        self.bury(share, &item, &reason)?;
+        Ok(None)
+    }
+
+    #[cold]
+    fn bury(&mut self, share: &Share, item: &Item, reason: &str) -> Result<()> {
+        let buried = share.bury(item, reason);
+        if buried.is_err() {
+            // Quietly: the others need not look at it again right away, nor we.
+            share.claims.free(item.claim);
+            self.look_at_all = Instant::now().checked_add(AGAIN);
+        }
+        buried
+    }
+
+    fn sources(&self) -> impl Iterator<Item = &Source> {
+        let retries = self.retries.iter().flat_map(|inbox| &inbox.sources);
+        self.queue.sources.iter().chain(retries)
+    }
+
+    /// Sees to all but messages: who is there, what is due, whose lease has run out.
+    fn attend(&mut self) -> Result<()> {
+        if self.queue.has_changed() {
+            // First, so that a retry topic that is made now changes the roster once more.
+            self.queue.refresh()?;
+            if self.retries.is_none()
+                && let Some(topic) = delivery::retries_of(&self.home)?
+            {
+                let (_lock, group) = topic.files.open_group(DEFAULT)?;
+                let seat = Seat::take(&self.home, &topic, group.id)?;
+                self.retries = Some(Inbox::new(seat, group.name));
+            }
+        }
+        if let Some(inbox) = self.retries.as_mut().filter(|inbox| inbox.has_changed()) {
+            inbox.refresh()?;
+        }
+        if self.look_at_all.is_some_and(|at| at <= Instant::now()) {
+            self.look_at_all = None;
+            let retries = self.retries.iter_mut().flat_map(|inbox| &mut inbox.sources);
+            for source in self.queue.sources.iter_mut().chain(retries) {
+                source.walk.rewind();
+            }
+        }
+        if let Some(lease) = self.home.lease {
+            self.end_leases(lease);
+        }
+        Ok(())
+    }
+
+    /// Takes away what somebody has held unchanged for the time of a lease, as far as we have seen it.
+    fn end_leases(&mut self, lease: Duration) {
+        let now = Instant::now();
+        if self.leases.next.is_some_and(|next| now < next) {
+            return;
+        }
+        let before = std::mem::take(&mut self.leases.seen);
+        let mut after = HashMap::new();
+        for source in self.sources() {
+            let share = &source.share;
+            let mut freed = false;
+            for claim in share.claims.held() {
+                let key = (share.seat.is_for_retries(), share.lane, claim.sequence());
+                let since = match before.get(&key) {
+                    Some(&(seen, since)) if seen == claim => since,
+                    _ => now,
+                };
+                if now - since >= lease {
+                    freed |= share.claims.free(claim);
+                } else {
+                    after.insert(key, (claim, since));
+                }
+            }
+            if freed {
+                share.offer();
+            }
+        }
+        self.leases.seen = after;
+        self.leases.next = now.checked_add(lease / 4);
+    }
+
+    /// How long to sleep at most.
+    fn nap(&self, time: Duration) -> Duration {
+        // A sender that has not seen us yet does not know that it must fence for us: the first sleep is a short one.
+        let time = match self.is_known || futex::has_barrier() {
+            true => time,
+            false => time.min(FIRST_SLEEP),
+        };
+        let now = Instant::now();
+        let timers = [self.look_at_all, self.leases.next].into_iter().flatten();
+        let timers = timers.map(|at| at.saturating_duration_since(now));
+        let due_ns = self.sources().map(|source| source.due_ns).min();
+        let due = due_ns.filter(|&due_ns| due_ns < u64::MAX);
+        let due = due.map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(records::now_ns())));
+        timers.chain(due).fold(time, Duration::min)
+    }
+
+    fn sleep(&mut self, time: Duration) -> Result<()> {
+        let time = self.nap(time);
+        self.is_known = true;
+        let seat = Arc::clone(&self.queue.seat);
+        park::park(&seat.topic.files.control, &seat.cursor.header, time, || {
+            let mut inboxes = std::iter::once(&mut self.queue).chain(&mut self.retries);
+            Ok(inboxes.any(|inbox| {
+                inbox.has_changed()
+                    || inbox
+                        .sources
+                        .iter_mut()
+                        .any(|source| !matches!(source.find(), Ok(None)))
+            }))
+        })
+    }
+}

@@ -1,0 +1,511 @@
+//! A message in a consumer's hands, and what may become of it.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::records::{self, DeadLetter, PutOff};
+use crate::bus::{TopicInner, forked};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Payload;
+use crate::pubsub::Publisher;
+use crate::shm::claims::Claims;
+use crate::shm::fork::{self, Held};
+use crate::shm::lane::Found;
+use crate::shm::layout::{Claim, Pattern};
+use crate::shm::roster::{self, Cursor};
+use crate::shm::{park, reclaim};
+
+/// What all that a consumer has is for: a group of a queue.
+#[derive(Debug)]
+pub(super) struct Home {
+    pub topic: Arc<TopicInner>,
+    /// The group's name.
+    pub group: String,
+    /// After this time a delivery is taken away.
+    pub lease: Option<Duration>,
+    /// Deliveries before a message is a dead letter; 0: as many as it takes.
+    pub max_attempts: u64,
+    /// Where dead letters go.
+    pub dead_letter: String,
+    pub outbox: Mutex<Outbox>,
+}
+
+/// The group's own lanes, once they are needed.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    dead: Option<Publisher>,
+    put_off: Option<Publisher>,
+}
+
+/// A consumer's place in a topic. It is kept, with its claims, as long as a delivery is held.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub home: Arc<Home>,
+    /// The queue, or its group's retry topic.
+    pub topic: Arc<TopicInner>,
+    /// The number of the group in this topic.
+    pub group: u64,
+    pub cursor: Cursor,
+    /// Says that the cursor has a consumer.
+    _lock: Held,
+    born: u64,
+}
+
+impl Seat {
+    /// Takes a place in the group with this number, whose lock is held.
+    pub fn take(home: &Arc<Home>, topic: &Arc<TopicInner>, group: u64) -> Result<Self> {
+        let (lock, cursor) = topic.files.new_consumer(topic.bus.member(), group)?;
+        cursor.set_joined();
+        roster::changed(&topic.files.control);
+        Ok(Self {
+            home: Arc::clone(home),
+            topic: Arc::clone(topic),
+            group,
+            cursor,
+            _lock: lock,
+            born: fork::generation(),
+        })
+    }
+
+    /// Whether it is that of put-off messages.
+    pub fn is_for_retries(&self) -> bool {
+        !Arc::ptr_eq(&self.topic, &self.home.topic)
+    }
+
+    pub fn check_fork(&self) -> Result<()> {
+        if self.born == fork::generation() {
+            Ok(())
+        } else {
+            Err(forked("consume from", &self.home.topic.files.name))
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.check_fork().is_err() {
+            return;
+        }
+        let files = &self.topic.files;
+        // What can't be put away here will be by the next one who opens the bus.
+        let _ = reclaim::leave(files, &self.cursor);
+        for lane in files.list_lanes().unwrap_or_default() {
+            let _ = reclaim::tidy_lane(files, lane);
+        }
+        roster::changed(&files.control);
+    }
+}
+
+/// What a consumer has of one lane.
+#[derive(Debug)]
+pub(super) struct Share {
+    pub seat: Arc<Seat>,
+    pub lane: u64,
+    pub claims: Claims,
+}
+
+/// A message that was claimed.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub found: Found,
+    pub claim: Claim,
+    /// Its bytes, where a lease may end while they are read.
+    pub copy: Option<Vec<u64>>,
+    /// If it was put off before.
+    pub put_off: Option<PutOff>,
+}
+
+impl Item {
+    pub fn attempts(&self) -> u64 {
+        let before = self.put_off.map_or(0, |put_off| put_off.attempts);
+        before.saturating_add(self.claim.attempts())
+    }
+}
+
+impl Share {
+    /// What was claimed, fit to be handed out. `None`: its lease has ended already.
+    pub fn accept(&self, found: Found, claim: Claim) -> Option<Item> {
+        let mut item = Item {
+            found,
+            claim,
+            copy: None,
+            put_off: None,
+        };
+        if self.seat.home.lease.is_some() {
+            let mut words = Vec::new();
+            let len = found.word.len() as usize;
+            self.claims.ring.copy_out(found.payload(), len, &mut words);
+            if !self.claims.holds(claim) {
+                return None;
+            }
+            item.copy = Some(words);
+        }
+        if self.seat.is_for_retries() {
+            item.put_off = PutOff::read_from_prefix(self.bytes(&item))
+                .ok()
+                .map(|(put_off, _)| put_off);
+        }
+        Some(item)
+    }
+
+    fn bytes<'a>(&'a self, item: &'a Item) -> &'a [u8] {
+        let len = item.found.word.len() as usize;
+        match &item.copy {
+            Some(words) => &words.as_bytes()[..len],
+            // Not overwritten while the claim is ours: the head can't pass it, and without a lease nobody takes it away.
+            None => self.claims.ring.payload(item.found.payload(), len),
+        }
+    }
+
+    pub fn payload<'a>(&'a self, item: &'a Item) -> &'a [u8] {
+        let bytes = self.bytes(item);
+        match item.put_off {
+            Some(_) => &bytes[size_of::<PutOff>()..],
+            None => bytes,
+        }
+    }
+
+    fn lost(&self, item: &Item, tried: &'static str) -> Error {
+        let why = format!(
+            "message {} of lane {} was taken away from this consumer: its lease had run out, or its group was removed",
+            item.claim.sequence(),
+            self.lane
+        );
+        let on = Arc::clone(&self.seat.home.topic.files.name);
+        Error::new(ErrorKind::LeaseLost, tried, on, why).advise(
+            "take it that another has done it again; use a longer lease if the work takes longer",
+        )
+    }
+
+    fn ack(&self, item: &Item) -> Result<()> {
+        self.seat.check_fork()?;
+        if !self.claims.ack(item.claim) {
+            return Err(self.lost(item, "acknowledge a message of"));
+        }
+        self.claims.advance();
+        Ok(())
+    }
+
+    /// Gives it back to the group, if it is still ours.
+    pub fn give_back(&self, item: &Item) {
+        if self.seat.check_fork().is_ok() && self.claims.free(item.claim) {
+            self.offer();
+        }
+    }
+
+    /// Has the group look again at what was given back.
+    pub fn offer(&self) {
+        // Consumers sleep on the queue's bell, also for what was put off.
+        self.claims.offer(&self.seat.home.topic.files.control);
+    }
+
+    /// Makes it a dead letter. If that can't be written it is still ours.
+    pub fn bury(&self, item: &Item, reason: &str) -> Result<()> {
+        self.seat.check_fork()?;
+        let home = &self.seat.home;
+        let (lane, sequence) = self.origin(item);
+        let letter = DeadLetter {
+            payload: self.payload(item),
+            queue: &home.topic.files.name,
+            group: &home.group,
+            reason,
+            attempts: item.attempts(),
+            lane,
+            sequence,
+            died: SystemTime::now(),
+        };
+        let letter = letter.to_bytes();
+        self.move_to(item, &home.dead_letter, &letter, |outbox| &mut outbox.dead)
+    }
+
+    /// Puts it off. If that can't be done it is still ours.
+    fn put_off(&self, item: &Item, after: Duration) -> Result<()> {
+        self.seat.check_fork()?;
+        let home = &self.seat.home;
+        let (lane, sequence) = self.origin(item);
+        let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        let head = PutOff {
+            due_ns: records::now_ns().saturating_add(after_ns),
+            attempts: item.attempts(),
+            lane,
+            sequence: u64::from(sequence),
+        };
+        let record = [head.as_bytes(), self.payload(item)].concat();
+        let topic = records::retry_topic(&home.topic.files.name, &home.group);
+        self.move_to(item, &topic, &record, |outbox| &mut outbox.put_off)?;
+        // As above.
+        park::ring(&home.topic.files.control);
+        Ok(())
+    }
+
+    /// Writes `record` to a topic of the group's, then acknowledges.
+    fn move_to(
+        &self,
+        item: &Item,
+        topic: &str,
+        record: &[u8],
+        which: impl FnOnce(&mut Outbox) -> &mut Option<Publisher>,
+    ) -> Result<()> {
+        if !self.claims.holds(item.claim) {
+            return Err(self.lost(item, "move a message of"));
+        }
+        let home = &self.seat.home;
+        let mut outbox = home.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let publisher = match which(&mut outbox) {
+            Some(publisher) => publisher,
+            none => {
+                let joined = Publisher::join(&beside(&home.topic, topic)?)?;
+                // Consumers open their retry topic when they see that something has changed.
+                roster::changed(&home.topic.files.control);
+                none.insert(joined)
+            }
+        };
+        publisher.try_send(record)?;
+        drop(outbox);
+        self.ack(item)
+    }
+
+    /// The lane it was pushed to, and its number there.
+    fn origin(&self, item: &Item) -> (u64, u32) {
+        match item.put_off {
+            Some(put_off) => (put_off.lane, put_off.sequence as u32),
+            None => (self.lane, item.claim.sequence()),
+        }
+    }
+}
+
+/// Opens a queue of bytes beside another one, made if it is missing, with longer lanes.
+fn beside(queue: &Arc<TopicInner>, name: &str) -> Result<Arc<TopicInner>> {
+    let bytes = <[u8]>::describe();
+    let open = |builder: crate::bus::TopicBuilder<'_>| {
+        builder.open_inner(&[Pattern::Queue], &bytes, [0; 3])
+    };
+    match open(queue.bus.topic_builder(name).create(false)) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let capacity = records::capacity_beside(queue.files.capacity);
+            open(queue.bus.topic_builder(name).capacity(capacity))
+        }
+        opened => opened,
+    }
+}
+
+/// The group's retry topic, if there is one.
+pub(super) fn retries_of(home: &Home) -> Result<Option<Arc<TopicInner>>> {
+    let name = records::retry_topic(&home.topic.files.name, &home.group);
+    let builder = home.topic.bus.topic_builder(&name).create(false);
+    match builder.open_inner(&[Pattern::Queue], &<[u8]>::describe(), [0; 3]) {
+        // A name that no topic can have has none.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidName) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// A message that this consumer has, until it is acknowledged, put off, rejected or given back. It derefs to the payload,
+/// where it lies, or to a copy if its group has a lease. Several may be held at a time, moved to other threads, and finished
+/// in any order; dropping one gives it back.
+///
+/// It is not to be read in a forked child, where it does nothing when dropped.
+#[must_use = "a delivery that is dropped is given back"]
+pub struct Delivery<T: ?Sized = [u8]> {
+    share: Arc<Share>,
+    item: Item,
+    done: bool,
+    kind: PhantomData<fn() -> Box<T>>,
+}
+
+impl<T: ?Sized + Payload> Delivery<T> {
+    pub(super) fn new(share: Arc<Share>, item: Item) -> Self {
+        Self {
+            share,
+            item,
+            done: false,
+            kind: PhantomData,
+        }
+    }
+
+    /// How often it was delivered, this time included: 1, unless a consumer died over it, gave it back, or lost its lease.
+    /// Counting ends at 255.
+    #[must_use]
+    pub fn attempts(&self) -> u64 {
+        self.item.attempts()
+    }
+
+    /// The number of the lane it was pushed to: one for each producer at a time.
+    #[must_use]
+    pub fn lane(&self) -> u64 {
+        self.share.origin(&self.item).0
+    }
+
+    /// The low 32 bits of its number in that lane.
+    #[must_use]
+    pub fn sequence(&self) -> u32 {
+        self.share.origin(&self.item).1
+    }
+
+    /// It is done: this group never gets it again.
+    ///
+    /// # Errors
+    ///
+    /// `LeaseLost` if it was taken away before: then another has it, or has done it. `Forked`.
+    #[inline]
+    pub fn ack(mut self) -> Result<()> {
+        self.done = true;
+        self.share.ack(&self.item)
+    }
+
+    /// Another try later: after at least `after` it goes to any consumer of the group, who counts the attempts so far. Zero
+    /// gives it back at once. Meanwhile it waits in the group's retry topic, and holds up nothing; its order is lost.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `NoSpace` and the like if it can't be put off: it is given back at once. `LeaseLost`, `Forked`.
+    pub fn retry(self, after: Duration) -> Result<()> {
+        if after.is_zero() {
+            return self.share.seat.check_fork();
+        }
+        self.finish(|share, item| share.put_off(item, after))
+    }
+
+    /// Gives it up: it goes to the dead-letter topic, with `reason` (its first 512 bytes).
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `NoSpace`, `Mismatch` and the like if that topic can't be written: it is given back. `LeaseLost`, `Forked`.
+    pub fn reject(self, reason: &str) -> Result<()> {
+        self.finish(|share, item| share.bury(item, reason))
+    }
+
+    fn finish(mut self, how: impl FnOnce(&Share, &Item) -> Result<()>) -> Result<()> {
+        let done = how(&self.share, &self.item);
+        self.done = done.is_ok();
+        done
+    }
+}
+
+impl<T: ?Sized + Payload> Deref for Delivery<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        T::in_frame(self.share.payload(&self.item))
+    }
+}
+
+impl<T: ?Sized> Drop for Delivery<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.done {
+            self.share.give_back(&self.item);
+        }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Delivery<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("lane", &self.share.lane)
+            .field("sequence", &self.item.claim.sequence())
+            .field("attempts", &self.item.attempts())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Deliveries of one producer's messages, to be acknowledged together. Those that are not are given back when it is
+/// dropped.
+///
+/// ```
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let queue = buslane::Bus::at(dir.path().join("bus"))?.queue("jobs")?;
+/// queue.producer()?.push_batch(["one", "two"])?;
+/// let mut consumer = queue.consumer()?;
+/// let jobs = consumer.recv_batch(100)?;
+/// assert_eq!(jobs.iter().collect::<Vec<_>>(), [b"one", b"two"]);
+/// jobs.ack_all()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "deliveries that are dropped are given back"]
+pub struct Deliveries<T: ?Sized = [u8]> {
+    share: Arc<Share>,
+    items: Vec<Item>,
+    kind: PhantomData<fn() -> Box<T>>,
+}
+
+impl<T: ?Sized + Payload> Deliveries<T> {
+    pub(super) fn new(share: Arc<Share>, items: Vec<Item>) -> Self {
+        Self {
+            share,
+            items,
+            kind: PhantomData,
+        }
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The payloads.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.items
+            .iter()
+            .map(|item| T::in_frame(self.share.payload(item)))
+    }
+
+    /// All are done.
+    ///
+    /// # Errors
+    ///
+    /// `LeaseLost` if one or more were taken away before; the others are acknowledged. `Forked`.
+    pub fn ack_all(mut self) -> Result<()> {
+        self.share.seat.check_fork()?;
+        let items = std::mem::take(&mut self.items);
+        let mut lost = None;
+        for item in &items {
+            if !self.share.claims.ack(item.claim) {
+                lost = Some(self.share.lost(item, "acknowledge a message of"));
+            }
+        }
+        self.share.claims.advance();
+        lost.map_or(Ok(()), Err)
+    }
+
+    /// One by one.
+    pub fn into_each(mut self) -> impl Iterator<Item = Delivery<T>> {
+        let share = Arc::clone(&self.share);
+        let mut items = std::mem::take(&mut self.items);
+        items.reverse();
+        let mut rest = Self::new(Arc::clone(&share), items);
+        std::iter::from_fn(move || {
+            let item = rest.items.pop()?;
+            Some(Delivery::new(Arc::clone(&share), item))
+        })
+    }
+}
+
+impl<T: ?Sized> Drop for Deliveries<T> {
+    fn drop(&mut self) {
+        for item in &self.items {
+            self.share.give_back(item);
+        }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Deliveries<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deliveries")
+            .field("lane", &self.share.lane)
+            .field("len", &self.items.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,349 @@
+//! A queue's group in one lane: whose each message is, and up to where all are done with.
+//!
+//! Every consumer walks the lane itself, and claims what nobody has. The *head* is the first message that is not
+//! acknowledged; to the lane's writer it is a reader's position like any other, so nothing from the head on is overwritten.
+//!
+//! # Why a claimed message is intact
+//!
+//! A consumer loads a frame's word, *then* the head. If the head has passed the frame, it goes on from the head; if not,
+//! the word was whole: who overwrites a frame has seen the head behind it, and has fenced since. Then it takes the claim by a
+//! compare-and-swap from the very word that it found there. If anyone else has had the message meanwhile, that word is
+//! another one. Once it has the claim, the head stays where it is until it acknowledges.
+//!
+//! # Why the head does not stay behind
+//!
+//! Who acknowledges then moves the head over all that is acknowledged. Of two that acknowledge neighbours at the same time,
+//! at least one sees the other's: each changes its own claim, fences, and looks at the other's. A consumer that dies between
+//! the two leaves a head that is behind: who puts its cursor away moves it.
+//!
+//! # Every shared word, its writers and its ordering
+//!
+//! | word | written by | ordering and its partner |
+//! |---|---|---|
+//! | claim | consumers, and who puts one away | `AcqRel` in [`Claims::swap`], with itself and the fence in [`Claims::claim`]: the loads of the payload come before the acknowledgement; what an earlier holder has done is seen by the next |
+//! | head | the same | `Release` in [`Claims::advance`], with the `Acquire` fence in `roster::Readers::lowest`: all loads of what is then overwritten |
+//! | `again` | the same | `Release` in [`Claims::offer`], with the fence in [`Walk::find`]: the claims that were given back |
+//!
+//! A word that was damaged makes a message stay, or come again; no check of a claim leads anywhere but to a word of this
+//! table.
+
+use super::lane::{Corrupt, Found, MAX_POSITION, frame_at};
+use super::layout::{Claim, ClaimsHeader, Control, Fate, LEFT, LaneHeader, SLOT, Slot};
+use super::sync::{AtomicU64, Ordering, fence, light_fence, swap_fence};
+use super::{Ring, View, futex, park};
+
+/// The claims of a group on one lane.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    /// The lane's header.
+    pub lane: View<LaneHeader>,
+    /// The lane's ring.
+    pub ring: Ring,
+    /// Head, and the count of what was given back.
+    pub header: View<ClaimsHeader>,
+    /// A claim for each message that the lane may hold; a power of two of them.
+    pub table: View<[AtomicU64]>,
+    /// This process can't use `membarrier`.
+    pub fences: bool,
+}
+
+/// Sets the head of a group that joins a lane, before any consumer is there.
+pub fn begin(head: &Slot, position: u64) {
+    // Pairs with the fence in `roster::Readers::lowest`, as any reader's position does.
+    head.position.store(position, Ordering::Release);
+}
+
+/// Sets the head of a group in a lane that came later, before anyone else sees it.
+pub fn begin_from_start(header: &ClaimsHeader, lane: u64) {
+    header.head.position.store(0, Ordering::Relaxed);
+    // Seen by others through the file's name.
+    header.head.lane.store(lane, Ordering::Relaxed);
+}
+
+/// Whether the lane's writer has waited for all that were there when it came: nothing was overwritten yet.
+pub fn has_waited(lane: &LaneHeader, capacity: u64) -> bool {
+    lane.limit.load(Ordering::Relaxed) <= capacity
+}
+
+impl Claims {
+    fn word(&self, sequence: u32) -> &AtomicU64 {
+        &self.table[sequence as usize & (self.table.len() - 1)]
+    }
+
+    /// Where the head is, [`LEFT`] included: then the group was removed.
+    pub fn head(&self) -> u64 {
+        self.header.head.position.load(Ordering::Relaxed)
+    }
+
+    /// The claim on a message, to change it.
+    fn claim(&self, sequence: u32) -> Claim {
+        let claim = Claim(self.word(sequence).load(Ordering::Relaxed));
+        // Pairs with the `Release` in `swap`: who acknowledged it had seen its frame.
+        fence(Ordering::Acquire);
+        claim
+    }
+
+    fn swap(&self, old: Claim, sequence: u32, new: Claim) -> bool {
+        // `Release` with the `Acquire` here and in `claim`: our loads of the payload, and what we did because of it.
+        // `Acquire` with the `Release` here.
+        self.word(sequence)
+            .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    fn is_acked(&self, sequence: u32) -> bool {
+        let claim = self.claim(sequence);
+        claim.is(Fate::Acked) && claim.sequence() == sequence
+    }
+
+    /// How often a message was delivered that may be claimed, whose claim is `claim`. `None`: somebody has it, or had it.
+    fn attempts_of(&self, claim: Claim, sequence: u32) -> Option<u64> {
+        let before = sequence.wrapping_sub(self.table.len() as u32);
+        if claim.0 == 0 || (claim.sequence() == before && claim.is(Fate::Acked)) {
+            Some(0)
+        } else if claim.sequence() == sequence && claim.is(Fate::Free) {
+            Some(claim.attempts())
+        } else {
+            None
+        }
+    }
+
+    /// Whether `claim` is still what its owner was given.
+    pub fn holds(&self, claim: Claim) -> bool {
+        // Pairs with the `Release` of who overwrites because of a later claim: what was copied before this is whole.
+        fence(Ordering::Acquire);
+        self.word(claim.sequence()).load(Ordering::Relaxed) == claim.0
+    }
+
+    /// Marks a message as done with, and moves nothing: [`advance`](Self::advance) must follow. `false`: the claim was lost.
+    #[inline]
+    pub fn ack(&self, claim: Claim) -> bool {
+        self.swap(claim, claim.sequence(), claim.with(Fate::Acked))
+    }
+
+    /// Gives a claim back, quietly: [`offer`](Self::offer) tells the others. `false`: it was lost.
+    pub fn free(&self, claim: Claim) -> bool {
+        self.swap(claim, claim.sequence(), claim.with(Fate::Free))
+    }
+
+    /// Has every consumer look again at what was given back, those that sleep on the bell of `control`, too.
+    pub fn offer(&self, control: &Control) {
+        // Pairs with the fence in `Walk::find`: the free claims.
+        self.header.again.fetch_add(1, Ordering::Release);
+        // Pairs with the heavy fence of a sleeper that reads the bell as rung: it sees the count above.
+        fence(Ordering::Release);
+        park::ring(control);
+    }
+
+    /// Frees all claims of a consumer that has gone; whether there were any.
+    pub fn free_all_of(&self, owner: u64) -> bool {
+        let mut freed = false;
+        for held in self
+            .held()
+            .filter(|claim| claim.owner() == owner & Claim::OWNERS)
+        {
+            freed |= self.free(held);
+        }
+        freed
+    }
+
+    /// All claims that somebody holds.
+    pub fn held(&self) -> impl Iterator<Item = Claim> {
+        self.table
+            .iter()
+            .map(|word| Claim(word.load(Ordering::Relaxed)))
+            .filter(|claim| claim.is(Fate::Claimed))
+    }
+
+    /// Moves the head over all that is acknowledged, after [`ack`](Self::ack), and wakes the writer if that was waited for.
+    pub fn advance(&self) {
+        // Total order with the fence of who acknowledges a neighbour: one of us sees the other's claim.
+        swap_fence();
+        loop {
+            let head = self.head();
+            if head & LEFT != 0 {
+                return;
+            }
+            let behind = self.acked_from(head);
+            if behind == head {
+                return;
+            }
+            // Pairs with the fence in `roster::Readers::lowest`: all that was read before was acknowledged, which we saw.
+            let moved = self.header.head.position.compare_exchange(
+                head,
+                behind,
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            if moved.is_ok() {
+                return self.answer(head, behind);
+            }
+        }
+    }
+
+    /// The first boundary from `head` on where the message is not acknowledged. If another moves the head meanwhile, what
+    /// is found may be anything.
+    fn acked_from(&self, head: u64) -> u64 {
+        let mut at = head;
+        let mut next = None;
+        while at.wrapping_sub(head) < self.ring.capacity() {
+            // Before the frame: its line may be the one that the lane's writer is at.
+            if next.is_some_and(|next| !self.is_acked(next)) {
+                break;
+            }
+            let Ok(Some(found)) = frame_at(&self.ring, at) else {
+                break;
+            };
+            let sequence = found.word.sequence();
+            if found.word.is_message() {
+                if next.is_none() && !self.is_acked(sequence) {
+                    break;
+                }
+                next = Some(sequence.wrapping_add(1));
+            }
+            at = at.wrapping_add(found.word.size());
+        }
+        at
+    }
+
+    /// Wakes the writer if the head has passed what it waits for.
+    fn answer(&self, from: u64, to: u64) {
+        // With the heavy fence in `park::arm_room`: either the writer sees the head, or we see its `want`.
+        light_fence(self.fences || self.lane.owner.fences.load(Ordering::Relaxed) != 0);
+        let want = self.lane.want.load(Ordering::Relaxed);
+        // Once for each `want`: by whom the head is moved over it.
+        if from < want && want <= to {
+            futex::wake(&self.header.head.position);
+        }
+    }
+
+    /// Does what a consumer may have left undone that died while it acknowledged.
+    pub fn repair(&self) {
+        self.advance();
+        self.answer(0, self.head() & !LEFT);
+    }
+
+    /// Whether all that is there is acknowledged.
+    pub fn is_empty(&self) -> bool {
+        let head = self.head();
+        head & LEFT != 0 || matches!(frame_at(&self.ring, head), Ok(None))
+    }
+}
+
+impl Offer {
+    /// How often it was delivered so far.
+    pub fn attempts(&self) -> u64 {
+        self.attempts
+    }
+}
+
+/// One consumer's way through a lane. What it has passed is claimed, by it or by others, or to be looked at later.
+#[derive(Debug)]
+pub struct Walk {
+    claims: Claims,
+    position: u64,
+    /// The count of what was given back that was seen last.
+    again: u64,
+}
+
+/// A message that may be claimed.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Its frame.
+    pub found: Found,
+    old: Claim,
+    attempts: u64,
+}
+
+impl Walk {
+    /// One that begins at the head.
+    pub fn new(claims: Claims) -> Self {
+        let again = claims.header.again.load(Ordering::Relaxed);
+        let mut walk = Self {
+            claims,
+            position: 0,
+            again,
+        };
+        walk.rewind();
+        walk
+    }
+
+    /// Goes back to the head, to look again at what was passed.
+    pub fn rewind(&mut self) {
+        self.position = self.claims.head() & !LEFT;
+    }
+
+    /// Passes what [`find`](Self::find) has found, unclaimed.
+    pub fn pass(&mut self, found: Found) {
+        self.position = found.position.wrapping_add(found.word.size());
+    }
+
+    /// The next message that nobody has.
+    #[inline]
+    pub fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
+        let again = self.claims.header.again.load(Ordering::Relaxed);
+        if again != self.again {
+            // Pairs with the `Release` in `offer`.
+            fence(Ordering::Acquire);
+            self.again = again;
+            self.rewind();
+        }
+        // At most what the lane may hold, and a jump to the head each time that it has passed us.
+        for _ in 0..2 * self.claims.table.len() + 2 {
+            let seen = frame_at(&self.claims.ring, self.position);
+            // Between word and head, as said above; with the fence in `Writer::raise_floor`.
+            fence(Ordering::Acquire);
+            let head = self.claims.head();
+            if head & LEFT != 0 {
+                return Ok(None);
+            }
+            if head >= MAX_POSITION || !head.is_multiple_of(SLOT) {
+                return Err(Corrupt {
+                    position: head,
+                    word: 0,
+                });
+            }
+            if head > self.position {
+                self.position = head;
+                continue;
+            }
+            let Some(found) = seen? else {
+                return Ok(None);
+            };
+            if found.word.is_message() {
+                let sequence = found.word.sequence();
+                let old = self.claims.claim(sequence);
+                if let Some(attempts) = self.claims.attempts_of(old, sequence) {
+                    return Ok(Some(Offer {
+                        found,
+                        old,
+                        attempts,
+                    }));
+                }
+            }
+            self.pass(found);
+        }
+        Ok(None)
+    }
+
+    /// The first word of what was found. It may be anything if the claim is not taken after this.
+    pub fn first_word(&self, offer: Offer) -> u64 {
+        let at = offer.found.payload();
+        self.claims.ring.word(at).load(Ordering::Relaxed)
+    }
+
+    /// Claims what was found, for a consumer. `None`: somebody was faster.
+    #[inline]
+    pub fn take(&mut self, offer: Offer, owner: u64) -> Option<Claim> {
+        let Offer {
+            found,
+            old,
+            attempts,
+        } = offer;
+        let sequence = found.word.sequence();
+        let claim = Claim::new(sequence, owner, attempts + 1, Fate::Claimed);
+        let ours = self.claims.swap(old, sequence, claim);
+        self.pass(found);
+        ours.then_some(claim)
+    }
+}

@@ -1,0 +1,779 @@
+//! Work queues: in one process, and between real ones that are killed.
+
+mod common;
+
+use std::collections::{HashMap, HashSet};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use buslane::{Bus, Consumer, DeadLetter, Delivery, ErrorKind, Producer, Queue};
+use common::{PATIENCE, Process, private, role, say};
+
+fn queue(private: &common::Private) -> Queue {
+    private.bus().queue("jobs").unwrap()
+}
+
+fn next(consumer: &mut Consumer) -> Delivery {
+    consumer
+        .recv_timeout(PATIENCE)
+        .unwrap()
+        .expect("a delivery")
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes[..8].try_into().unwrap())
+}
+
+fn push(producer: &mut Producer, n: u64) {
+    producer.push(&n.to_le_bytes()).unwrap();
+}
+
+// ------------------------------------------------------------------------------------------------------ one process
+
+#[test]
+fn what_is_pushed_before_the_first_consumer_waits_for_it() {
+    let private = private();
+    let queue = queue(&private);
+    for producer in 0..3 {
+        let mut producer_of = queue.producer().unwrap();
+        for n in 0..100 {
+            push(&mut producer_of, producer * 100 + n);
+        }
+    }
+    let mut consumer = queue.consumer().unwrap();
+    let got: Vec<u64> = (0..300)
+        .map(|_| {
+            let delivery = next(&mut consumer);
+            let n = number(&delivery);
+            assert_eq!(delivery.attempts(), 1);
+            delivery.ack().unwrap();
+            n
+        })
+        .collect();
+    assert_eq!(got, (0..300).collect::<Vec<_>>());
+    assert!(consumer.try_recv().unwrap().is_none());
+    assert!(consumer.is_empty().unwrap());
+    // Nothing is left but what belongs to the queue.
+    assert_eq!(
+        consumer
+            .recv_timeout(Duration::from_millis(1))
+            .unwrap()
+            .map(|_| ()),
+        None
+    );
+    drop(consumer);
+    assert_eq!(private.names("topics/jobs"), ["group.default", "topic"]);
+}
+
+#[test]
+fn each_message_goes_to_one_consumer() {
+    const N: u64 = 20_000;
+    let private = private();
+    let queue = queue(&private);
+    let consumers: Vec<_> = (0..3).map(|_| queue.consumer().unwrap()).collect();
+    let threads: Vec<_> = consumers
+        .into_iter()
+        .map(|mut consumer| {
+            thread::spawn(move || {
+                let mut got = Vec::new();
+                loop {
+                    let delivery = next(&mut consumer);
+                    let n = number(&delivery);
+                    delivery.ack().unwrap();
+                    if n == u64::MAX {
+                        return got;
+                    }
+                    got.push(n);
+                }
+            })
+        })
+        .collect();
+    let producers: Vec<_> = (0..2)
+        .map(|p| {
+            let mut producer = queue.producer().unwrap();
+            thread::spawn(move || {
+                for n in 0..N {
+                    push(&mut producer, p * N + n);
+                }
+            })
+        })
+        .collect();
+    for producer in producers {
+        producer.join().unwrap();
+    }
+    let mut producer = queue.producer().unwrap();
+    for _ in 0..3 {
+        push(&mut producer, u64::MAX);
+    }
+    let mut all: Vec<u64> = threads
+        .into_iter()
+        .flat_map(|t| t.join().unwrap())
+        .collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..2 * N).collect::<Vec<_>>());
+}
+
+#[test]
+fn deliveries_are_acknowledged_in_any_order_from_other_threads() {
+    let private = private();
+    let queue = queue(&private);
+    let mut consumer = queue.consumer().unwrap();
+    let mut producer = queue.producer().unwrap();
+    for round in 0..200 {
+        for n in 0..10 {
+            push(&mut producer, round * 10 + n);
+        }
+        let held: Vec<Delivery> = (0..10).map(|_| next(&mut consumer)).collect();
+        assert!(consumer.try_recv().unwrap().is_none());
+        let numbers: Vec<u64> = held.iter().map(|held| number(held)).collect();
+        assert_eq!(numbers, (round * 10..round * 10 + 10).collect::<Vec<_>>());
+        let (odd, even): (Vec<_>, Vec<_>) =
+            held.into_iter().partition(|held| number(held) % 2 == 1);
+        let other = thread::spawn(move || {
+            for held in odd.into_iter().rev() {
+                held.ack().unwrap();
+            }
+        });
+        for held in even {
+            held.ack().unwrap();
+        }
+        other.join().unwrap();
+        assert!(consumer.is_empty().unwrap());
+    }
+}
+
+#[test]
+fn a_dropped_delivery_goes_to_another() {
+    let private = private();
+    let queue = queue(&private);
+    let mut one = queue.consumer().unwrap();
+    let mut two = queue.consumer().unwrap();
+    let mut producer = queue.producer().unwrap();
+    push(&mut producer, 7);
+    let delivery = next(&mut one);
+    assert!(two.try_recv().unwrap().is_none());
+    // Wakes a sleeper.
+    let other = thread::spawn(move || {
+        let delivery = next(&mut two);
+        assert_eq!((number(&delivery), delivery.attempts()), (7, 2));
+        delivery.ack().unwrap();
+    });
+    thread::sleep(Duration::from_millis(20));
+    drop(delivery);
+    other.join().unwrap();
+    assert!(one.is_empty().unwrap());
+}
+
+#[test]
+fn a_consumer_that_leaves_keeps_what_it_holds() {
+    let private = private();
+    let queue = queue(&private);
+    let mut one = queue.consumer().unwrap();
+    let mut two = queue.consumer().unwrap();
+    push(&mut queue.producer().unwrap(), 7);
+    let delivery = next(&mut one);
+    drop(one);
+    assert!(two.try_recv().unwrap().is_none());
+    assert_eq!(number(&delivery), 7);
+    delivery.ack().unwrap();
+    assert!(two.is_empty().unwrap());
+}
+
+#[test]
+fn groups_get_everything_from_when_they_are_made() {
+    let private = private();
+    let queue = queue(&private);
+    let mut producer = queue.producer().unwrap();
+    let mut first = queue.consumer().unwrap();
+    for n in 0..1000 {
+        push(&mut producer, n);
+        next(&mut first).ack().unwrap();
+    }
+    push(&mut producer, 1000);
+    let mut late = queue.consumer_builder().group("late/ones").open().unwrap();
+    push(&mut producer, 1001);
+    let mut newer = queue.producer().unwrap();
+    push(&mut newer, 1002);
+    for n in 1000..1003 {
+        let delivery = next(&mut first);
+        assert_eq!(number(&delivery), n);
+        delivery.ack().unwrap();
+    }
+    for n in 1001..1003 {
+        let delivery = next(&mut late);
+        assert_eq!(number(&delivery), n);
+        delivery.ack().unwrap();
+    }
+    assert!(late.try_recv().unwrap().is_none());
+}
+
+#[test]
+fn a_group_holds_the_producer_back_until_it_is_removed() {
+    let private = private();
+    let bus = private.bus();
+    let queue = bus.queue_builder("jobs").capacity(4096).open().unwrap();
+    drop(queue.consumer_builder().group("idle").open().unwrap());
+    let mut busy = queue.consumer().unwrap();
+    let mut producer = queue.producer().unwrap();
+    while producer.try_push(&[1; 100]).is_ok() {}
+    while let Some(delivery) = busy.try_recv().unwrap() {
+        delivery.ack().unwrap();
+    }
+    let full = producer.try_push(&[1; 100]).unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::Full);
+    let waiting = thread::spawn(move || producer.push_timeout(&[2; 100], PATIENCE));
+    thread::sleep(Duration::from_millis(20));
+    queue.remove_group("idle", false).unwrap();
+    waiting.join().unwrap().unwrap();
+    assert_eq!(next(&mut busy)[..], [2; 100]);
+    let in_use = queue.remove_group("default", false).unwrap_err();
+    assert_eq!(in_use.kind(), ErrorKind::InUse);
+    assert_eq!(
+        queue.remove_group("idle", false).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    queue.remove_group("default", true).unwrap();
+    assert_eq!(busy.recv().unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_full_queue_waits_for_its_oldest_message() {
+    let private = private();
+    let bus = private.bus();
+    let queue = bus.queue_builder("jobs").capacity(4096).open().unwrap();
+    let mut producer = queue.producer().unwrap();
+    let mut pushed = 0;
+    while producer.try_push(&[0; 1000]).is_ok() {
+        pushed += 1;
+    }
+    let late = producer
+        .push_timeout(&[0; 1000], Duration::from_millis(10))
+        .unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::TimedOut);
+    assert_eq!(
+        producer.push(&[0; 4000]).unwrap_err().kind(),
+        ErrorKind::TooLong
+    );
+    let mut consumer = queue.consumer().unwrap();
+    let oldest = next(&mut consumer);
+    for _ in 1..pushed {
+        next(&mut consumer).ack().unwrap();
+    }
+    // Only the oldest holds it up.
+    assert_eq!(
+        producer.try_push(&[0; 1000]).unwrap_err().kind(),
+        ErrorKind::Full
+    );
+    let waiting = thread::spawn(move || producer.push(&[9; 1000]));
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(oldest[..], [0; 1000]);
+    oldest.ack().unwrap();
+    waiting.join().unwrap().unwrap();
+    assert_eq!(next(&mut consumer)[..], [9; 1000]);
+}
+
+#[test]
+fn batches_are_acknowledged_together_or_given_back() {
+    let private = private();
+    let queue = queue(&private);
+    let mut consumer = queue.consumer().unwrap();
+    let mut producer = queue.producer().unwrap();
+    producer
+        .push_batch((0..100_u64).map(u64::to_le_bytes))
+        .unwrap();
+    let batch = consumer.recv_batch(60).unwrap();
+    assert_eq!(batch.len(), 60);
+    batch.ack_all().unwrap();
+    let mut rest = consumer.recv_batch(60).unwrap().into_each();
+    let delivery = rest.next().unwrap();
+    assert_eq!(number(&delivery), 60);
+    delivery.ack().unwrap();
+    drop(rest);
+    let again = consumer.try_recv_batch(60).unwrap().unwrap();
+    assert_eq!(
+        again.iter().map(number).collect::<Vec<_>>(),
+        (61..100).collect::<Vec<_>>()
+    );
+    again.ack_all().unwrap();
+    assert!(consumer.try_recv_batch(60).unwrap().is_none());
+    assert!(consumer.is_empty().unwrap());
+}
+
+#[test]
+fn a_lease_that_runs_out_gives_the_message_to_another() {
+    let private = private();
+    let queue = queue(&private);
+    let lease = Duration::from_millis(30);
+    let open = || queue.consumer_builder().lease(lease).open().unwrap();
+    let (mut slow, mut other) = (open(), open());
+    let mut producer = queue.producer().unwrap();
+    push(&mut producer, 7);
+    let began = Instant::now();
+    let held = next(&mut slow);
+    let again = next(&mut other);
+    assert!(began.elapsed() >= lease);
+    assert_eq!((number(&again), again.attempts()), (7, 2));
+    again.ack().unwrap();
+    // It is a copy: nothing tears it, whatever is pushed meanwhile.
+    for n in 0..10_000 {
+        push(&mut producer, n);
+        next(&mut other).ack().unwrap();
+    }
+    assert_eq!(number(&held), 7);
+    assert_eq!(held.ack().unwrap_err().kind(), ErrorKind::LeaseLost);
+    assert!(other.is_empty().unwrap());
+    // Too late to be rejected, put off or given back, either.
+    push(&mut producer, 8);
+    let held = next(&mut slow);
+    next(&mut other).ack().unwrap();
+    assert_eq!(
+        held.reject("late").unwrap_err().kind(),
+        ErrorKind::LeaseLost
+    );
+    assert!(other.is_empty().unwrap());
+    assert_eq!(private.bus().topics().unwrap(), ["jobs"]);
+}
+
+#[test]
+fn a_message_that_is_never_acknowledged_becomes_a_dead_letter() {
+    let private = private();
+    let queue = queue(&private);
+    let mut consumer = queue.consumer_builder().max_attempts(3).open().unwrap();
+    let mut producer = queue.producer().unwrap();
+    push(&mut producer, 7);
+    for attempt in 1..=3 {
+        let delivery = next(&mut consumer);
+        assert_eq!(delivery.attempts(), attempt);
+        drop(delivery);
+    }
+    push(&mut producer, 8);
+    let delivery = next(&mut consumer);
+    assert_eq!(number(&delivery), 8);
+    delivery.reject("no").unwrap();
+    assert!(consumer.try_recv().unwrap().is_none());
+    assert!(consumer.is_empty().unwrap());
+    let mut dead = private
+        .bus()
+        .queue("jobs.dead")
+        .unwrap()
+        .consumer()
+        .unwrap();
+    for (n, attempts, reason) in [(7, 3, "delivered 3 times"), (8, 1, "no")] {
+        let bytes = next(&mut dead);
+        let letter = DeadLetter::parse(&bytes).unwrap();
+        assert_eq!(number(letter.payload), n);
+        assert!(letter.reason.contains(reason), "{letter:?}");
+        assert_eq!((letter.queue, letter.group), ("jobs", "default"));
+        assert!(letter.attempts.abs_diff(attempts) <= 1, "{letter:?}");
+        for cut in 0..bytes.len() {
+            assert_eq!(
+                DeadLetter::parse(&bytes[..cut]).unwrap_err().kind(),
+                ErrorKind::Corrupt
+            );
+        }
+        bytes.ack().unwrap();
+    }
+}
+
+#[test]
+fn a_dead_letter_that_cannot_be_written_stays_where_it_is() {
+    let private = private();
+    let queue = queue(&private);
+    // Of another kind: it can't be written as a queue.
+    let topic = private.bus().topic("events").unwrap();
+    let builder = || queue.consumer_builder().max_attempts(1);
+    let mut consumer = builder().dead_letter("events").open().unwrap();
+    let mut producer = queue.producer().unwrap();
+    push(&mut producer, 7);
+    push(&mut producer, 8);
+    let delivery = next(&mut consumer);
+    assert_eq!(
+        delivery.reject("no").unwrap_err().kind(),
+        ErrorKind::Mismatch
+    );
+    // It is due for it anyway, now; the others come meanwhile.
+    assert_eq!(consumer.try_recv().unwrap_err().kind(), ErrorKind::Mismatch);
+    let other = next(&mut consumer);
+    assert_eq!(number(&other), 8);
+    other.ack().unwrap();
+    assert!(!consumer.is_empty().unwrap());
+    // Once it can be written, it is.
+    private.bus().remove_topic("events", false).unwrap();
+    drop(topic);
+    assert!(
+        consumer
+            .recv_timeout(Duration::from_millis(1500))
+            .unwrap()
+            .is_none()
+    );
+    assert!(consumer.is_empty().unwrap());
+    let mut dead = private.bus().queue("events").unwrap().consumer().unwrap();
+    assert_eq!(
+        number(DeadLetter::parse(&next(&mut dead)).unwrap().payload),
+        7
+    );
+}
+
+#[test]
+fn a_message_that_is_put_off_comes_again_when_it_is_due() {
+    let private = private();
+    let queue = queue(&private);
+    let mut consumer = queue.consumer().unwrap();
+    let mut other = queue.consumer().unwrap();
+    let mut producer = queue.producer().unwrap();
+    for n in 0..3 {
+        push(&mut producer, n);
+    }
+    let began = Instant::now();
+    let waits = [200, 50, 100].map(Duration::from_millis);
+    for wait in waits {
+        next(&mut consumer).retry(wait).unwrap();
+    }
+    assert!(other.try_recv().unwrap().is_none());
+    assert!(!other.is_empty().unwrap());
+    for n in [1, 2, 0] {
+        let delivery = next(&mut other);
+        assert_eq!((number(&delivery), delivery.attempts()), (n, 2));
+        assert!(
+            began.elapsed() >= waits[n as usize],
+            "{n} after {:?}",
+            began.elapsed()
+        );
+        if n == 0 {
+            // Again, and it counts on.
+            delivery.retry(Duration::from_millis(1)).unwrap();
+        } else {
+            delivery.ack().unwrap();
+        }
+    }
+    let last = next(&mut consumer);
+    assert_eq!((number(&last), last.attempts()), (0, 3));
+    last.ack().unwrap();
+    assert!(consumer.is_empty().unwrap());
+    assert_eq!(
+        private.bus().topics().unwrap(),
+        ["jobs", "jobs.default.retry"]
+    );
+}
+
+#[test]
+fn settings_belong_to_the_group() {
+    let private = private();
+    let queue = queue(&private);
+    let one = queue.consumer_builder().max_attempts(3).open().unwrap();
+    let other = queue.consumer_builder().max_attempts(4).open().unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Mismatch);
+    drop(queue.consumer_builder().max_attempts(3).open().unwrap());
+    drop(queue.consumer().unwrap());
+    drop(one);
+    let _one = queue.consumer_builder().max_attempts(4).open().unwrap();
+    assert_eq!(
+        queue
+            .consumer_builder()
+            .max_attempts(3)
+            .open()
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Mismatch
+    );
+    let bad = queue.consumer_builder().group("../x").open().unwrap_err();
+    assert_eq!(bad.kind(), ErrorKind::InvalidName);
+    assert_eq!(
+        private.bus().topic("jobs").unwrap_err().kind(),
+        ErrorKind::Mismatch
+    );
+}
+
+#[test]
+fn unacknowledged_messages_survive_everyone() {
+    let private = private();
+    {
+        let queue = queue(&private);
+        let mut producer = queue.producer().unwrap();
+        for n in 0..10 {
+            push(&mut producer, n);
+        }
+        let mut consumer = queue.consumer().unwrap();
+        next(&mut consumer).ack().unwrap();
+        let _held = next(&mut consumer);
+        next(&mut consumer).ack().unwrap();
+        next(&mut consumer).retry(Duration::from_millis(1)).unwrap();
+    }
+    let queue = queue(&private);
+    let mut consumer = queue.consumer().unwrap();
+    let mut got = HashMap::new();
+    for _ in 0..8 {
+        let delivery = next(&mut consumer);
+        got.insert(number(&delivery), delivery.attempts());
+        delivery.ack().unwrap();
+    }
+    assert_eq!(got.remove(&1), Some(2));
+    assert_eq!(got.remove(&3), Some(2));
+    assert_eq!(got, (4..10).map(|n| (n, 1)).collect());
+    assert!(consumer.is_empty().unwrap());
+}
+
+// ------------------------------------------------------------------------------------------------------- processes
+
+/// What a child logs, with one write each: what happened, to which message, when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Pushed = 1,
+    Delivered = 2,
+    Acked = 3,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    what: u64,
+    producer: u64,
+    n: u64,
+    attempts: u64,
+    time_ns: u64,
+}
+
+struct Log(std::fs::File);
+
+impl Log {
+    fn open(path: &std::path::Path) -> Self {
+        let mut options = std::fs::OpenOptions::new();
+        Self(options.create(true).append(true).open(path).unwrap())
+    }
+
+    fn write(&mut self, what: What, (producer, n): (u64, u64), attempts: u64) {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+        let time_ns = Duration::from(now).as_nanos() as u64;
+        let entry = [what as u64, producer, n, attempts, time_ns];
+        let bytes: Vec<u8> = entry.iter().flat_map(|word| word.to_le_bytes()).collect();
+        std::io::Write::write_all(&mut self.0, &bytes).unwrap();
+    }
+
+    fn read(path: &std::path::Path) -> Vec<Entry> {
+        let bytes = std::fs::read(path).unwrap();
+        let word = |chunk: &[u8], i: usize| number(&chunk[i * 8..]);
+        bytes
+            .chunks_exact(40)
+            .map(|chunk| Entry {
+                what: word(chunk, 0),
+                producer: word(chunk, 1),
+                n: word(chunk, 2),
+                attempts: word(chunk, 3),
+                time_ns: word(chunk, 4),
+            })
+            .collect()
+    }
+}
+
+mod child {
+    use super::*;
+
+    /// Takes one message, and holds it.
+    #[test]
+    fn holder() {
+        let Some((path, _)) = role() else { return };
+        let mut consumer = Bus::at(path)
+            .unwrap()
+            .queue("jobs")
+            .unwrap()
+            .consumer()
+            .unwrap();
+        let delivery = next(&mut consumer);
+        say(number(&delivery));
+        thread::sleep(PATIENCE);
+    }
+
+    /// Pushes, and logs what was pushed.
+    #[test]
+    fn producer() {
+        let Some((path, id)) = role() else { return };
+        let mut log = Log::open(&path.with_file_name(format!("log.{id}")));
+        let id = id.parse().unwrap();
+        let mut producer = Bus::at(path)
+            .unwrap()
+            .queue("jobs")
+            .unwrap()
+            .producer()
+            .unwrap();
+        let mut bytes = [0; 1000];
+        for n in 0.. {
+            let message = &mut bytes[..common::length(n)];
+            common::fill(message, id, n);
+            producer.push(message).unwrap();
+            log.write(What::Pushed, (id, n), 0);
+        }
+    }
+
+    /// Takes, logs, acknowledges, logs; now and then gives back, puts off, or holds several.
+    #[test]
+    fn consumer() {
+        let Some((path, id)) = role() else { return };
+        let mut log = Log::open(&path.with_file_name(format!("log.{id}")));
+        let mut consumer = Bus::at(path)
+            .unwrap()
+            .queue("jobs")
+            .unwrap()
+            .consumer()
+            .unwrap();
+        let mut held = Vec::new();
+        for turn in 0_u64.. {
+            let delivery = next(&mut consumer);
+            log.write(
+                What::Delivered,
+                common::check(&delivery),
+                delivery.attempts(),
+            );
+            match turn % 16 {
+                3 => drop(delivery),
+                7 => delivery.retry(Duration::from_millis(turn % 5)).unwrap(),
+                9 | 11 => held.push(delivery),
+                _ => {
+                    let which = common::check(&delivery);
+                    delivery.ack().unwrap();
+                    log.write(What::Acked, which, 0);
+                }
+            }
+            if turn % 64 == 63 {
+                for delivery in held.drain(..).rev() {
+                    let which = common::check(&delivery);
+                    delivery.ack().unwrap();
+                    log.write(What::Acked, which, 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_consumer_held_goes_to_another() {
+    let private = private();
+    let queue = queue(&private);
+    let mut producer = queue.producer().unwrap();
+    let mut consumer = queue.consumer().unwrap();
+    let mut waits = Vec::new();
+    for n in 0..20 {
+        let mut holder = private.child("holder", "");
+        push(&mut producer, n);
+        // Whoever was faster: the holder is to have it.
+        while let Some(delivery) = consumer.try_recv().unwrap() {
+            drop(delivery);
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(holder.hear(), n.to_string());
+        let killed = Instant::now();
+        holder.kill();
+        let delivery = next(&mut consumer);
+        waits.push(killed.elapsed());
+        assert_eq!(number(&delivery), n);
+        assert!(delivery.attempts() >= 2);
+        delivery.ack().unwrap();
+    }
+    waits.sort_unstable();
+    println!(
+        "seen again after {:?} in the median, {:?} at most",
+        waits[10], waits[19]
+    );
+    assert!(consumer.is_empty().unwrap());
+}
+
+#[test]
+fn a_storm_of_kills() {
+    let seconds = std::env::var("BUSLANE_STORM_SECONDS").map_or(4, |s| s.parse().unwrap());
+    let private = private();
+    let bus = private.bus();
+    let queue = bus.queue("jobs").unwrap();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let mut ids = 0;
+    let mut start = |role: &str| {
+        ids += 1;
+        (private.child(role, ids), ids)
+    };
+    let roles = ["producer", "producer", "consumer", "consumer", "consumer"];
+    let mut processes: Vec<(Process, u64)> = roles.iter().map(|role| start(role)).collect();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(5 + random(60)));
+        let victim = random(roles.len() as u64) as usize;
+        processes[victim].0.kill();
+        processes[victim] = start(roles[victim]);
+    }
+    for (mut process, _) in processes {
+        process.kill();
+    }
+    let mut log = Log::open(&private.path.with_file_name("log.0"));
+    let mut consumer = queue.consumer().unwrap();
+    while !consumer.is_empty().unwrap() {
+        if let Some(delivery) = consumer.recv_timeout(Duration::from_millis(100)).unwrap() {
+            let which = common::check(&delivery);
+            log.write(What::Delivered, which, delivery.attempts());
+            delivery.ack().unwrap();
+            log.write(What::Acked, which, 0);
+        }
+    }
+    check_history(&private, ids);
+    drop(consumer);
+    bus.reclaim().unwrap();
+    assert_eq!(private.names("topics/jobs"), ["group.default", "topic"]);
+}
+
+fn check_history(private: &common::Private, ids: u64) {
+    let mut pushed = HashSet::new();
+    let mut delivered: HashMap<(u64, u64), u64> = HashMap::new();
+    let mut acked = HashMap::new();
+    for id in 0..=ids {
+        let path = private.path.with_file_name(format!("log.{id}"));
+        if !path.exists() {
+            continue;
+        }
+        let mut last = HashMap::new();
+        for Entry {
+            what,
+            producer,
+            n,
+            attempts,
+            time_ns,
+        } in Log::read(&path)
+        {
+            let which = (producer, n);
+            if what == What::Pushed as u64 {
+                pushed.insert(which);
+            } else if what == What::Delivered as u64 {
+                let latest = delivered.entry(which).or_default();
+                *latest = time_ns.max(*latest);
+                if attempts == 1 {
+                    let before = last.insert(producer, n);
+                    assert!(
+                        before.is_none_or(|before| before < n),
+                        "{which:?} after {before:?}"
+                    );
+                }
+            } else {
+                assert!(
+                    acked.insert(which, time_ns).is_none(),
+                    "{which:?} was acknowledged twice"
+                );
+            }
+        }
+    }
+    println!(
+        "{} pushed, {} delivered, {} acknowledged",
+        pushed.len(),
+        delivered.len(),
+        acked.len()
+    );
+    assert!(!acked.is_empty());
+    for which in &pushed {
+        assert!(
+            delivered.contains_key(which),
+            "{which:?} was never delivered"
+        );
+    }
+    for (which, time_ns) in &acked {
+        assert!(delivered[which] <= *time_ns, "{which:?} came back");
+    }
+}
