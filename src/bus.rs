@@ -151,13 +151,7 @@ impl Bus {
 
     /// The directories in which there may be topics, and their names.
     pub(crate) fn topic_dirs(&self) -> Result<Vec<(String, String)>> {
-        let name = |escaped: String| {
-            let name = percent_decode_str(&escaped)
-                .decode_utf8()
-                .ok()?
-                .into_owned();
-            Some((escaped, name))
-        };
+        let name = |escaped: String| unescape(&escaped).map(|name| (escaped, name));
         let names = reclaim::names(&self.0.topics)?;
         Ok(names.into_iter().filter_map(name).collect())
     }
@@ -805,6 +799,12 @@ impl<T: ?Sized + Payload> Topic<T> {
     pub fn presence(&self) -> Result<Presence> {
         Presence::watch(&self.inner)
     }
+}
+
+/// The name that was escaped. `None`: it is none.
+pub(crate) fn unescape(escaped: &str) -> Option<String> {
+    let name = percent_decode_str(escaped).decode_utf8().ok()?;
+    Some(name.into_owned())
 }
 
 /// A topic's name as a directory's: one name, whatever it contains.

@@ -1,8 +1,11 @@
 //! Looking at a topic from outside: nobody is gated, slowed down, or waited for.
 
+use std::collections::HashMap;
+
+use crate::bus::unescape;
 use crate::error::Result;
 use crate::message::Description;
-use crate::shm::files::Dir;
+use crate::shm::files::{Dir, skip_damaged};
 use crate::shm::fork;
 use crate::shm::lane::{self, Boundary, Outside};
 use crate::shm::layout::{LEFT, Pattern};
@@ -28,6 +31,8 @@ pub struct TopicReport {
     pub cursors: Vec<CursorReport>,
     /// The tables of a state, by number.
     pub tables: Vec<TableReport>,
+    /// The groups of a queue, by name.
+    pub groups: Vec<GroupReport>,
     files: Vec<LaneFile>,
     born: u64,
 }
@@ -76,6 +81,19 @@ pub struct TableReport {
     pub keys: u64,
     /// How many it has room for.
     pub capacity: u64,
+}
+
+/// A queue's group as it was when it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupReport {
+    /// Its name.
+    pub name: String,
+    /// How many consumers it has.
+    pub consumers: usize,
+    /// Messages in all lanes from the first one on that it has not acknowledged. Those that were put off, or given up, are in
+    /// other topics.
+    pub unacked: u64,
 }
 
 /// How far a cursor is in a lane.
@@ -176,6 +194,7 @@ impl TopicReport {
                 positions,
             });
         }
+        let groups = look_at_groups(topic, &lanes, &files)?;
         let mut tables = Vec::new();
         for id in topic.dir().numbers(TABLE)? {
             if let Some(table) = topic.table(id)? {
@@ -197,6 +216,7 @@ impl TopicReport {
             lanes,
             cursors,
             tables,
+            groups,
             files,
             born: fork::generation(),
         })
@@ -290,6 +310,40 @@ impl TopicReport {
         }
         seen
     }
+}
+
+fn look_at_groups(
+    topic: &TopicFiles,
+    lanes: &[LaneReport],
+    files: &[LaneFile],
+) -> Result<Vec<GroupReport>> {
+    let mut unacked = HashMap::<u64, u64>::new();
+    for (lane, file) in lanes.iter().zip(files) {
+        let outside = Outside {
+            header: &file.header,
+            ring: &file.ring,
+        };
+        let end = Boundary {
+            position: lane.position,
+            sequence: lane.messages,
+            bytes: lane.bytes,
+        };
+        for (group, head) in topic.heads(lane.id)? {
+            *unacked.entry(group).or_default() += outside.lag(head, end);
+        }
+    }
+    let mut groups = Vec::new();
+    for escaped in topic.group_names()? {
+        let Some((_, group)) = skip_damaged(topic.group(&escaped, Access::Read))? else {
+            continue;
+        };
+        groups.push(GroupReport {
+            name: unescape(&escaped).unwrap_or(escaped),
+            consumers: topic.count_consumers(group.id)?,
+            unacked: unacked.get(&group.id).copied().unwrap_or(0),
+        });
+    }
+    Ok(groups)
 }
 
 /// The end of a lane that may be written meanwhile: at most a ring's worth is walked.

@@ -75,7 +75,9 @@ pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
     error::{Error, ErrorKind, Lost, Result},
     futures::{MessageSink, MessageStream, Receive},
-    inspect::{CursorPosition, CursorReport, LaneReport, Seen, TableReport, TopicReport},
+    inspect::{
+        CursorPosition, CursorReport, GroupReport, LaneReport, Seen, TableReport, TopicReport,
+    },
     message::{Message, Payload},
     presence::Presence,
     pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},

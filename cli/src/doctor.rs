@@ -124,8 +124,19 @@ fn topics(bus: &Bus, findings: &mut Vec<Finding>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Who is so far behind that publishers wait, or will soon.
+/// Groups that nobody works for, and who is so far behind that publishers wait, or will soon.
 fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
+    for group in &report.groups {
+        if group.unacked > 0 && group.consumers == 0 {
+            findings.push(wrong(
+                format!(
+                    "group {} of the queue {} has {} messages waiting, and no consumer",
+                    group.name, report.name, group.unacked
+                ),
+                "start one (buslane work QUEUE --group GROUP), or remove it (buslane rm QUEUE --group GROUP)",
+            ));
+        }
+    }
     if report.pattern != "lossless" {
         return;
     }

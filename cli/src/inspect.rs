@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use buslane::{CursorReport, LaneReport, Owner, Seen, TableReport, TopicReport};
+use buslane::{CursorReport, GroupReport, LaneReport, Owner, Seen, TableReport, TopicReport};
 use serde::Serialize;
 
 use crate::Common;
@@ -49,6 +49,8 @@ struct Whole<'a> {
     /// Of a state.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tables: Vec<TableJson<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<GroupJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tail: Option<Vec<SeenJson<'a>>>,
 }
@@ -78,6 +80,13 @@ struct TableJson<'a> {
     owner: OwnerJson<'a>,
     keys: u64,
     capacity: u64,
+}
+
+#[derive(Serialize)]
+struct GroupJson<'a> {
+    name: &'a str,
+    consumers: usize,
+    unacked: u64,
 }
 
 #[derive(Serialize)]
@@ -140,6 +149,11 @@ impl<'a> Whole<'a> {
             keys: table.keys,
             capacity: table.capacity,
         };
+        let group = |group: &'a GroupReport| GroupJson {
+            name: &group.name,
+            consumers: group.consumers,
+            unacked: group.unacked,
+        };
         let seen = |seen: &'a Seen| SeenJson {
             lane: seen.lane,
             sequence: seen.sequence,
@@ -152,6 +166,7 @@ impl<'a> Whole<'a> {
             lanes: report.lanes.iter().map(lane).collect(),
             cursors: report.cursors.iter().map(cursor).collect(),
             tables: report.tables.iter().map(table).collect(),
+            groups: report.groups.iter().map(group).collect(),
             tail: tail.map(|tail| tail.iter().map(seen).collect()),
         }
     }
@@ -245,6 +260,16 @@ fn people(
             owner(&table.owner),
             table.keys.to_string(),
             table.capacity.to_string(),
+        ]);
+    }
+    section(out, &rows)?;
+
+    rows = vec![row(&["GROUP", "CONSUMERS", "UNACKED"])];
+    for group in &report.groups {
+        rows.push(vec![
+            group.name.clone(),
+            group.consumers.to_string(),
+            group.unacked.to_string(),
         ]);
     }
     section(out, &rows)?;

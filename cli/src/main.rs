@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod doctor;
 mod failure;
+mod feed;
 mod framing;
 mod help;
 mod inspect;
@@ -15,12 +16,14 @@ mod ls;
 mod output;
 mod private;
 mod progress;
+mod push;
 mod recv;
 mod rm;
 mod send;
 mod signals;
 mod size;
 mod state;
+mod work;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -87,6 +90,8 @@ impl Common {
 enum Command {
     Send(send::Args),
     Recv(recv::Args),
+    Push(push::Args),
+    Work(work::Args),
     State(state::Args),
     Ls(ls::Args),
     Inspect(inspect::Args),
@@ -121,6 +126,8 @@ fn command(cli: Cli) -> Result<(), Failure> {
     let result = match command {
         Command::Send(args) => send::run(&common, &args, &stop),
         Command::Recv(args) => recv::run(&common, &args, &stop),
+        Command::Push(args) => push::run(&common, &args, &stop),
+        Command::Work(args) => work::run(&common, &args, &stop),
         Command::State(args) => state::run(&common, &args, &stop),
         Command::Ls(args) => ls::run(&common, &args, &stop),
         Command::Inspect(args) => inspect::run(&common, &args, &stop),

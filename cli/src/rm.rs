@@ -11,6 +11,7 @@ use crate::ls::open_existing;
 #[command(after_help = "\
 Examples:
   buslane rm news                 the topic, with all that it holds
+  buslane rm jobs --group audit   a group of a work queue: nothing waits for it any more
   buslane rm --whole-bus          the bus that --bus names, with all its topics")]
 pub struct Args {
     /// The topic
@@ -20,6 +21,9 @@ pub struct Args {
         conflicts_with = "whole_bus"
     )]
     topic: Option<String>,
+    /// Remove this group of the queue TOPIC, not the queue
+    #[arg(long, value_name = "GROUP", requires = "topic")]
+    group: Option<String>,
     /// Remove the bus, with all its topics
     #[arg(long)]
     whole_bus: bool,
@@ -31,9 +35,13 @@ pub struct Args {
 /// Removes it.
 pub fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     let bus = open_existing(common)?;
-    match &args.topic {
-        Some(topic) => bus.remove_topic(topic, args.force)?,
-        None => bus.remove(args.force)?,
+    match (&args.topic, &args.group) {
+        (Some(topic), Some(group)) => {
+            let queue = bus.queue_builder(topic).create(false).open()?;
+            queue.remove_group(group, args.force)?;
+        }
+        (Some(topic), None) => bus.remove_topic(topic, args.force)?,
+        (None, _) => bus.remove(args.force)?,
     }
     Ok(())
 }

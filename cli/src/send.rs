@@ -1,17 +1,14 @@
 //! `buslane send`: stdin, message by message, to a topic.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::AsFd;
+use std::io;
 
 use buslane::{Bus, ErrorKind, Publisher};
-use serde::Serialize;
 
 use crate::Common;
 use crate::failure::Failure;
+use crate::feed::{Feed, Outlet, in_slices};
 use crate::framing::Framing;
 use crate::output::{json_line, stdout};
-use crate::progress::Progress;
 use crate::signals::{SLICE, Stop};
 use crate::size;
 
@@ -57,7 +54,6 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         publisher: topic.publisher()?,
         stop,
         had_subscriber: false,
-        sent: Sent::default(),
     };
     if !args.no_wait {
         in_slices(stop, || {
@@ -66,48 +62,27 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     }
     sender.check_subscribers()?;
 
-    let input = Input::open(stop).map_err(Failure::system("read stdin"))?;
-    let mut progress = Progress::bytes(input.regular_len);
-    match args.frame {
-        Framing::Delimited(delimiter) => sender.delimited(input, delimiter, &mut progress),
-        Framing::Chunk(size) => sender.chunks(input, size, &mut progress),
-        Framing::Len32 => sender.len32(input, &mut progress),
-    }?;
-
-    in_slices(stop, || sender.publisher.wait_delivered(Some(SLICE)))?;
+    let limit = format!(
+        "the {} bytes that a frame of topic {} holds; use a new topic with a larger --capacity, or send bytes in smaller \
+         pieces with --frame chunk=SIZE",
+        sender.publisher.max_len(),
+        sender.publisher.topic_name(),
+    );
+    let mut feed = Feed::new(sender, limit, stop);
+    feed.run(args.frame)?;
+    in_slices(stop, || feed.outlet.publisher.wait_delivered(Some(SLICE)))?;
     if common.json {
         let mut out = stdout(stop)?;
-        json_line(&mut out, &sender.sent)?;
+        json_line(&mut out, &feed.sent)?;
         io::Write::flush(&mut out).map_err(Failure::stdout)?;
     }
     Ok(())
-}
-
-/// Repeats a wait that is bounded by [`SLICE`] until it succeeds or fails, or a signal comes.
-fn in_slices<T>(
-    stop: &Stop,
-    mut wait: impl FnMut() -> Result<T, buslane::Error>,
-) -> Result<T, Failure> {
-    loop {
-        stop.check()?;
-        match wait() {
-            Err(error) if error.kind() == ErrorKind::TimedOut => {}
-            result => return Ok(result?),
-        }
-    }
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Sent {
-    messages: u64,
-    bytes: u64,
 }
 
 struct Sender<'a> {
     publisher: Publisher<[u8]>,
     stop: &'a Stop,
     had_subscriber: bool,
-    sent: Sent,
 }
 
 impl Sender<'_> {
@@ -120,93 +95,20 @@ impl Sender<'_> {
         }
         Ok(())
     }
+}
 
-    fn delimited(
-        &mut self,
-        input: Input<'_>,
-        delimiter: u8,
-        progress: &mut Progress,
-    ) -> Result<(), Failure> {
-        let max = self.publisher.max_len();
-        let mut input = BufReader::with_capacity(64 * 1024, input);
-        let mut message = Vec::new();
-        loop {
-            message.clear();
-            // One byte more than a message may have: its delimiter, or it is too long.
-            let read = input
-                .by_ref()
-                .take(max as u64 + 1)
-                .read_until(delimiter, &mut message);
-            let read = read.map_err(Failure::system("read stdin"))?;
-            self.stop.check()?;
-            if read == 0 {
-                return Ok(());
-            }
-            if message.last() == Some(&delimiter) {
-                message.pop();
-            }
-            if message.len() > max {
-                return Err(self.too_long(None));
-            }
-            self.send(&message)?;
-            progress.add(read as u64);
-        }
+impl Outlet for Sender<'_> {
+    fn max_len(&self) -> usize {
+        self.publisher.max_len()
     }
 
     fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
         in_slices(self.stop, || self.publisher.send_timeout(message, SLICE))?;
-        self.count(message.len())
+        self.check_subscribers()
     }
 
-    /// Each chunk is read from stdin straight into the frame that subscribers will see.
-    fn chunks(
-        &mut self,
-        mut input: Input<'_>,
-        size: usize,
-        progress: &mut Progress,
-    ) -> Result<(), Failure> {
-        let max = self.publisher.max_len();
-        if size > max {
-            return Err(self.too_long(Some(size)));
-        }
-        loop {
-            let read = self.loaned(size, |frame| input.read(frame))?;
-            if read == 0 {
-                return Ok(());
-            }
-            progress.add(read as u64);
-        }
-    }
-
-    fn len32(&mut self, mut input: Input<'_>, progress: &mut Progress) -> Result<(), Failure> {
-        let max = self.publisher.max_len();
-        loop {
-            let mut len = [0; 4];
-            let read = read_full(&mut input, &mut len).map_err(Failure::system("read stdin"))?;
-            self.stop.check()?;
-            match read {
-                0 => return Ok(()),
-                4 => {}
-                _ => return Err(self.truncated()),
-            }
-            let len = u32::from_le_bytes(len) as usize;
-            if len > max {
-                return Err(self.too_long(Some(len)));
-            }
-            if len == 0 {
-                self.send(&[])?;
-            } else if self.loaned(len, |frame| {
-                read_full(&mut input, frame).map(|n| if n < len { 0 } else { n })
-            })? == 0
-            {
-                return Err(self.truncated());
-            }
-            progress.add(len as u64 + 4);
-        }
-    }
-
-    /// Sends what `read` puts into a loan of `len` bytes; if that is nothing, sends nothing.
-    fn loaned(
+    /// Straight into the frame that subscribers will see.
+    fn fill(
         &mut self,
         len: usize,
         read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
@@ -228,77 +130,8 @@ impl Sender<'_> {
             }
         };
         if got > 0 {
-            self.count(got)?;
+            self.check_subscribers()?;
         }
         Ok(got)
-    }
-
-    fn count(&mut self, len: usize) -> Result<(), Failure> {
-        self.sent.messages += 1;
-        self.sent.bytes += len as u64;
-        self.check_subscribers()
-    }
-
-    fn too_long(&self, len: Option<usize>) -> Failure {
-        let len = len.map(|len| format!(" ({len} bytes)")).unwrap_or_default();
-        Failure::Error(format!(
-            "message {}{len} is longer than the {} bytes that a frame of topic {} holds; use a new topic with a larger \
-             --capacity, or send bytes in smaller pieces with --frame chunk=SIZE",
-            self.sent.messages + 1,
-            self.publisher.max_len(),
-            self.publisher.topic_name(),
-        ))
-    }
-
-    fn truncated(&self) -> Failure {
-        Failure::Error(format!(
-            "stdin ends inside message {}; check what writes it",
-            self.sent.messages + 1
-        ))
-    }
-}
-
-/// Reads until `bytes` is full or the input ends; how much that was.
-fn read_full(input: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match input.read(&mut bytes[filled..])? {
-            0 => break,
-            n => filled += n,
-        }
-    }
-    Ok(filled)
-}
-
-/// Stdin without a buffer. A signal ends it as if nothing more came: ask [`Stop::check`] which it was.
-struct Input<'a> {
-    file: File,
-    regular_len: Option<u64>,
-    stop: &'a Stop,
-}
-
-impl<'a> Input<'a> {
-    fn open(stop: &'a Stop) -> io::Result<Self> {
-        let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let metadata = file.metadata()?;
-        Ok(Self {
-            regular_len: metadata.is_file().then_some(metadata.len()),
-            file,
-            stop,
-        })
-    }
-}
-
-impl Read for Input<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        if self.regular_len.is_none() && !self.stop.wait_readable(self.file.as_fd())? {
-            return Ok(0);
-        }
-        loop {
-            match self.file.read(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
     }
 }

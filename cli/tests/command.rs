@@ -95,7 +95,8 @@ impl Stage {
             left.extend(
                 names(self.bus().join("topics").join(topic))
                     .into_iter()
-                    .filter(|name| name != "topic"),
+                    // What a topic, and a queue, is made with.
+                    .filter(|name| name != "topic" && name != "group.default"),
             );
         }
         left
@@ -984,4 +985,153 @@ fn recv_and_ls_by_pattern() {
     assert_eq!(listed("orders/**"), ["orders/eu", "orders/us/new"]);
     assert!(listed("other/*").is_empty());
     assert_eq!(stage.run(&["recv", "a*b"], b"").status.code(), Some(2));
+}
+
+#[test]
+fn push_and_work() {
+    let stage = Stage::new();
+    assert_status(&stage.run(&["push", "jobs"], b"a\nb\nc\n"), 0);
+    // Kept, with nobody there: the doctor says so.
+    let report = &stage.json(&["inspect", "jobs", "--json"])[0];
+    assert_eq!(report["pattern"], "queue");
+    assert_eq!(report["groups"][0]["name"], "default");
+    assert_eq!(report["groups"][0]["unacked"], 3);
+    let doctor = stage.run(&["doctor"], b"");
+    assert_eq!(doctor.status.code(), Some(1));
+    assert!(text(&doctor.stdout).contains("no consumer"));
+
+    let worked = stage.run(&["work", "jobs", "--drain", "--", "cat"], b"");
+    assert_status(&worked, 0);
+    assert_eq!(text(&worked.stdout), "abc");
+    assert_status(&stage.run(&["doctor"], b""), 0);
+    assert!(stage.leftovers().is_empty());
+}
+
+#[test]
+fn what_fails_is_tried_again_then_given_up() {
+    let stage = Stage::new();
+    assert_status(&stage.run(&["push", "jobs"], b"bad\ngood\n"), 0);
+    let worked = stage.json(&[
+        "work",
+        "jobs",
+        "--drain",
+        "--json",
+        "--max-attempts",
+        "2",
+        "--dead-letter",
+        "failed",
+        "--",
+        "grep",
+        "-q",
+        "good",
+    ]);
+    let done: Vec<bool> = worked.iter().map(|line| line["done"] == true).collect();
+    assert_eq!(done.iter().filter(|&&done| done).count(), 1);
+    assert_eq!(done.len(), 3, "{worked:?}");
+    assert_eq!(
+        worked
+            .iter()
+            .map(|line| line["attempts"].as_u64().unwrap())
+            .max(),
+        Some(2)
+    );
+    let dead = stage.run(&["work", "failed", "--drain", "--", "cat"], b"");
+    let holds = |what: &[u8]| dead.stdout.windows(what.len()).any(|part| part == what);
+    assert!(
+        holds(b"bad") && holds(b"delivered 2 times"),
+        "{:?}",
+        dead.stdout
+    );
+}
+
+#[test]
+fn a_worker_that_is_killed_gives_back_what_it_had() {
+    let stage = Stage::new();
+    assert_status(&stage.run(&["push", "jobs"], b"x\n"), 0);
+    let mut stuck = stage.start(&[
+        "work",
+        "jobs",
+        "--",
+        "sh",
+        "-c",
+        "echo got it; exec sleep 60",
+    ]);
+    let mut said = [0; 7];
+    stuck
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    stuck.kill().unwrap();
+    stuck.wait().unwrap();
+    let other = stage.json(&["work", "jobs", "--drain", "--json", "--", "true"]);
+    assert_eq!(other[0]["attempts"], 2);
+}
+
+#[test]
+fn work_ends_on_a_signal_and_gives_back_what_it_had() {
+    let stage = Stage::new();
+    assert_status(&stage.run(&["push", "jobs"], b"x\n"), 0);
+    let mut worker = stage.start(&[
+        "work",
+        "jobs",
+        "--jobs",
+        "2",
+        "--",
+        "sh",
+        "-c",
+        "echo got it; exec sleep 60",
+    ]);
+    let mut said = [0; 7];
+    worker
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    kill(Pid::from_raw(worker.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(worker.wait().unwrap().code(), Some(128 + 15));
+    assert_eq!(
+        stage.json(&["inspect", "jobs", "--json"])[0]["groups"][0]["unacked"],
+        1
+    );
+}
+
+#[test]
+fn groups_get_all_and_are_removed_when_abandoned() {
+    let stage = Stage::new();
+    assert_status(&stage.run(&["push", "jobs"], b""), 0);
+    // The group is there from when its first worker comes.
+    assert_status(
+        &stage.run(
+            &["work", "jobs", "--group", "audit", "--drain", "--", "true"],
+            b"",
+        ),
+        0,
+    );
+    assert_status(&stage.run(&["push", "jobs"], b"1\n2\n"), 0);
+    for group in ["default", "audit"] {
+        let worked = stage.run(
+            &["work", "jobs", "--group", group, "--drain", "--", "cat"],
+            b"",
+        );
+        assert_eq!(text(&worked.stdout), "12");
+    }
+    assert_status(&stage.run(&["push", "jobs"], b"3\n"), 0);
+    assert_status(
+        &stage.run(&["work", "jobs", "--drain", "--", "true"], b""),
+        0,
+    );
+    let doctor = stage.run(&["doctor", "--json"], b"");
+    assert!(text(&doctor.stdout).contains("audit"));
+    assert_status(&stage.run(&["rm", "jobs", "--group", "audit"], b""), 0);
+    assert_status(&stage.run(&["doctor"], b""), 0);
+    assert_eq!(
+        stage
+            .run(&["rm", "jobs", "--group", "audit"], b"")
+            .status
+            .code(),
+        Some(1)
+    );
 }

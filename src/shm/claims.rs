@@ -21,7 +21,7 @@
 //! | word | written by | ordering and its partner |
 //! |---|---|---|
 //! | claim | consumers, and who puts one away | `AcqRel` in [`Claims::swap`], with itself and the fence in [`Claims::claim`]: the loads of the payload come before the acknowledgement; what an earlier holder has done is seen by the next |
-//! | head | the same | `Release` in [`Claims::advance`], with the `Acquire` fence in `roster::Readers::lowest`: all loads of what is then overwritten |
+//! | head | the same | `Release` in [`Claims::advance`], with the `Acquire` fence in `roster::Readers::lowest`: all loads of what is then overwritten; and with the `Acquire` in [`Claims::head`]: what stands there |
 //! | `again` | the same | `Release` in [`Claims::offer`], with the fence in [`Walk::find`]: the claims that were given back |
 //!
 //! A word that was damaged makes a message stay, or come again; no check of a claim leads anywhere but to a word of this
@@ -72,7 +72,8 @@ impl Claims {
 
     /// Where the head is, [`LEFT`] included: then the group was removed.
     pub fn head(&self) -> u64 {
-        self.header.head.position.load(Ordering::Relaxed)
+        // Pairs with the `Release` in `advance`: the word at the head is none that an earlier lap left.
+        self.header.head.position.load(Ordering::Acquire)
     }
 
     /// The claim on a message, to change it.

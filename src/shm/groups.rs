@@ -19,7 +19,8 @@ use super::fork::Held;
 use super::futex;
 use super::lane;
 use super::layout::{
-    Claim, ClaimsHeader, GROUP_CONFIG, GroupConfig, Identity, Kind, PAGE, Pattern, Slot, claims_of,
+    Claim, ClaimsHeader, GROUP_CONFIG, GroupConfig, Identity, Kind, LEFT, PAGE, Pattern, Slot,
+    claims_of,
 };
 use super::roster::{self, Cursor, Role};
 use super::segment::{Access, Mapping};
@@ -346,6 +347,16 @@ impl TopicFiles {
                 return Ok(made);
             }
         }
+    }
+
+    /// Each group's number, and its head in a lane: the first message that is not acknowledged.
+    pub fn heads(&self, lane: u64) -> Result<Vec<(u64, u64)>> {
+        let groups = self.list_groups(lane)?;
+        let head = |group: Cursor| {
+            let head = group.position_in(lane).unwrap_or(0);
+            (head & LEFT == 0).then_some((group.id & !IS_CLAIMS, head))
+        };
+        Ok(groups.into_iter().filter_map(head).collect())
     }
 
     fn has_lane(&self, id: u64) -> Result<bool> {
