@@ -430,6 +430,75 @@ fn every_byte_of_a_typed_topic() {
     cursor(&files.join("cursor.2"), 2, member, Some((1, 32))).check();
 }
 
+/// A group, that of the topic or a later one.
+fn group(path: &Path, id: u64) -> Golden {
+    let mut golden = Golden::new(path, PAGE, 6, id, 0);
+    golden.word(400, 1); // joined
+    golden
+}
+
+/// Claims on a lane of 4096 bytes.
+fn claims(path: &Path, lane: u64, head: u64, claims: &[&str]) -> Golden {
+    let mut golden = Golden::new(path, 2 * PAGE + 256 * 8, 7, lane, 256);
+    golden.word(256, 1); // used
+    golden.word(4096, lane);
+    golden.word(4104, head);
+    for (i, claim) in claims.iter().enumerate() {
+        golden.put(8192 + 8 * i, hex(claim));
+    }
+    golden
+}
+
+#[test]
+fn every_byte_of_a_queue() {
+    let (_dir, path) = bus_dir();
+    let bus = Bus::at(&path).unwrap();
+    let queue = bus.queue_builder("q").capacity(4096).open().unwrap();
+    let files = path.join("topics/q");
+    group(&files.join("group.default"), 0).check();
+    let mut producer = queue.producer().unwrap();
+    for _ in 0..4 {
+        producer.push(b"a message").unwrap();
+    }
+    let mut consumer = queue.consumer().unwrap();
+    assert_eq!(
+        names(&files),
+        ["claims.0.1", "cursor.2", "group.default", "lane.1", "topic"]
+    );
+    let cursor = File::open(files.join("cursor.2")).unwrap();
+    assert_eq!(
+        [256, 400, 408, 4096].map(|offset| word(&cursor, offset)),
+        [0, 1, 0, 0]
+    );
+    claims(&files.join("claims.0.1"), 1, 0, &[]).check();
+    consumer.recv().unwrap().ack().unwrap();
+    let held = consumer.recv().unwrap();
+    drop(consumer.recv().unwrap());
+    // Frames of 9 bytes take 32. Sequence number; owner 2 and the lower half of 1 attempt; fate.
+    let table = [
+        "00 00 00 00 02 00 10 30",
+        "01 00 00 00 02 00 10 20",
+        "02 00 00 00 02 00 10 10",
+    ];
+    let mut golden = claims(&files.join("claims.0.1"), 1, 32, &table);
+    golden.word(4224, 1); // again
+    golden.check();
+    drop(held);
+
+    let builder = queue.consumer_builder().group("late/ones").max_attempts(5);
+    let builder = builder.lease(Duration::from_secs(1)).dead_letter("lost");
+    let _late = builder.open().unwrap();
+    let mut golden = group(&files.join("group.late%2Fones"), 3);
+    golden.word(512, 1_000_000_000);
+    golden.word(520, 5);
+    golden.word(528, 4);
+    golden.put(536, b"lost");
+    golden.check();
+    claims(&files.join("claims.3.1"), 1, 128, &[]).check();
+    let cursor = File::open(files.join("cursor.4")).unwrap();
+    assert_eq!(word(&cursor, 408), 3);
+}
+
 #[test]
 fn every_byte_of_a_table() {
     let (_dir, path) = bus_dir();

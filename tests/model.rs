@@ -28,6 +28,8 @@ use loom::thread;
 
 #[path = "model/lossy.rs"]
 mod lossy;
+#[path = "model/queue.rs"]
+mod queue;
 #[path = "model/table.rs"]
 mod table;
 #[path = "model/waiting.rs"]

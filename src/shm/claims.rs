@@ -28,7 +28,7 @@
 //! table.
 
 use super::lane::{Corrupt, Found, MAX_POSITION, frame_at};
-use super::layout::{Claim, ClaimsHeader, Control, Fate, LEFT, LaneHeader, SLOT, Slot};
+use super::layout::{Claim, Control, Fate, LEFT, LaneHeader, Line, SLOT, Slot};
 use super::sync::{AtomicU64, Ordering, fence, light_fence, swap_fence};
 use super::{Ring, View, futex, park};
 
@@ -39,8 +39,10 @@ pub struct Claims {
     pub lane: View<LaneHeader>,
     /// The lane's ring.
     pub ring: Ring,
-    /// Head, and the count of what was given back.
-    pub header: View<ClaimsHeader>,
+    /// One: the lane, and the group's head in it.
+    pub slots: View<[Slot]>,
+    /// Bumped whenever a claim was given back.
+    pub again: View<Line<AtomicU64>>,
     /// A claim for each message that the lane may hold; a power of two of them.
     pub table: View<[AtomicU64]>,
     /// This process can't use `membarrier`.
@@ -54,10 +56,10 @@ pub fn begin(head: &Slot, position: u64) {
 }
 
 /// Sets the head of a group in a lane that came later, before anyone else sees it.
-pub fn begin_from_start(header: &ClaimsHeader, lane: u64) {
-    header.head.position.store(0, Ordering::Relaxed);
+pub fn begin_from_start(head: &Slot, lane: u64) {
+    head.position.store(0, Ordering::Relaxed);
     // Seen by others through the file's name.
-    header.head.lane.store(lane, Ordering::Relaxed);
+    head.lane.store(lane, Ordering::Relaxed);
 }
 
 /// Whether the lane's writer has waited for all that were there when it came: nothing was overwritten yet.
@@ -70,10 +72,15 @@ impl Claims {
         &self.table[sequence as usize & (self.table.len() - 1)]
     }
 
+    /// The lane, and the head in it.
+    pub fn slot(&self) -> &Slot {
+        &self.slots[0]
+    }
+
     /// Where the head is, [`LEFT`] included: then the group was removed.
     pub fn head(&self) -> u64 {
         // Pairs with the `Release` in `advance`: the word at the head is none that an earlier lap left.
-        self.header.head.position.load(Ordering::Acquire)
+        self.slot().position.load(Ordering::Acquire)
     }
 
     /// The claim on a message, to change it.
@@ -130,7 +137,7 @@ impl Claims {
     /// Has every consumer look again at what was given back, those that sleep on the bell of `control`, too.
     pub fn offer(&self, control: &Control) {
         // Pairs with the fence in `Walk::find`: the free claims.
-        self.header.again.fetch_add(1, Ordering::Release);
+        self.again.fetch_add(1, Ordering::Release);
         // Pairs with the heavy fence of a sleeper that reads the bell as rung: it sees the count above.
         fence(Ordering::Release);
         park::ring(control);
@@ -167,10 +174,16 @@ impl Claims {
             }
             let behind = self.acked_from(head);
             if behind == head {
-                return;
+                // With the fence in `Writer::raise_floor`, and with `swap`: if what stands there now is of a later lap, we
+                // see that the head has moved.
+                fence(Ordering::Acquire);
+                if self.head() == head {
+                    return;
+                }
+                continue;
             }
             // Pairs with the fence in `roster::Readers::lowest`: all that was read before was acknowledged, which we saw.
-            let moved = self.header.head.position.compare_exchange(
+            let moved = self.slot().position.compare_exchange(
                 head,
                 behind,
                 Ordering::Release,
@@ -214,7 +227,7 @@ impl Claims {
         let want = self.lane.want.load(Ordering::Relaxed);
         // Once for each `want`: by whom the head is moved over it.
         if from < want && want <= to {
-            futex::wake(&self.header.head.position);
+            futex::wake(&self.slot().position);
         }
     }
 
@@ -259,7 +272,7 @@ pub struct Offer {
 impl Walk {
     /// One that begins at the head.
     pub fn new(claims: Claims) -> Self {
-        let again = claims.header.again.load(Ordering::Relaxed);
+        let again = claims.again.load(Ordering::Relaxed);
         let mut walk = Self {
             claims,
             position: 0,
@@ -282,7 +295,7 @@ impl Walk {
     /// The next message that nobody has.
     #[inline]
     pub fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
-        let again = self.claims.header.again.load(Ordering::Relaxed);
+        let again = self.claims.again.load(Ordering::Relaxed);
         if again != self.again {
             // Pairs with the `Release` in `offer`.
             fence(Ordering::Acquire);

@@ -6,6 +6,7 @@
 //! a lane that came later are made by the first consumer that looks. They are removed after the lane, never before, so that
 //! nobody makes them anew.
 
+use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
@@ -231,7 +232,7 @@ impl TopicFiles {
             let Some(claims) = self.make_claims(group.id, &lane, |_| {})? else {
                 continue;
             };
-            let head = &claims.header.head;
+            let head = claims.slot();
             let capacity = lane.ring.capacity();
             let (mark, limit) =
                 roster::join(&self.control, &lane.header, capacity, id, head, |_| None);
@@ -336,7 +337,7 @@ impl TopicFiles {
                 };
             }
             let made = self.make_claims(group, lane, |claims| {
-                claims::begin_from_start(&claims.header, lane.id);
+                claims::begin_from_start(claims.slot(), lane.id);
             })?;
             if made.is_some() {
                 if !self.has_lane(lane.id)? {
@@ -400,11 +401,11 @@ impl TopicFiles {
             claims_size(capacity) as usize,
             Access::Write,
         )?;
-        let header = map.view::<ClaimsHeader>(PAGE);
         Ok(Claims {
             lane: lane.header.clone(),
             ring: lane.ring.clone(),
-            header,
+            slots: map.views(PAGE + offset_of!(ClaimsHeader, head), 1),
+            again: map.view(PAGE + offset_of!(ClaimsHeader, again)),
             table: map.views(2 * PAGE, claims_of(capacity)),
             fences: !futex::has_barrier(),
         })
