@@ -1,12 +1,13 @@
 //! What tasks sleep on: one thread for each 127 signals sleeps for them, and wakes theirs. It starts when it is first
-//! needed, takes no time while nothing happens, and needs no timer: who dies before it has rung is noticed by its bus,
-//! which rings then.
+//! needed, takes no time while nothing happens, and has no timer but for what is put off until a time: who dies before it
+//! has rung is noticed by its bus, which rings then.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::shm::fork;
@@ -54,18 +55,19 @@ impl Sleeper {
     fn run(&self) {
         let (mut due, mut tickets) = (Vec::<Waker>::new(), Vec::new());
         loop {
-            {
+            let until = {
                 let mut wakers = lock(&self.wakers);
                 let signal = self.kicked.clone();
                 let seen = signal.now();
                 tickets.push(Ticket { signal, seen });
-                wakers.take_due(&mut due, &mut tickets);
-            }
+                wakers.take_due(&mut due, &mut tickets)
+            };
             for waker in due.drain(..) {
                 // A task that panics there must not stop the others from being woken; the panic was printed.
                 let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
             }
-            park::sleep_any(&tickets, None);
+            let time = until.map(|until| until.saturating_duration_since(Instant::now()));
+            park::sleep_any(&tickets, time);
             tickets.clear();
         }
     }
@@ -109,12 +111,15 @@ impl Watched {
         Ok(watched)
     }
 
-    /// Has `waker` woken when the signal is not as `seen` any more. `false`: that is so already.
-    fn sleep(&self, seen: u64, waker: Waker) -> bool {
+    /// Has `waker` woken when the signal is not as `seen` any more, or at `until`. `false`: that is so already.
+    fn sleep(&self, seen: u64, until: Option<Instant>, waker: Waker) -> bool {
         if self.born != fork::generation() {
             return false;
         }
-        let before = lock(&self.sleeper.wakers).sleep(self.index, seen, waker);
+        let before = lock(&self.sleeper.wakers).sleep(self.index, seen, until, waker);
+        if until.is_some() {
+            park::kick(self.sleeper.kicked.word());
+        }
         before.is_ok()
     }
 
@@ -155,15 +160,16 @@ impl Sleep {
         &mut self.tickets
     }
 
-    /// Has `waker` woken when one of the tickets is due. `false`: one is.
-    pub(crate) fn fall_asleep(&mut self, waker: &Waker) -> Result<bool> {
+    /// Has `waker` woken when one of the tickets is due, or at `until`. `false`: one is.
+    pub(crate) fn fall_asleep(&mut self, until: Option<Instant>, waker: &Waker) -> Result<bool> {
         for (i, ticket) in self.tickets.iter().enumerate() {
             match self.watched.get_mut(i) {
                 Some(watched) if watched.signal.is(&ticket.signal) => {}
                 Some(watched) => *watched = Watched::new(&ticket.signal)?,
                 None => self.watched.push(Watched::new(&ticket.signal)?),
             }
-            if !self.watched[i].sleep(ticket.seen, waker.clone()) {
+            let until = until.filter(|_| i == 0);
+            if !self.watched[i].sleep(ticket.seen, until, waker.clone()) {
                 return Ok(false);
             }
         }
@@ -199,7 +205,7 @@ impl Sleep {
         // Polled for another reason than a signal: still armed. (A signal after this wakes.)
         let still_holds =
             self.is_armed && !self.tickets.is_empty() && !self.tickets.iter().any(Ticket::is_due);
-        if still_holds && self.fall_asleep(waker)? {
+        if still_holds && self.fall_asleep(end.due(), waker)? {
             return Ok(false);
         }
         self.is_armed = true;
@@ -209,7 +215,7 @@ impl Sleep {
         if end.is_ready()? {
             return Ok(true);
         }
-        if self.tickets.is_empty() || !self.fall_asleep(waker)? {
+        if self.tickets.is_empty() || !self.fall_asleep(end.due(), waker)? {
             // Others may want to run before we look again.
             waker.wake_by_ref();
         }

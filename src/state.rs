@@ -13,14 +13,17 @@ use zerocopy::IntoBytes;
 
 use crate::bus::{Bus, TopicBuilder, TopicInner, forked};
 use crate::error::{Error, ErrorKind, Result};
+use crate::futures::{MessageStream, Receive};
 use crate::message::{Message, Payload};
 use crate::pubsub::{Publisher, Start, Subscriber};
+use crate::reactor::{Ready, Sleep};
 use crate::shm::files::skip_damaged;
 use crate::shm::fork::{self, Held};
 use crate::shm::layout::Pattern;
+use crate::shm::park::Ticket;
 use crate::shm::roster;
 use crate::shm::table::{self, Refused, Shape, Table, Value};
-use crate::wait::WaitStrategy;
+use crate::wait::{WaitStrategy, Waitable};
 
 /// Keys, bytes in a key, bytes in a value, unless it is said otherwise: 1.2 MiB for each writer.
 const DEFAULT_SIZES: [u64; 3] = [1024, 64, 256];
@@ -589,6 +592,8 @@ impl<T: ?Sized + Payload> StateReader<T> {
             only: key.map(<[u8]>::to_vec),
             key: Vec::new(),
             scan: Some(Place::default()),
+            found: false,
+            sleep: Sleep::default(),
             kind: PhantomData,
         })
     }
@@ -664,6 +669,9 @@ pub struct Watch<T: ?Sized = [u8]> {
     key: Vec<u8>,
     /// Slots from here on are to be looked at, whatever the news say.
     scan: Option<Place>,
+    /// A change was found that was not told yet.
+    found: bool,
+    sleep: Sleep,
     kind: PhantomData<fn() -> Box<T>>,
 }
 
@@ -683,7 +691,30 @@ impl<T: ?Sized + Payload> Watch<T> {
     /// As for [`StateReader::get`].
     pub fn recv(&mut self) -> Result<(&[u8], &T)> {
         while !self.advance(SLICE)? {}
-        self.current()
+        self.take()
+    }
+
+    /// The next key and its value, as a future: the task sleeps until there is a change. It may be dropped at any time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn recv_async(&mut self) -> Result<(&[u8], &T)> {
+        let mut sleep = mem::take(&mut self.sleep);
+        let ready = Ready::new(&mut *self, &mut sleep).await;
+        self.sleep = sleep;
+        ready?;
+        self.take()
+    }
+
+    /// A stream of copies of the keys and values. It does not end.
+    pub fn stream(&mut self) -> MessageStream<&mut Self> {
+        MessageStream::new(self)
+    }
+
+    /// The same, as the watch's owner.
+    pub fn into_stream(self) -> MessageStream<Self> {
+        MessageStream::new(self)
     }
 
     /// The next key and its value, if there is a change that was not told.
@@ -705,7 +736,7 @@ impl<T: ?Sized + Payload> Watch<T> {
         let mut left = timeout;
         loop {
             if self.advance(left.min(SLICE))? {
-                return self.current().map(Some);
+                return self.take().map(Some);
             }
             left = deadline.map_or(SLICE, |at| at.saturating_duration_since(Instant::now()));
             if left.is_zero() {
@@ -714,12 +745,20 @@ impl<T: ?Sized + Payload> Watch<T> {
         }
     }
 
-    fn current(&self) -> Result<(&[u8], &T)> {
+    fn take(&mut self) -> Result<(&[u8], &T)> {
+        self.found = false;
         Ok((&self.key, self.tables.value()?))
     }
 
-    /// Goes to the next change; `false`: there is none for `time`.
+    /// Goes to the next change, if the last one was told; `false`: there is none for `time`.
     fn advance(&mut self, time: Duration) -> Result<bool> {
+        if !self.found {
+            self.found = self.find(time)?;
+        }
+        Ok(self.found)
+    }
+
+    fn find(&mut self, time: Duration) -> Result<bool> {
         loop {
             if self.tables.refresh()? {
                 // A writer that died may not have told the last that it had set.
@@ -791,5 +830,29 @@ impl<T: ?Sized + Payload> Watch<T> {
             return Ok(false);
         }
         Ok(self.tables.get_unknown(&self.key)?.is_some())
+    }
+}
+
+impl<T: ?Sized + Payload> Waitable for Watch<T> {
+    fn is_ready(&mut self) -> Result<bool> {
+        self.advance(Duration::ZERO)
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        // Who joins or leaves rings there, too.
+        self.news.arm(tickets)
+    }
+
+    fn disarm(&mut self) {
+        self.news.disarm();
+    }
+}
+
+impl<T: ?Sized + Payload> Receive for Watch<T> {
+    type Item = (Vec<u8>, T::Owned);
+
+    fn receive_now(&mut self) -> Result<Option<Self::Item>> {
+        let changed = self.try_recv()?;
+        Ok(changed.map(|(key, value)| (key.to_vec(), value.copied())))
     }
 }

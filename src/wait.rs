@@ -26,6 +26,11 @@ pub trait Waitable {
     /// It is awake. May be called without [`arm`](Self::arm), too.
     fn disarm(&mut self);
 
+    /// When to look again if nothing rings: something is put off until then.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
     /// What to sleep on if it is a descriptor.
     fn descriptor(&self) -> Option<PollFd<'_>> {
         None
@@ -43,6 +48,10 @@ impl<W: Waitable + ?Sized> Waitable for &mut W {
 
     fn disarm(&mut self) {
         (**self).disarm();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        (**self).due()
     }
 
     fn descriptor(&self) -> Option<PollFd<'_>> {

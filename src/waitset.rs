@@ -262,7 +262,8 @@ impl WaitSet {
             return Ok(Some(ready));
         }
         let waker = Waker::from(Arc::clone(&self.alarm));
-        if !self.sleep.fall_asleep(&waker)? {
+        let due = sources.iter().filter_map(|source| source.due()).min();
+        if !self.sleep.fall_asleep(due, &waker)? {
             waker.wake();
         }
         Ok(None)
@@ -322,6 +323,9 @@ impl WaitSet {
 
     fn sleep_armed(&mut self, sources: &[&mut dyn Source], time: Duration) -> Result<()> {
         let mut fds: Vec<_> = sources.iter().filter_map(|one| one.descriptor()).collect();
+        let due = sources.iter().filter_map(|source| source.due()).min();
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let time = left.map_or(time, |left| left.min(time));
         let tickets = self.sleep.tickets();
         if fds.is_empty() && tickets.len() <= futex::WAIT_ANY_MAX {
             park::sleep_any(tickets, Some(time));
@@ -329,7 +333,7 @@ impl WaitSet {
         }
         self.alarm.silence();
         let waker = Waker::from(Arc::clone(&self.alarm));
-        if self.sleep.fall_asleep(&waker)? {
+        if self.sleep.fall_asleep(None, &waker)? {
             fds.push(PollFd::new(self.alarm.0.as_fd(), PollFlags::POLLIN));
             match ppoll(&mut fds, Some(TimeSpec::from_duration(time)), None) {
                 Ok(_) | Err(Errno::EINTR) => {}

@@ -777,3 +777,62 @@ fn check_history(private: &common::Private, ids: u64) {
         assert!(delivered[which] <= *time_ns, "{which:?} came back");
     }
 }
+
+// ------------------------------------------------------------------------------------------- beside others, as tasks
+
+#[test]
+fn a_consumer_in_a_wait_set_and_as_a_stream() {
+    use buslane::WaitSet;
+    use futures_util::{FutureExt, StreamExt};
+    let private = private();
+    let bus = private.bus();
+    let queue = bus.queue("q").unwrap();
+    let mut consumer = queue.consumer().unwrap();
+    let mut other = queue.consumer_builder().group("other").open().unwrap();
+    let mut producer = queue.producer().unwrap();
+    let mut set = WaitSet::new().unwrap();
+    let none = set
+        .wait(&mut [&mut consumer], Some(Duration::ZERO))
+        .unwrap();
+    assert_eq!(none, None);
+
+    // From sleep.
+    std::thread::scope(|scope| {
+        let woken = scope.spawn(|| set.wait(&mut [&mut consumer], None).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        producer.push(b"1").unwrap();
+        assert_eq!(woken.join().unwrap(), Some(0));
+    });
+    // One that is put off is due without anybody ringing.
+    consumer
+        .recv()
+        .unwrap()
+        .retry(Duration::from_millis(30))
+        .unwrap();
+    let mut stream = consumer.into_stream();
+    assert!(stream.next().now_or_never().is_none());
+    let delivery = block_on(stream.next()).unwrap().unwrap();
+    assert_eq!((&*delivery, delivery.attempts()), (&b"1"[..], 2));
+    delivery.ack().unwrap();
+
+    assert!(other.recv_async().now_or_never().unwrap().is_ok());
+}
+
+/// Runs a future on this thread, which is parked meanwhile.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::task::Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(output) => return output,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}

@@ -318,6 +318,35 @@ fn a_watcher_sleeps_until_it_is_told() {
 }
 
 /// What the children do.
+
+#[test]
+fn a_watch_in_a_wait_set_and_as_a_stream() {
+    use buslane::WaitSet;
+    use futures_util::{FutureExt, StreamExt};
+    let private = private();
+    let board = private.bus().state("board").unwrap();
+    let mut writer = board.writer().unwrap();
+    let mut watch = board.reader().unwrap().watch(None).unwrap();
+    let mut set = WaitSet::new().unwrap();
+    assert_eq!(
+        set.wait(&mut [&mut watch], Some(Duration::ZERO)).unwrap(),
+        None
+    );
+    std::thread::scope(|scope| {
+        let woken = scope.spawn(|| set.wait(&mut [&mut watch], None).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        writer.set(b"a", b"1").unwrap();
+        assert_eq!(woken.join().unwrap(), Some(0));
+    });
+    // Looking took nothing.
+    assert_eq!(watch.try_recv().unwrap(), Some((&b"a"[..], &b"1"[..])));
+    let mut stream = watch.into_stream();
+    assert!(stream.next().now_or_never().is_none());
+    writer.set(b"a", b"2").unwrap();
+    let change = stream.next().now_or_never().unwrap().unwrap().unwrap();
+    assert_eq!(change, (b"a".to_vec(), b"2".to_vec()));
+}
+
 mod child {
     use super::*;
     use common::{role, say};

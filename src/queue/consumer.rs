@@ -5,19 +5,23 @@ use std::fmt;
 use std::hint;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::delivery::{self, Deliveries, Delivery, Home, Item, Seat, Share};
 use super::{DEFAULT, records};
 use crate::bus::{TopicInner, escape};
 use crate::error::{Error, ErrorKind, Result};
+use crate::futures::{MessageStream, Receive};
 use crate::message::Payload;
+use crate::reactor::{Ready, Sleep};
 use crate::shm::claims::{Offer, Walk};
 use crate::shm::lane::{self, Corrupt};
 use crate::shm::layout::{Claim, GroupConfig};
+use crate::shm::park::Ticket;
 use crate::shm::segment::Access;
 use crate::shm::{futex, park, reclaim, roster};
-use crate::wait::{Next, Waiter};
+use crate::wait::{Next, Waitable, Waiter};
 
 /// Messages taken from one lane before the others are looked at.
 const TURN: u32 = 64;
@@ -158,6 +162,7 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
         desk.attend()?;
         Ok(Consumer {
             desk,
+            sleep: Sleep::default(),
             kind: PhantomData,
         })
     }
@@ -191,6 +196,7 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
 #[must_use]
 pub struct Consumer<T: ?Sized = [u8]> {
     desk: Desk,
+    sleep: Sleep,
     kind: PhantomData<fn() -> Box<T>>,
 }
 
@@ -251,6 +257,30 @@ impl<T: ?Sized + Payload> Consumer<T> {
     #[inline]
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Delivery<T>>> {
         self.within(Some(timeout))
+    }
+
+    /// The next message that nobody has, as a future: the task sleeps until there is one. It may be dropped at any time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn recv_async(&mut self) -> Result<Delivery<T>> {
+        loop {
+            if let Some(delivery) = self.try_recv()? {
+                return Ok(delivery);
+            }
+            Ready::new(&mut self.desk, &mut self.sleep).await?;
+        }
+    }
+
+    /// A stream of deliveries. It does not end.
+    pub fn stream(&mut self) -> MessageStream<&mut Self> {
+        MessageStream::new(self)
+    }
+
+    /// The same, as the consumer's owner.
+    pub fn into_stream(self) -> MessageStream<Self> {
+        MessageStream::new(self)
     }
 
     #[inline]
@@ -695,35 +725,100 @@ impl Desk {
         self.leases.next = now.checked_add(lease / 4);
     }
 
-    /// How long to sleep at most.
-    fn nap(&self, time: Duration) -> Duration {
-        // A sender that has not seen us yet does not know that it must fence for us: the first sleep is a short one.
-        let time = match self.is_known || futex::has_barrier() {
-            true => time,
-            false => time.min(FIRST_SLEEP),
-        };
-        let now = Instant::now();
-        let timers = [self.look_at_all, self.leases.next].into_iter().flatten();
-        let timers = timers.map(|at| at.saturating_duration_since(now));
-        let due_ns = self.sources().map(|source| source.due_ns).min();
-        let due = due_ns.filter(|&due_ns| due_ns < u64::MAX);
-        let due = due.map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(records::now_ns())));
-        timers.chain(due).fold(time, Duration::min)
-    }
-
     fn sleep(&mut self, time: Duration) -> Result<()> {
-        let time = self.nap(time);
-        self.is_known = true;
+        let left = self
+            .due()
+            .map(|due| due.saturating_duration_since(Instant::now()));
+        let time = left.map_or(time, |left| left.min(time));
+        // A sender that has not seen us yet does not know that it must fence for us: the first sleep is a short one.
+        let knows = std::mem::replace(&mut self.is_known, true) || futex::has_barrier();
+        let time = if knows { time } else { time.min(FIRST_SLEEP) };
         let seat = Arc::clone(&self.queue.seat);
         park::park(&seat.topic.files.control, &seat.cursor.header, time, || {
-            let mut inboxes = std::iter::once(&mut self.queue).chain(&mut self.retries);
-            Ok(inboxes.any(|inbox| {
-                inbox.has_changed()
-                    || inbox
-                        .sources
-                        .iter_mut()
-                        .any(|source| !matches!(source.find(), Ok(None)))
-            }))
+            Ok(self.has_changed() || self.has_offer())
         })
+    }
+
+    fn inboxes(&mut self) -> impl Iterator<Item = &mut Inbox> {
+        std::iter::once(&mut self.queue).chain(&mut self.retries)
+    }
+
+    fn has_changed(&mut self) -> bool {
+        self.inboxes().any(|inbox| inbox.has_changed())
+    }
+
+    /// Whether there is a message that may be claimed, or damage to tell.
+    fn has_offer(&mut self) -> bool {
+        let mut sources = self.inboxes().flat_map(|inbox| &mut inbox.sources);
+        sources.any(|source| !matches!(source.find(), Ok(None)))
+    }
+}
+
+impl Waitable for Desk {
+    fn is_ready(&mut self) -> Result<bool> {
+        self.queue.seat.check_fork()?;
+        self.attend()?;
+        if self.has_offer() {
+            return Ok(true);
+        }
+        self.inboxes().for_each(Inbox::put_away);
+        Ok(false)
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        let seat = &self.queue.seat;
+        seat.check_fork()?;
+        tickets.push(park::arm(&seat.topic.files.control, &seat.cursor.header));
+        if !std::mem::replace(&mut self.is_known, true) && !futex::has_barrier() {
+            // Who has not seen us yet sees us then.
+            thread::sleep(FIRST_SLEEP);
+        }
+        Ok(())
+    }
+
+    fn disarm(&mut self) {
+        let seat = &self.queue.seat;
+        if seat.check_fork().is_ok() {
+            park::disarm(&seat.cursor.header);
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let due_ns = self.sources().map(|source| source.due_ns).min();
+        let due_ns = due_ns.filter(|&due_ns| due_ns < u64::MAX);
+        let due = due_ns.and_then(|due_ns| {
+            let left = due_ns.saturating_sub(records::now_ns());
+            Instant::now().checked_add(Duration::from_nanos(left))
+        });
+        [self.look_at_all, self.leases.next, due]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+impl<T: ?Sized + Payload> Waitable for Consumer<T> {
+    fn is_ready(&mut self) -> Result<bool> {
+        self.desk.is_ready()
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        self.desk.arm(tickets)
+    }
+
+    fn disarm(&mut self) {
+        self.desk.disarm();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.desk.due()
+    }
+}
+
+impl<T: ?Sized + Payload> Receive for Consumer<T> {
+    type Item = Delivery<T>;
+
+    fn receive_now(&mut self) -> Result<Option<Delivery<T>>> {
+        self.try_recv()
     }
 }

@@ -18,6 +18,8 @@
 //! orders the two loads of one word): when the signal leaves `seen`, it differs from what the thread loaded, unless
 //! it had left that already; either way the thread does not sleep, and takes another turn.
 
+use std::time::Instant;
+
 use super::futex;
 use super::park::{Signal, Ticket};
 
@@ -30,8 +32,18 @@ pub struct Wakers<W> {
 #[derive(Debug)]
 struct Entry<W> {
     signal: Signal,
-    /// What its sleeper saw, and what wakes it; `None`: it does not sleep.
-    asleep: Option<(u64, W)>,
+    /// `None`: nobody sleeps here.
+    asleep: Option<Asleep<W>>,
+}
+
+#[derive(Debug)]
+struct Asleep<W> {
+    /// What it saw of the signal.
+    seen: u64,
+    /// When it is due without a signal.
+    until: Option<Instant>,
+    /// What wakes it.
+    waker: W,
 }
 
 /// One signal of the thread's is the one that tells it of new entries.
@@ -65,17 +77,23 @@ impl<W> Wakers<W> {
 
     /// Forgets an entry. What is returned, here and below, is to be dropped when the lock is released.
     pub fn remove(&mut self, index: usize) -> Option<W> {
-        let (_, waker) = self.entries[index].take()?.asleep?;
-        Some(waker)
+        Some(self.entries[index].take()?.asleep?.waker)
     }
 
-    /// Has `waker` taken when the entry's signal is not as `seen`, instead of the one that was left before. An error: it is
-    /// not so now.
-    pub fn sleep(&mut self, index: usize, seen: u64, waker: W) -> Result<Option<W>, W> {
+    /// Has `waker` taken when the entry's signal is not as `seen`, or at `until` (of which the thread must be told),
+    /// instead of the one that was left before. An error: it is not so now.
+    pub fn sleep(
+        &mut self,
+        index: usize,
+        seen: u64,
+        until: Option<Instant>,
+        waker: W,
+    ) -> Result<Option<W>, W> {
         match &mut self.entries[index] {
             Some(entry) if entry.signal.now() == seen => {
-                let before = entry.asleep.replace((seen, waker));
-                Ok(before.map(|(_, waker)| waker))
+                let asleep = Asleep { seen, until, waker };
+                let before = entry.asleep.replace(asleep);
+                Ok(before.map(|before| before.waker))
             }
             _ => Err(waker),
         }
@@ -83,22 +101,24 @@ impl<W> Wakers<W> {
 
     /// Nobody sleeps there any more.
     pub fn rest(&mut self, index: usize) -> Option<W> {
-        let (_, waker) = self.entries[index].as_mut()?.asleep.take()?;
-        Some(waker)
+        Some(self.entries[index].as_mut()?.asleep.take()?.waker)
     }
 
-    /// The thread's turn: takes what wakes those that are due, and says what to sleep on then.
-    pub fn take_due(&mut self, due: &mut Vec<W>, tickets: &mut Vec<Ticket>) {
+    /// The thread's turn: takes what wakes those that are due, and says what to sleep on then, and until when.
+    pub fn take_due(&mut self, due: &mut Vec<W>, tickets: &mut Vec<Ticket>) -> Option<Instant> {
+        let mut first = None::<Instant>;
         for entry in self.entries.iter_mut().flatten() {
             let now = entry.signal.now();
-            due.extend(
-                entry
-                    .asleep
-                    .take_if(|(seen, _)| *seen != now)
-                    .map(|(_, waker)| waker),
-            );
+            let is_due = |asleep: &mut Asleep<W>| {
+                let is_late = asleep.until.is_some_and(|until| until <= Instant::now());
+                asleep.seen != now || is_late
+            };
+            due.extend(entry.asleep.take_if(is_due).map(|asleep| asleep.waker));
+            let until = entry.asleep.as_ref().and_then(|asleep| asleep.until);
+            first = [first, until].into_iter().flatten().min();
             let signal = entry.signal.clone();
             tickets.push(Ticket { signal, seen: now });
         }
+        first
     }
 }

@@ -131,7 +131,7 @@ fn receive(mut receiver: Receiver, sleeper: &Sleeper, count: usize) {
                 let index = *watched.get_or_insert_with(|| sleeper.add(&signal));
                 let asleep = {
                     let mut wakers = sleeper.wakers.lock().unwrap();
-                    wakers.0.sleep(index, seen, thread::current()).is_ok()
+                    wakers.0.sleep(index, seen, None, thread::current()).is_ok()
                 };
                 if asleep {
                     thread::park();
