@@ -15,6 +15,7 @@ pub use self::records::DeadLetter;
 
 use crate::bus::{Bus, TopicBuilder, TopicInner, escape};
 use crate::error::{Error, ErrorKind, Result};
+use crate::futures::MessageSink;
 use crate::message::{Message, Payload};
 use crate::pubsub::{Loan, Publisher};
 use crate::shm::groups::DEFAULT;
@@ -317,9 +318,29 @@ impl Producer<[u8]> {
     pub fn loan(&mut self, len: usize) -> Result<Loan<'_>> {
         self.0.loan(len)
     }
+
+    /// Pushes a copy of `message`, as a future: the task sleeps while there is no room. If it is dropped before it is ready,
+    /// nothing was pushed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn push_async(&mut self, message: &[u8]) -> Result<()> {
+        self.0.send_async(message).await
+    }
+
+    /// A sink that pushes copies of what it is given.
+    pub fn into_sink<B: AsRef<[u8]>>(self) -> MessageSink<[u8], B> {
+        self.0.into_sink()
+    }
 }
 
 impl<T: Message + 'static> Producer<T> {
+    /// A sink that pushes copies of what it is given.
+    pub fn into_sink(self) -> MessageSink<T, T> {
+        self.0.into_sink()
+    }
+
     /// Pushes a copy of `value`. Waits while there is no room.
     ///
     /// # Errors

@@ -163,7 +163,7 @@ fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
 /// Space and limits.
 fn machine(bus: &Bus, findings: &mut Vec<Finding>) {
     if let Ok(space) = statvfs(bus.path()) {
-        let free = space.blocks_available() as u64 * space.fragment_size() as u64;
+        let free = space.blocks_available() * space.fragment_size();
         if free < 4 * DEFAULT_CAPACITY as u64 {
             findings.push(wrong(
                 format!("{} are free where the bus is", size::human(free)),
