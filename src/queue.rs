@@ -229,7 +229,10 @@ impl<T: ?Sized + Payload> Queue<T> {
 /// while producer.try_push(&[0; 1000]).is_ok() {}
 /// let full = producer.try_push(&[0; 1000]).unwrap_err();
 /// assert_eq!(full.kind(), buslane::ErrorKind::Full);
-/// queue.consumer()?.recv()?.ack()?;
+/// let mut consumer = queue.consumer()?;
+/// while let Some(job) = consumer.try_recv()? {
+///     job.ack()?;
+/// }
 /// producer.push(&[0; 1000])?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
