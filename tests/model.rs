@@ -1291,7 +1291,7 @@ fn observer_of_an_adopted_lane() {
         let topic = Topic::new(1, 0, CAPACITY);
         let mut sender = Sender::create(&topic, 0);
         sender.enter();
-        for _ in 0..4 {
+        for _ in 0..3 {
             sender.send(SMALL);
         }
         let observer = spawn({
@@ -1301,7 +1301,7 @@ fn observer_of_an_adopted_lane() {
         sender.send(SMALL);
         let at = sender.loan(SMALL);
         drop((sender, at));
-        let mut sender = Sender::adopt(&topic, 0, 5);
+        let mut sender = Sender::adopt(&topic, 0, 4);
         sender.send(SMALL);
         sender.send(SMALL);
         observer.join().unwrap();

@@ -124,7 +124,7 @@ fn lossy_reader_is_lapped_again() {
 /// Frames of both sizes, with padding.
 #[test]
 fn lossy_reader_meets_padding() {
-    model(1, || lapped(&[SMALL, LARGE], &[LARGE], 2));
+    model(2, || lapped(&[SMALL, LARGE], &[LARGE], 2));
 }
 
 /// It begins with the last message but one, while the writer goes on.
