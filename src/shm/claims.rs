@@ -20,7 +20,7 @@
 //!
 //! | word | written by | ordering and its partner |
 //! |---|---|---|
-//! | claim | consumers, and who puts one away | `AcqRel` in [`Claims::swap`], with itself and the fence in [`Claims::claim`]: the loads of the payload come before the acknowledgement; what an earlier holder has done is seen by the next |
+//! | claim | consumers, and who puts one away | `Release` in [`Claims::swap`], with the fence in [`Claims::claim`]: the loads of the payload come before the acknowledgement; what an earlier holder has done is seen by the next |
 //! | head | the same | `Release` in [`Claims::advance`], with the `Acquire` fence in `roster::Readers::lowest`: all loads of what is then overwritten; and with the `Acquire` in [`Claims::head`]: what stands there |
 //! | `again` | the same | `Release` in [`Claims::offer`], with the fence in [`Walk::find`]: the claims that were given back |
 //!
@@ -86,16 +86,15 @@ impl Claims {
     /// The claim on a message, to change it.
     fn claim(&self, sequence: u32) -> Claim {
         let claim = Claim(self.word(sequence).load(Ordering::Relaxed));
-        // Pairs with the `Release` in `swap`: who acknowledged it had seen its frame.
+        // Pairs with the `Release` in `swap`.
         fence(Ordering::Acquire);
         claim
     }
 
     fn swap(&self, old: Claim, sequence: u32, new: Claim) -> bool {
-        // `Release` with the `Acquire` here and in `claim`: our loads of the payload, and what we did because of it.
-        // `Acquire` with the `Release` here.
+        // Pairs with the fence in `claim`: our loads of the payload, and what we did because of it.
         self.word(sequence)
-            .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(old.0, new.0, Ordering::Release, Ordering::Relaxed)
             .is_ok()
     }
 
@@ -297,15 +296,14 @@ impl Walk {
     pub fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
         let again = self.claims.again.load(Ordering::Relaxed);
         if again != self.again {
-            // Pairs with the `Release` in `offer`.
-            fence(Ordering::Acquire);
             self.again = again;
             self.rewind();
         }
         // At most what the lane may hold, and a jump to the head each time that it has passed us.
         for _ in 0..2 * self.claims.table.len() + 2 {
             let seen = frame_at(&self.claims.ring, self.position);
-            // Between word and head, as said above; with the fence in `Writer::raise_floor`.
+            // Between word and head, as said above, with the fence in `Writer::raise_floor`: also when the word is 0. And
+            // between `again` and the claims, with the `Release` in `offer`.
             fence(Ordering::Acquire);
             let head = self.claims.head();
             if head & LEFT != 0 {

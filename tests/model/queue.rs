@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use buslane::shm::claims::{self, Claims, Walk};
 use buslane::shm::layout::{Claim, Line};
-use buslane::shm::park;
-use buslane::shm::roster::Role;
+use buslane::shm::roster::{self, Role};
 use buslane::shm::sync::AtomicU64;
 use buslane::shm::{Ring, View};
+use buslane::shm::{lane, park};
+use loom::cell::UnsafeCell;
 use loom::thread;
 
-use super::{CAPACITY, SMALL, Sender, Topic, check, model, model_of, spawn};
+use super::{CAPACITY, LARGE, SMALL, Sender, Topic, check, content, model, model_of, spawn};
 
 /// A topic with one lane, a group that begins at its start, and consumers with cursors 2 and up.
 struct Queue {
@@ -195,7 +196,7 @@ fn queue_is_lapped() {
     });
 }
 
-/// The same with a second consumer that looks once, whenever that is, and another that has fallen behind.
+/// The same with a second consumer that looks once, whenever that is, and goes on after the other has lapped it.
 #[test]
 fn queue_is_lapped_under_a_slow_consumer() {
     model(2, || {
@@ -206,10 +207,9 @@ fn queue_is_lapped_under_a_slow_consumer() {
         let slow = spawn({
             let mut slow = queue.consumer(2);
             move || {
-                slow.take().map(|claim| {
-                    assert!(slow.finish(claim));
-                    claim.sequence()
-                })
+                let claim = slow.take();
+                assert!(claim.is_none_or(|claim| slow.finish(claim)));
+                (slow, claim.map(|claim| claim.sequence()))
             }
         });
         let mut got = fast.drain();
@@ -218,11 +218,131 @@ fn queue_is_lapped_under_a_slow_consumer() {
                 got.extend(fast.drain());
             }
         }
-        got.extend(slow.join().unwrap());
+        let (mut slow, taken) = slow.join().unwrap();
+        got.extend(taken);
         got.extend(fast.drain());
+        sender.send(SMALL);
+        let at = sender.lane.visible() - 16;
+        if let Some(offer) = slow.walk.find().unwrap() {
+            assert_eq!(offer.found.position, at, "a lap ahead");
+        }
+        got.extend(slow.drain());
         got.sort_unstable();
         let sent = sender.sent as u32;
         assert_eq!(got, (0..sent).collect::<Vec<_>>());
+    });
+}
+
+/// What either of two consumers has read is not overwritten before, whichever moves the head; one dies before it does.
+#[test]
+fn queue_is_read_before_it_is_overwritten() {
+    model_of(3, 2, || {
+        let (queue, mut sender) = Queue::new(2);
+        sender.send(SMALL);
+        sender.send(SMALL);
+        let (mut one, mut two) = (queue.consumer(1), queue.consumer(2));
+        let one = spawn(move || {
+            let claim = one.take().unwrap();
+            assert!(one.claims.ack(claim));
+        });
+        let two = spawn(move || {
+            let claim = two.take().unwrap();
+            assert!(two.finish(claim));
+        });
+        thread::yield_now();
+        for _ in 0..4 {
+            sender.try_send(SMALL);
+        }
+        one.join().unwrap();
+        two.join().unwrap();
+    });
+}
+
+/// What a consumer did before it gave a message back is seen by the next that has it.
+#[test]
+fn queue_hands_over() {
+    model(2, || {
+        let (queue, mut sender) = Queue::new(2);
+        sender.send(SMALL);
+        let (mut one, mut two) = (queue.consumer(1), queue.consumer(2));
+        let done = Arc::new(UnsafeCell::new(0));
+        let claim = one.take().unwrap();
+        let next = spawn({
+            let done = Arc::clone(&done);
+            move || {
+                if let Some(claim) = two.take() {
+                    assert_eq!(claim.attempts(), 2);
+                    done.with(|_| ());
+                    assert!(two.finish(claim));
+                }
+            }
+        });
+        done.with_mut(|_| ());
+        assert!(one.claims.free(claim));
+        next.join().unwrap();
+    });
+}
+
+/// A message is copied while its claim is taken away and the writer goes over it: the copy is whole, or known to be void.
+#[test]
+fn queue_copies_under_a_lease() {
+    model(2, || {
+        let (queue, mut sender) = Queue::new(2);
+        sender.send(SMALL);
+        let mut one = queue.consumer(1);
+        let mut two = queue.consumer(2);
+        let owner = one.id();
+        let claim = one.take().unwrap();
+        let late = spawn(move || {
+            let copy = one.claims.ring.read(8, SMALL);
+            if one.claims.holds(claim) {
+                assert_eq!(copy, [content(0, 0, 0)], "a torn message");
+            }
+        });
+        assert!(queue.claims.free_all_of(owner));
+        queue.claims.offer(&queue.topic.control);
+        assert_eq!(two.drain(), [0]);
+        for _ in 0..4 {
+            sender.send(SMALL);
+            two.drain();
+        }
+        late.join().unwrap();
+    });
+}
+
+/// A group joins while the writer, whom nobody holds up before, goes round: from where it begins, nothing is overwritten.
+#[test]
+fn queue_group_joins() {
+    model(2, || {
+        let (queue, mut sender) = Queue::new(1);
+        roster::enter(&queue.topic.control, 0, queue.claims.slot(), 0);
+        for _ in 0..3 {
+            sender.send(SMALL);
+        }
+        let mut consumer = queue.consumer(1);
+        let ring = queue.ring.clone();
+        let group = spawn(move || {
+            let Claims { lane, slots, .. } = &consumer.claims;
+            let (control, capacity) = (&consumer.topic.control, ring.capacity());
+            let (mark, limit) = roster::join(control, lane, capacity, 1, &slots[0], |_| None);
+            let end = lane::walk(&ring, mark, limit, |_| {}).unwrap();
+            claims::begin(&slots[0], end);
+            consumer.walk.rewind();
+            consumer
+        });
+        for _ in 0..2 {
+            thread::yield_now();
+            sender.try_send(SMALL);
+        }
+        thread::yield_now();
+        // Over a word that the group may have looked at.
+        sender.try_send(LARGE);
+        let got = group.join().unwrap().drain();
+        let sent = sender.sent as u32;
+        assert!(
+            got.iter().copied().eq(sent - got.len() as u32..sent),
+            "{got:?}"
+        );
     });
 }
 
