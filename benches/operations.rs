@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use buslane::{Bus, DEFAULT_CAPACITY, Message, Publisher, Subscriber, Topic};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use memmap2::MmapMut;
 use tempfile::TempDir;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -189,10 +190,18 @@ fn receiving(c: &mut Criterion) {
     });
 }
 
-/// One subscriber of so many lanes: a look at all of them when there is nothing, and messages through one of them while
-/// the others are idle.
+/// One subscriber of so many lanes: a look at all of them when there is nothing, the least that could cost (a word of each
+/// of as many mappings), and messages through one of them while the others are idle.
 fn many_lanes(c: &mut Criterion) {
     for lanes in [1, 8, 65, 512] {
+        let mut maps: Vec<_> = (0..lanes)
+            .map(|_| MmapMut::map_anon(1 << 20).unwrap())
+            .collect();
+        maps.iter_mut().for_each(|map| map[16] = 1);
+        c.bench_function(&format!("bare_words/{lanes}"), |b| {
+            b.iter(|| maps.iter().filter(|map| black_box(map[16]) == 0).count());
+        });
+        drop(maps);
         let (_dir, bus) = bus(1 << 20);
         let topic = bus.topic("bytes").unwrap();
         let mut subscriber = topic.subscriber().unwrap();
@@ -221,9 +230,14 @@ fn many_lanes(c: &mut Criterion) {
 
 /// The latest value of a key: looked up among so many, and copied.
 fn state(c: &mut Criterion) {
-    for keys in [1, 100_000_u32] {
+    for keys in [1, 1_000, 100_000_u32] {
         let (_dir, bus) = bus(1 << 20);
-        let state = bus.state_builder("state").keys(100_000).open().unwrap();
+        let sized = bus
+            .state_builder("state")
+            .keys(100_000)
+            .max_key(8)
+            .max_value(64);
+        let state = sized.open().unwrap();
         let (mut writer, mut reader) = (state.writer().unwrap(), state.reader().unwrap());
         for key in 0..keys {
             writer.set(&key.to_le_bytes(), &[7; 64]).unwrap();

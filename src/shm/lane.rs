@@ -594,8 +594,8 @@ pub fn is_closed(header: &LaneHeader) -> bool {
 pub struct Reader {
     ring: Ring,
     track: Track,
-    /// Of a lossy lane.
-    copied: Option<Copied>,
+    /// Of a lossy lane. Apart: who looks at many lanes comes by less memory.
+    copied: Option<Box<Copied>>,
 }
 
 /// What a reader of a lossy lane has copied, and where it is.
@@ -672,12 +672,12 @@ impl Reader {
         fences: bool,
     ) -> Self {
         let mut reader = Self::gating(header, ring, slots, index, at.position, fences);
-        reader.copied = Some(Copied {
+        reader.copied = Some(Box::new(Copied {
             at,
             found: None,
             words: Vec::new(),
             missed: None,
-        });
+        }));
         reader
     }
 
@@ -802,14 +802,17 @@ impl Reader {
     #[cfg(not(loom))]
     #[inline]
     pub fn take(&mut self, found: Found) -> (&[u8], &mut Track) {
-        (payload(&self.ring, &self.copied, found), &mut self.track)
+        (
+            payload(&self.ring, self.copied.as_deref(), found),
+            &mut self.track,
+        )
     }
 
     /// The payload of a message that was found and not released.
     #[cfg(not(loom))]
     #[inline]
     pub fn payload(&self, found: Found) -> &[u8] {
-        payload(&self.ring, &self.copied, found)
+        payload(&self.ring, self.copied.as_deref(), found)
     }
 
     /// A model's ring, to read a payload from.
@@ -844,7 +847,7 @@ impl Reader {
 /// The payload of a message that was found and not released.
 #[cfg(not(loom))]
 #[inline]
-fn payload<'a>(ring: &'a Ring, copied: &'a Option<Copied>, found: Found) -> &'a [u8] {
+fn payload<'a>(ring: &'a Ring, copied: Option<&'a Copied>, found: Found) -> &'a [u8] {
     let len = found.word.len() as usize;
     match copied {
         Some(copied) => &copied.words.as_bytes()[..len],
