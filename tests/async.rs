@@ -191,6 +191,33 @@ fn many_subscribers() {
 
 /// Futures that are dropped again and again, at any point: each message is received once.
 #[test]
+fn a_busy_publisher_does_not_hide_another() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic("t").unwrap();
+    let mut stream = topic.subscriber().unwrap().into_stream();
+    let mut publishers = [b"a", b"b"].map(|name| (topic.publisher().unwrap(), name));
+    for (publisher, name) in &mut publishers {
+        for _ in 0..200 {
+            publisher.send(name.as_slice()).unwrap();
+        }
+    }
+    let first: Vec<_> = block_on(async { stream.by_ref().take(130).collect().await });
+    let from = |name: &[u8]| {
+        first
+            .iter()
+            .filter(|one| matches!(one, Ok(one) if one == name))
+            .count()
+    };
+    assert!(
+        from(b"a").min(from(b"b")) >= 60,
+        "{} of one, {} of the other",
+        from(b"a"),
+        from(b"b")
+    );
+}
+
+#[test]
 fn a_dropped_future_loses_nothing() {
     const N: u64 = 2000;
     let private = private();
