@@ -250,10 +250,13 @@ impl Bus {
         let aside = reclaim::aside(&self.0.topics, &escaped)?.ok_or_else(|| not_found(name))?;
         // Somebody who had found it just before may have joined meanwhile.
         if !force && files.is_used()? && self.0.topics.rename(&aside, &escaped)? {
+            // Who has listed the topics meanwhile has not seen it.
+            roster::topics_changed(self.control());
             return Err(in_use());
         }
-        self.0.topics.remove_all(&aside)?;
+        // Before what may fail: its name is free already.
         roster::topics_changed(self.control());
+        self.0.topics.remove_all(&aside)?;
         roster::changed(&files.control);
         Ok(())
     }

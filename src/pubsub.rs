@@ -1319,7 +1319,11 @@ impl Receiver {
         let at = self.sources.get_mut(self.at);
         let is_here =
             self.turn < TURN && at.is_some_and(|at| !matches!(at.reader.next(), Ok(None)));
-        Ok(is_here || self.search())
+        // Only looked: who takes it is to find the same one, not the one behind it.
+        let here = self.at;
+        let found = is_here || self.search();
+        self.at = here;
+        Ok(found)
     }
 }
 

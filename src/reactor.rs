@@ -162,6 +162,8 @@ impl Sleep {
 
     /// Has `waker` woken when one of the tickets is due, or at `until`. `false`: one is.
     pub(crate) fn fall_asleep(&mut self, until: Option<Instant>, waker: &Waker) -> Result<bool> {
+        // What is not slept on any more is neither woken for, nor kept mapped.
+        self.watched.truncate(self.tickets.len());
         for (i, ticket) in self.tickets.iter().enumerate() {
             match self.watched.get_mut(i) {
                 Some(watched) if watched.signal.is(&ticket.signal) => {}

@@ -8,10 +8,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use buslane::{Bus, ErrorKind, Message, Publisher, Subscriber};
-use common::{Private, private};
+use common::{PATIENCE, Private, private};
 use futures_util::{SinkExt, StreamExt};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -190,6 +190,62 @@ fn many_subscribers() {
 }
 
 /// Futures that are dropped again and again, at any point: each message is received once.
+#[test]
+fn a_busy_publisher_does_not_hide_another() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic("t").unwrap();
+    let mut stream = topic.subscriber().unwrap().into_stream();
+    let mut publishers = [b"a", b"b"].map(|name| (topic.publisher().unwrap(), name));
+    for (publisher, name) in &mut publishers {
+        for _ in 0..200 {
+            publisher.send(name.as_slice()).unwrap();
+        }
+    }
+    let first: Vec<_> = block_on(async { stream.by_ref().take(130).collect().await });
+    let from = |name: &[u8]| {
+        first
+            .iter()
+            .filter(|one| matches!(one, Ok(one) if one == name))
+            .count()
+    };
+    assert!(
+        from(b"a").min(from(b"b")) >= 60,
+        "{} of one, {} of the other",
+        from(b"a"),
+        from(b"b")
+    );
+}
+
+#[test]
+fn what_is_removed_is_let_go() {
+    let private = private();
+    let bus = private.bus();
+    let names: Vec<_> = (0..20).map(|i| format!("t/{i}")).collect();
+    let topics = names.iter().map(|name| bus.topic(name).unwrap());
+    drop(topics.collect::<Vec<_>>());
+    let mut selection = bus.select("t/*").unwrap().into_stream();
+    assert!(poll_once(selection.next()).is_pending());
+    for name in &names[1..] {
+        bus.remove_topic(name, true).unwrap();
+    }
+    assert!(poll_once(selection.next()).is_pending());
+    let path = private.path.to_str().unwrap();
+    let removed = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let ours = maps.lines().filter(|line| line.contains(path));
+        ours.filter(|line| !line.contains("t%2F0"))
+            .filter(|line| line.ends_with("(deleted)"))
+            .count()
+    };
+    // The reactor lets go a moment later.
+    let patient = Instant::now() + PATIENCE;
+    while removed() > 0 && Instant::now() < patient {
+        thread::yield_now();
+    }
+    assert_eq!(removed(), 0);
+}
+
 #[test]
 fn a_dropped_future_loses_nothing() {
     const N: u64 = 2000;
