@@ -591,6 +591,16 @@ mod child {
     /// Pushes, and logs what was pushed.
     #[test]
     fn producer() {
+        push_for_ever(Duration::ZERO);
+    }
+
+    /// The same, slowly.
+    #[test]
+    fn trickle() {
+        push_for_ever(Duration::from_micros(1));
+    }
+
+    fn push_for_ever(pause: Duration) {
         let Some((path, id)) = role() else { return };
         let mut log = Log::open(&path.with_file_name(format!("log.{id}")));
         let id = id.parse().unwrap();
@@ -606,6 +616,9 @@ mod child {
             common::fill(message, id, n);
             producer.push(message).unwrap();
             log.write(What::Pushed, (id, n), 0);
+            if !pause.is_zero() {
+                thread::sleep(pause);
+            }
         }
     }
 
@@ -647,6 +660,31 @@ mod child {
             }
         }
     }
+
+    /// Puts everything off four times, then acknowledges.
+    #[test]
+    fn postponer() {
+        let Some((path, id)) = role() else { return };
+        let mut log = Log::open(&path.with_file_name(format!("log.{id}")));
+        let mut consumer = Bus::at(path)
+            .unwrap()
+            .queue("jobs")
+            .unwrap()
+            .consumer()
+            .unwrap();
+        loop {
+            let delivery = next(&mut consumer);
+            let which = common::check(&delivery);
+            log.write(What::Delivered, which, delivery.attempts());
+            if delivery.attempts() < 5 {
+                // The retry topic may be full: then it is given back.
+                let _ = delivery.retry(Duration::from_micros(1));
+            } else {
+                delivery.ack().unwrap();
+                log.write(What::Acked, which, 0);
+            }
+        }
+    }
 }
 
 #[test]
@@ -681,8 +719,18 @@ fn what_a_killed_consumer_held_goes_to_another() {
     assert!(consumer.is_empty().unwrap());
 }
 
+/// Who dies while it puts a message off has either done so, or not.
+#[test]
+fn a_storm_of_kills_while_putting_off() {
+    storm(&["trickle", "postponer", "postponer", "postponer"]);
+}
+
 #[test]
 fn a_storm_of_kills() {
+    storm(&["producer", "producer", "consumer", "consumer", "consumer"]);
+}
+
+fn storm(roles: &[&str]) {
     let seconds = std::env::var("BUSLANE_STORM_SECONDS").map_or(4, |s| s.parse().unwrap());
     let private = private();
     let bus = private.bus();
@@ -699,7 +747,6 @@ fn a_storm_of_kills() {
         ids += 1;
         (private.child(role, ids), ids)
     };
-    let roles = ["producer", "producer", "consumer", "consumer", "consumer"];
     let mut processes: Vec<(Process, u64)> = roles.iter().map(|role| start(role)).collect();
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {

@@ -276,7 +276,9 @@ fn a_reader_beside_a_writer_that_never_pauses() {
     // Killed in the midst of a write, as likely as not: what is there is whole, and another goes on.
     writer.kill();
     let n = number(reader.get(b"x").unwrap().unwrap());
-    while number(watch.recv().unwrap().1) < n {}
+    while watched < n {
+        watched = number(watch.recv().unwrap().1);
+    }
     let mut heir = storm(&bus).writer().unwrap();
     heir.set(b"x", &value(n + 7)).unwrap();
     assert_eq!(number(reader.get(b"x").unwrap().unwrap()), n + 7);

@@ -123,12 +123,18 @@ fn random_joins_leaves_stops_and_kills() {
         }
     }
     drop((publishers, subscribers, own));
-    Bus::at(&private.path).unwrap().reclaim().unwrap();
+    // Another process, or thread, may be just at putting something away.
+    let started = Instant::now();
+    while {
+        Bus::at(&private.path).unwrap().reclaim().unwrap();
+        private.names("topics/t").len() > 1 && started.elapsed() < PATIENCE / 2
+    } {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     println!(
         "{made} processes, {kills} killed, {got} messages; left: {:?}",
         private.names("topics/t")
     );
     assert_eq!(private.names("topics/t"), ["topic"]);
     assert!(private.names("members").is_empty());
-    let _ = ErrorKind::Ended;
 }
