@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::DEFAULT;
 use super::delivery::{self, Deliveries, Delivery, Home, Item, Seat, Share};
-use super::{DEFAULT, records};
+use super::records::{self, PutOff};
 use crate::bus::{TopicInner, escape};
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::{MessageStream, Receive};
@@ -17,9 +18,10 @@ use crate::message::Payload;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::claims::{Offer, Walk};
 use crate::shm::lane::{self, Corrupt};
-use crate::shm::layout::{Claim, GroupConfig};
+use crate::shm::layout::{Claim, Fate, GroupConfig};
 use crate::shm::park::Ticket;
 use crate::shm::segment::Access;
+use crate::shm::topic::CURSOR;
 use crate::shm::{futex, park, reclaim, roster};
 use crate::wait::{Next, Waitable, Waiter};
 
@@ -385,6 +387,10 @@ struct Inbox {
     seen_roster: Option<u64>,
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
+    /// The cursors that there were when the lanes were listed.
+    cursors: Vec<u64>,
+    /// One of them has gone since what the dead were moving was last looked for.
+    has_lost: bool,
 }
 
 impl Inbox {
@@ -395,7 +401,22 @@ impl Inbox {
             sources: Vec::new(),
             seen_roster: None,
             abandoned: Vec::new(),
+            cursors: Vec::new(),
+            has_lost: true,
         }
+    }
+
+    /// What consumers were moving that have gone.
+    fn orphans(&self) -> Result<Vec<(Arc<Share>, Claim)>> {
+        let mut orphans = Vec::new();
+        for Source { share, .. } in &self.sources {
+            let moving = share.claims.with_fate(Fate::Moving);
+            orphans.extend(moving.map(|claim| (Arc::clone(share), claim)));
+        }
+        // Listed after the claims were seen: who lives, and made one of them, is there.
+        let living = self.seat.topic.files.dir().numbers(CURSOR)?;
+        orphans.retain(|(_, claim)| !living.iter().any(|id| id & Claim::OWNERS == claim.owner()));
+        Ok(orphans)
     }
 
     fn has_changed(&self) -> bool {
@@ -433,6 +454,9 @@ impl Inbox {
         for source in &mut self.sources {
             source.closed = lane::is_closed(&source.share.claims.lane);
         }
+        let cursors = files.dir().numbers(CURSOR)?;
+        self.has_lost |= self.cursors.iter().any(|id| !cursors.contains(id));
+        self.cursors = cursors;
         self.seen_roster = Some(now);
         Ok(())
     }
@@ -634,6 +658,10 @@ impl Desk {
     /// What was claimed, if it may be delivered; else it becomes a dead letter.
     #[inline]
     fn fit(&mut self, share: &Arc<Share>, item: Item) -> Result<Option<Item>> {
+        if let Some(put_off) = &item.put_off {
+            let said = self.say_moved(put_off);
+            said.inspect_err(|_| share.give_back(&item))?;
+        }
         let max = self.home.max_attempts;
         let len = share.payload(&item).len() as u64;
         let reason = if max != 0 && item.attempts() > max {
@@ -647,6 +675,26 @@ impl Desk {
         };
         self.bury(share, &item, &reason)?;
         Ok(None)
+    }
+
+    /// Before a message is handed out that was put off: who put it off may have died, or be about to, before it has said so.
+    fn say_moved(&mut self, put_off: &PutOff) -> Result<()> {
+        let origin = |desk: &Self| {
+            let mut sources = desk.sources();
+            let source = sources.find(|source| put_off.is_from(&source.share));
+            source.map(|source| Arc::clone(&source.share))
+        };
+        let mut share = origin(self);
+        if share.is_none() {
+            // It may have come since the lanes were last listed; or is gone, with all that was in it.
+            self.queue.refresh()?;
+            self.refresh_retries()?;
+            share = origin(self);
+        }
+        if let Some(share) = share {
+            share.end_move(Claim(put_off.from_claim));
+        }
+        Ok(())
     }
 
     #[cold]
@@ -670,16 +718,12 @@ impl Desk {
         if self.queue.has_changed() {
             // First, so that a retry topic that is made now changes the roster once more.
             self.queue.refresh()?;
-            if self.retries.is_none()
-                && let Some(topic) = delivery::retries_of(&self.home)?
-            {
-                let (_lock, group) = topic.files.open_group(DEFAULT)?;
-                let seat = Seat::take(&self.home, &topic, group.id)?;
-                self.retries = Some(Inbox::new(seat, group.name));
-            }
+            self.refresh_retries()?;
+        } else if self.retries.as_ref().is_some_and(Inbox::has_changed) {
+            self.refresh_retries()?;
         }
-        if let Some(inbox) = self.retries.as_mut().filter(|inbox| inbox.has_changed()) {
-            inbox.refresh()?;
+        if self.inboxes().any(|inbox| inbox.has_lost) {
+            self.end_moves()?;
         }
         if self.look_at_all.is_some_and(|at| at <= Instant::now()) {
             self.look_at_all = None;
@@ -694,6 +738,45 @@ impl Desk {
         Ok(())
     }
 
+    /// Of what consumers were moving that have gone: what is in the retry topic is done with where it was, the rest is
+    /// given back.
+    #[cold]
+    fn end_moves(&mut self) -> Result<()> {
+        let mut orphans = Vec::new();
+        for inbox in self.inboxes() {
+            orphans.extend(inbox.orphans()?);
+        }
+        if !orphans.is_empty() {
+            // Their lanes must be among those that we look at.
+            self.refresh_retries()?;
+        }
+        for (share, moving) in orphans {
+            let mut copies = self.retries.iter().flat_map(|inbox| &inbox.sources);
+            if copies.any(|source| source.share.has_copy_of(&share, moving)) {
+                share.end_move(moving);
+            } else if share.claims.free(moving) {
+                share.offer();
+            }
+        }
+        self.inboxes().for_each(|inbox| inbox.has_lost = false);
+        Ok(())
+    }
+
+    /// Looks for the lanes of what was put off.
+    fn refresh_retries(&mut self) -> Result<()> {
+        if self.retries.is_none()
+            && let Some(topic) = delivery::retries_of(&self.home)?
+        {
+            let (_lock, group) = topic.files.open_group(DEFAULT)?;
+            let seat = Seat::take(&self.home, &topic, group.id)?;
+            self.retries = Some(Inbox::new(seat, group.name));
+        }
+        match &mut self.retries {
+            Some(inbox) => inbox.refresh(),
+            None => Ok(()),
+        }
+    }
+
     /// Takes away what somebody has held unchanged for the time of a lease, as far as we have seen it.
     fn end_leases(&mut self, lease: Duration) {
         let now = Instant::now();
@@ -705,7 +788,7 @@ impl Desk {
         for source in self.sources() {
             let share = &source.share;
             let mut freed = false;
-            for claim in share.claims.held() {
+            for claim in share.claims.with_fate(Fate::Claimed) {
                 let key = (share.seat.is_for_retries(), share.lane, claim.sequence());
                 let since = match before.get(&key) {
                     Some(&(seen, since)) if seen == claim => since,

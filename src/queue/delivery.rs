@@ -16,7 +16,7 @@ use crate::pubsub::Publisher;
 use crate::shm::claims::Claims;
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::Found;
-use crate::shm::layout::{Claim, Pattern};
+use crate::shm::layout::{Claim, Fate, Pattern};
 use crate::shm::roster::{self, Cursor};
 use crate::shm::{park, reclaim};
 
@@ -128,6 +128,24 @@ impl Item {
 }
 
 impl Share {
+    /// Whether one that was put off, and is not done with, was put off from there.
+    pub fn has_copy_of(&self, from: &Self, moving: Claim) -> bool {
+        let mut words = Vec::new();
+        self.claims.has_unacked(|found| {
+            let len = size_of::<PutOff>().min(found.word.len() as usize);
+            self.claims.ring.copy_out(found.payload(), len, &mut words);
+            PutOff::read_from_bytes(&words.as_bytes()[..len])
+                .is_ok_and(|put_off| put_off.is_from(from) && put_off.from_claim == moving.0)
+        })
+    }
+
+    /// Says of a message that was put off from here that its copy is there.
+    pub fn end_move(&self, moving: Claim) {
+        if moving.is(Fate::Moving) && self.claims.end_move(moving) {
+            self.claims.advance();
+        }
+    }
+
     /// What was claimed, fit to be handed out. `None`: its lease has ended already.
     pub fn accept(&self, found: Found, claim: Claim) -> Option<Item> {
         let mut item = Item {
@@ -220,12 +238,19 @@ impl Share {
             died: SystemTime::now(),
         };
         let letter = letter.to_bytes();
-        self.move_to(item, &home.dead_letter, &letter, |outbox| &mut outbox.dead)
+        if !self.claims.holds(item.claim) {
+            return Err(self.lost(item, "give up a message of"));
+        }
+        self.copy_to(&home.dead_letter, &letter, |outbox| &mut outbox.dead)?;
+        self.ack(item)
     }
 
     /// Puts it off. If that can't be done it is still ours.
     fn put_off(&self, item: &Item, after: Duration) -> Result<()> {
         self.seat.check_fork()?;
+        let Some(moving) = self.claims.begin_move(item.claim) else {
+            return Err(self.lost(item, "put off a message of"));
+        };
         let home = &self.seat.home;
         let (lane, sequence) = self.origin(item);
         let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
@@ -234,26 +259,28 @@ impl Share {
             attempts: item.attempts(),
             lane,
             sequence: u64::from(sequence),
+            from_lane: self.lane,
+            from_retries: self.seat.is_for_retries().into(),
+            from_claim: moving.0,
         };
         let record = [head.as_bytes(), self.payload(item)].concat();
         let topic = records::retry_topic(&home.topic.files.name, &home.group);
-        self.move_to(item, &topic, &record, |outbox| &mut outbox.put_off)?;
+        self.copy_to(&topic, &record, |outbox| &mut outbox.put_off)
+            .inspect_err(|_| self.claims.give_up_move(moving))?;
+        // Nobody takes it away: not from the living, as a lease does not end it.
+        self.end_move(moving);
         // As above.
         park::ring(&home.topic.files.control);
         Ok(())
     }
 
-    /// Writes `record` to a topic of the group's, then acknowledges.
-    fn move_to(
+    /// Writes `record` to a topic of the group's.
+    fn copy_to(
         &self,
-        item: &Item,
         topic: &str,
         record: &[u8],
         which: impl FnOnce(&mut Outbox) -> &mut Option<Publisher>,
     ) -> Result<()> {
-        if !self.claims.holds(item.claim) {
-            return Err(self.lost(item, "move a message of"));
-        }
         let home = &self.seat.home;
         let mut outbox = home.outbox.lock().unwrap_or_else(PoisonError::into_inner);
         let publisher = match which(&mut outbox) {
@@ -265,9 +292,7 @@ impl Share {
                 none.insert(joined)
             }
         };
-        publisher.try_send(record)?;
-        drop(outbox);
-        self.ack(item)
+        publisher.try_send(record)
     }
 
     /// The lane it was pushed to, and its number there.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use nix::time::{ClockId, clock_gettime};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::delivery::Share;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Before a message that was put off, in its group's retry topic; the payload follows.
@@ -18,6 +19,17 @@ pub(super) struct PutOff {
     /// The lane it was pushed to, and its number there.
     pub lane: u64,
     pub sequence: u64,
+    /// Where it was put off: the lane, whether that is one of the retry topic, and the claim that the consumer had there.
+    pub from_lane: u64,
+    pub from_retries: u64,
+    pub from_claim: u64,
+}
+
+impl PutOff {
+    /// Whether it was put off from this lane.
+    pub fn is_from(&self, share: &Share) -> bool {
+        self.from_lane == share.lane && (self.from_retries != 0) == share.seat.is_for_retries()
+    }
 }
 
 /// The clock that messages are put off by: that of the machine since it started, in nanoseconds.

@@ -16,6 +16,13 @@
 //! at least one sees the other's: each changes its own claim, fences, and looks at the other's. A consumer that dies between
 //! the two leaves a head that is behind: who puts its cursor away moves it.
 //!
+//! # Why a message that is put off is there once
+//!
+//! It is copied to another topic, and then acknowledged here; in between its claim says *moving*. A death does not free such
+//! a claim. Who is handed the copy acknowledges the message here first. Who finds that the owner has gone looks for the copy:
+//! if it is there, unacknowledged, the message is done with here; else it is freed. That fails if the copy was handed out
+//! meanwhile.
+//!
 //! # Every shared word, its writers and its ordering
 //!
 //! | word | written by | ordering and its partner |
@@ -133,6 +140,23 @@ impl Claims {
         self.swap(claim, claim.sequence(), claim.with(Fate::Free))
     }
 
+    /// Says that its owner copies a message elsewhere, to acknowledge it then: its claim from now on. Should the owner die,
+    /// nobody gets the message before it is known whether the copy is there. `None`: the claim was lost.
+    pub fn begin_move(&self, claim: Claim) -> Option<Claim> {
+        let moving = claim.with(Fate::Moving);
+        self.swap(claim, claim.sequence(), moving).then_some(moving)
+    }
+
+    /// Says that the copy is there. Who finds it says so, too, before it gives it to anyone. `false`: the claim was lost.
+    pub fn end_move(&self, moving: Claim) -> bool {
+        self.ack(moving) || self.holds(moving.with(Fate::Acked))
+    }
+
+    /// Says that there is no copy, and its owner has it as before.
+    pub fn give_up_move(&self, moving: Claim) {
+        self.swap(moving, moving.sequence(), moving.with(Fate::Claimed));
+    }
+
     /// Has every consumer look again at what was given back, those that sleep on the bell of `control`, too.
     pub fn offer(&self, control: &Control) {
         // Pairs with the fence in `Walk::find`: the free claims.
@@ -142,11 +166,11 @@ impl Claims {
         park::ring(control);
     }
 
-    /// Frees all claims of a consumer that has gone; whether there were any.
+    /// Frees all claims of a consumer that has gone, but what it was moving; whether there were any.
     pub fn free_all_of(&self, owner: u64) -> bool {
         let mut freed = false;
         for held in self
-            .held()
+            .with_fate(Fate::Claimed)
             .filter(|claim| claim.owner() == owner & Claim::OWNERS)
         {
             freed |= self.free(held);
@@ -154,12 +178,12 @@ impl Claims {
         freed
     }
 
-    /// All claims that somebody holds.
-    pub fn held(&self) -> impl Iterator<Item = Claim> {
+    /// All claims of which this became.
+    pub fn with_fate(&self, fate: Fate) -> impl Iterator<Item = Claim> {
         self.table
             .iter()
             .map(|word| Claim(word.load(Ordering::Relaxed)))
-            .filter(|claim| claim.is(Fate::Claimed))
+            .filter(move |claim| claim.is(fate))
     }
 
     /// Moves the head over all that is acknowledged, after [`ack`](Self::ack), and wakes the writer if that was waited for.
@@ -234,6 +258,31 @@ impl Claims {
     pub fn repair(&self) {
         self.advance();
         self.answer(0, self.head() & !LEFT);
+    }
+
+    /// Whether a message from the head on is the one that is looked for. What `is_it` is shown may be overwritten meanwhile:
+    /// its answer counts if it was not.
+    pub fn has_unacked(&self, mut is_it: impl FnMut(Found) -> bool) -> bool {
+        let mut at = self.head();
+        if at & LEFT != 0 {
+            return false;
+        }
+        // What comes later was not there when this began.
+        let until = at.saturating_add(self.ring.capacity());
+        while at < until {
+            let seen = frame_at(&self.ring, at);
+            let is_it = matches!(seen, Ok(Some(found)) if found.word.is_message() && is_it(found));
+            // As in `Walk::find`.
+            fence(Ordering::Acquire);
+            let head = self.head();
+            match seen {
+                _ if head > at => at = head,
+                Ok(Some(_)) if is_it => return true,
+                Ok(Some(found)) => at = at.wrapping_add(found.word.size()),
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// Whether all that is there is acknowledged.

@@ -323,6 +323,8 @@ pub enum Fate {
     Claimed = 2,
     /// It is done with.
     Acked = 3,
+    /// Its owner copies it elsewhere: the copy may be there already.
+    Moving = 4,
 }
 
 impl Claim {

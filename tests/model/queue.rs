@@ -346,6 +346,28 @@ fn queue_group_joins() {
     });
 }
 
+/// A message that nobody has acknowledged is found, though those before it are acknowledged and overwritten meanwhile.
+#[test]
+fn queue_looks_for_what_is_held() {
+    model(2, || {
+        let (queue, mut sender) = Queue::new(1);
+        (0..3).for_each(|_| sender.send(SMALL));
+        let mut consumer = queue.consumer(1);
+        let claims = queue.claims.clone();
+        let looks = spawn(move || {
+            assert!(claims.has_unacked(|found| found.word.sequence() == 2));
+            assert!(!claims.has_unacked(|found| found.word.sequence() == 9));
+        });
+        for _ in 0..2 {
+            let claim = consumer.take().unwrap();
+            assert!(consumer.finish(claim));
+        }
+        sender.try_send(SMALL);
+        sender.try_send(SMALL);
+        looks.join().unwrap();
+    });
+}
+
 /// A writer that sleeps for room is woken by who moves the head, whichever of two that is.
 #[test]
 fn queue_makes_room_for_a_sleeping_writer() {
