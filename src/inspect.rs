@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::bus::unescape;
+use crate::envelope::Envelope;
 use crate::error::Result;
 use crate::message::Description;
 use crate::shm::files::{Dir, skip_damaged};
@@ -118,6 +119,8 @@ pub struct Seen {
     pub lane: u64,
     /// Its number in that lane.
     pub sequence: u64,
+    /// What goes with it, if it has an envelope.
+    pub envelope: Option<Envelope>,
     /// What it carries.
     pub payload: Vec<u8>,
 }
@@ -295,14 +298,18 @@ impl TopicReport {
             let first = report.messages.saturating_sub(n as u64);
             while at.position < report.position {
                 let wanted = at.sequence >= first;
-                let Some((found, payload)) = outside.frame(at.position, wanted) else {
+                let Some((found, body)) = outside.frame(at.position, wanted) else {
                     break;
                 };
                 if wanted && found.word.is_message() {
+                    let Some((envelope, payload)) = lane::parts(found.word, &body) else {
+                        break;
+                    };
                     seen.push(Seen {
                         lane: lane.id,
                         sequence: at.sequence,
-                        payload,
+                        envelope: Envelope::read(envelope),
+                        payload: payload.to_vec(),
                     });
                 }
                 at.pass(found);

@@ -38,6 +38,8 @@
 #[cfg(not(loom))]
 mod bus;
 #[cfg(not(loom))]
+mod envelope;
+#[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
 mod futures;
@@ -73,6 +75,7 @@ pub mod shm;
 #[cfg(not(loom))]
 pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
+    envelope::{Envelope, Kind},
     error::{Error, ErrorKind, Lost, Result},
     futures::{MessageSink, MessageStream, Receive},
     inspect::{

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::bus::{TopicInner, forked};
+use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Lost, Result};
 use crate::futures::{MessageSink, MessageStream, Receive};
 use crate::message::{Message, Payload};
@@ -128,6 +129,38 @@ impl Sender {
     fn commit(&mut self, len: usize) {
         self.lane.commit(len);
         self.look_around();
+    }
+
+    /// Claims a frame for an envelope and `len` bytes, and writes the former: where the latter go, and the bytes before
+    /// them.
+    fn claim_with(
+        &mut self,
+        envelope: &Envelope,
+        len: usize,
+        patience: Patience,
+    ) -> Result<(u64, usize)> {
+        let (head, extension) = envelope.parts();
+        let before = head.len() + extension.len();
+        // There is room for the head beside the longest message.
+        if len.saturating_add(extension.len()) > self.max_len {
+            return Err(self.too_long(len.saturating_add(extension.len())));
+        }
+        self.check_fork()?;
+        let at = match self.lane.claim(before + len) {
+            Ok(at) => at,
+            Err(_) => self.claim_slowly(before + len, patience)?,
+        };
+        self.lane.write(at, head);
+        self.lane.write(at + head.len() as u64, extension);
+        Ok((at + before as u64, before))
+    }
+
+    fn send_with(&mut self, envelope: &Envelope, payload: &[u8], patience: Patience) -> Result<()> {
+        let (at, before) = self.claim_with(envelope, payload.len(), patience)?;
+        self.lane.write(at, payload);
+        self.lane.commit_with_envelope(before + payload.len());
+        self.look_around();
+        Ok(())
     }
 
     /// After a commit: one load, unless somebody joined, left, or went to sleep.
@@ -548,6 +581,48 @@ impl Publisher<[u8]> {
         self.send_bytes_async(message).await
     }
 
+    /// Sends a copy of `message` in an envelope. Waits while there is no room.
+    ///
+    /// ```
+    /// use buslane::{Envelope, Kind};
+    ///
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # let topic = buslane::Bus::at(dir.path().join("bus"))?.topic("orders/new")?;
+    /// # let mut subscriber = topic.subscriber()?;
+    /// # let mut publisher = topic.publisher()?;
+    /// publisher.send_with(&Envelope::new(Kind::Event).sent_now(), b"100 pears")?;
+    /// let frame = subscriber.recv()?;
+    /// assert_eq!(&*frame, b"100 pears");
+    /// assert_eq!(frame.envelope().unwrap().kind(), Kind::Event);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send). The longest message is shorter by what the envelope holds beyond its 56 bytes.
+    pub fn send_with(&mut self, envelope: &Envelope, message: &[u8]) -> Result<()> {
+        self.sender.send_with(envelope, message, None)
+    }
+
+    /// Sends a copy of `message` in an envelope if there is room now.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, and as for [`send_with`](Self::send_with).
+    pub fn try_send_with(&mut self, envelope: &Envelope, message: &[u8]) -> Result<()> {
+        self.sender
+            .send_with(envelope, message, Some(Duration::ZERO))
+    }
+
+    /// Lends `len` bytes behind an envelope, to be written in place and committed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_with`](Self::send_with).
+    pub fn loan_with(&mut self, envelope: &Envelope, len: usize) -> Result<Loan<'_>> {
+        Loan::open_with(&mut self.sender, envelope, len)
+    }
+
     /// A sink that sends copies of what it is given.
     pub fn into_sink<B: AsRef<[u8]>>(self) -> MessageSink<[u8], B> {
         MessageSink::new(self, B::as_ref)
@@ -654,6 +729,15 @@ impl<T: Message + 'static> Publisher<T> {
         self.sender.send(value.as_bytes(), None)
     }
 
+    /// Sends a copy of `value` in an envelope. Waits while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_value`](Self::send_value); `TooLong` if what the envelope holds beyond its 56 bytes is.
+    pub fn send_value_with(&mut self, envelope: &Envelope, value: &T) -> Result<()> {
+        self.sender.send_with(envelope, value.as_bytes(), None)
+    }
+
     /// Sends a copy of `value` if there is room now.
     ///
     /// # Errors
@@ -707,6 +791,8 @@ pub struct Loan<'a, T: ?Sized = [u8]> {
     sender: &'a mut Sender,
     at: u64,
     len: usize,
+    /// Bytes of the envelope before it.
+    envelope: usize,
     committed: bool,
     kind: PhantomData<fn(&T)>,
 }
@@ -715,21 +801,36 @@ impl<'a, T: ?Sized> Loan<'a, T> {
     #[inline]
     fn open(sender: &'a mut Sender, len: usize, patience: Patience) -> Result<Self> {
         let at = sender.claim(len, patience)?;
+        Ok(Self::lend(sender, at, len, 0))
+    }
+
+    fn open_with(sender: &'a mut Sender, envelope: &Envelope, len: usize) -> Result<Self> {
+        let (at, before) = sender.claim_with(envelope, len, None)?;
+        Ok(Self::lend(sender, at, len, before))
+    }
+
+    #[inline]
+    fn lend(sender: &'a mut Sender, at: u64, len: usize, envelope: usize) -> Self {
         sender.lane.open_loan();
-        Ok(Self {
+        Self {
             sender,
             at,
             len,
+            envelope,
             committed: false,
             kind: PhantomData,
-        })
+        }
     }
 
     /// Sends it. In a forked child, which has no part in the lane, this does nothing.
     #[inline]
     pub fn commit(mut self) {
         if self.sender.check_fork().is_ok() {
-            self.sender.commit(self.len);
+            match self.envelope {
+                0 => self.sender.lane.commit(self.len),
+                before => self.sender.lane.commit_with_envelope(before + self.len),
+            }
+            self.sender.look_around();
         }
         self.committed = true;
     }
@@ -1125,6 +1226,30 @@ impl Receiver {
         self.had_publisher &= !self.sources.is_empty();
     }
 
+    /// Bytes of the envelope of what was found just now.
+    #[inline]
+    fn envelope_len(&mut self, found: Found) -> Result<usize> {
+        if found.word.is_plain() {
+            return Ok(0);
+        }
+        self.look_at_envelope(found)
+    }
+
+    #[inline(never)]
+    fn look_at_envelope(&mut self, found: Found) -> Result<usize> {
+        let parts = self.sources[self.at].reader.parts(found);
+        let len = parts.map(|(envelope, _)| envelope.len());
+        len.ok_or_else(|| self.contradicts(String::from("an envelope is longer than its message")))
+    }
+
+    /// Gives up the source that is read now.
+    #[cold]
+    fn contradicts(&mut self, why: String) -> Error {
+        let error = self.topic.files.corrupt_lane(self.sources[self.at].id, why);
+        self.abandon(self.at);
+        error
+    }
+
     /// Whether the last publisher has left, and all is received.
     fn has_ended(&self) -> bool {
         self.had_publisher && self.sources.iter().all(|source| source.ended.is_some())
@@ -1479,15 +1604,18 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// What was found just now.
     #[inline]
     pub(crate) fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
-        if found.word.len() != T::SIZE.unwrap_or(found.word.len()) {
-            return Err(self.wrong_size(found));
+        let before = self.receiver.envelope_len(found)?;
+        let len = found.word.len() - before as u64;
+        if len != T::SIZE.unwrap_or(len) {
+            return Err(self.wrong_size(len));
         }
         let born = self.receiver.born;
         let source = &mut self.receiver.sources[self.receiver.at];
-        let (bytes, track) = source.reader.take(found);
-        let payload = T::in_frame(bytes);
+        let (body, track) = source.reader.take(found);
+        let (envelope, payload) = body.split_at(before);
         Ok(Frame {
-            payload,
+            payload: T::in_frame(payload),
+            envelope,
             track,
             found,
             lane: source.id,
@@ -1496,18 +1624,10 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     }
 
     #[cold]
-    fn wrong_size(&mut self, found: Found) -> Error {
-        let Receiver {
-            sources, at, topic, ..
-        } = &self.receiver;
-        let why = format!(
-            "a message has {} bytes, and the topic carries {}",
-            found.word.len(),
-            T::describe()
-        );
-        let error = topic.files.corrupt_lane(sources[*at].id, why);
-        self.receiver.abandon(*at);
-        error
+    fn wrong_size(&mut self, len: u64) -> Error {
+        let carries = T::describe();
+        let why = format!("a message has {len} bytes, and the topic carries {carries}");
+        self.receiver.contradicts(why)
     }
 
     /// Copies of the messages, until the last publisher has left.
@@ -1581,7 +1701,7 @@ impl Subscriber<[u8]> {
     #[inline]
     pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
         let found = self.receiver.next()?;
-        Ok(self.batch(found, max))
+        self.batch(found, max)
     }
 
     /// The next messages of one publisher, `max` at most, in place, if there are any.
@@ -1592,15 +1712,16 @@ impl Subscriber<[u8]> {
     #[inline]
     pub fn try_recv_batch(&mut self, max: usize) -> Result<Option<Batch<'_>>> {
         let found = self.receiver.next_now()?;
-        Ok(found.map(|found| self.batch(found, max)))
+        found.map(|found| self.batch(found, max)).transpose()
     }
 
     #[inline]
-    fn batch(&mut self, first: Found, max: usize) -> Batch<'_> {
+    fn batch(&mut self, first: Found, max: usize) -> Result<Batch<'_>> {
+        self.receiver.envelope_len(first)?;
         let Receiver {
             sources, at, born, ..
         } = &mut self.receiver;
-        Batch::new(&mut sources[*at].reader, first, max, *born)
+        Ok(Batch::new(&mut sources[*at].reader, first, max, *born))
     }
 }
 
@@ -1616,22 +1737,24 @@ impl Subscriber<[u8]> {
     /// Waits for the next message.
     pub(crate) fn keep(&mut self) -> Result<Kept> {
         let found = self.receiver.next()?;
-        Ok(Kept {
-            index: self.receiver.at,
-            found,
-        })
+        self.kept_of(found)
     }
 
     /// The next message, if it is there; none, too, after the last publisher has left.
     pub(crate) fn keep_now(&mut self) -> Result<Option<Kept>> {
         match self.receiver.next_now() {
-            Ok(found) => Ok(found.map(|found| Kept {
-                index: self.receiver.at,
-                found,
-            })),
+            Ok(found) => found.map(|found| self.kept_of(found)).transpose(),
             Err(e) if e.kind() == ErrorKind::Ended => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    fn kept_of(&mut self, found: Found) -> Result<Kept> {
+        self.receiver.envelope_len(found)?;
+        Ok(Kept {
+            index: self.receiver.at,
+            found,
+        })
     }
 
     /// Whether a publisher is there whose end was not yet reported.
@@ -1641,7 +1764,9 @@ impl Subscriber<[u8]> {
 
     pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {
         self.receiver.check_fork()?;
-        Ok(self.receiver.sources[kept.index].reader.payload(kept.found))
+        let parts = self.receiver.sources[kept.index].reader.parts(kept.found);
+        // Looked at when it was kept.
+        Ok(parts.map_or(&[], |(_, payload)| payload))
     }
 
     pub(crate) fn release(&mut self, kept: Kept) {
@@ -1657,6 +1782,8 @@ impl Subscriber<[u8]> {
 #[must_use]
 pub struct Frame<'a, T: ?Sized = [u8]> {
     payload: &'a T,
+    /// Empty if it has none.
+    envelope: &'a [u8],
     track: &'a mut Track,
     found: Found,
     lane: u64,
@@ -1668,6 +1795,12 @@ impl<T: ?Sized> Frame<'_, T> {
     #[must_use]
     pub fn lane(&self) -> u64 {
         self.lane
+    }
+
+    /// What goes with it, if it has an envelope.
+    #[must_use]
+    pub fn envelope(&self) -> Option<Envelope> {
+        Envelope::read(self.envelope)
     }
 
     /// The low 32 bits of its sequence number in its lane.
@@ -1728,6 +1861,7 @@ impl<'a> Batch<'a> {
         // A frame that is damaged ends the batch, and is reported by the next look.
         while len < max
             && let Ok(Some(next)) = reader.after(last)
+            && reader.parts(next).is_some()
         {
             last = next;
             len += 1;
@@ -1803,7 +1937,8 @@ impl<'b> Iterator for BatchIter<'b> {
         } else {
             None
         };
-        Some(self.reader.payload(found))
+        // Looked at when the batch was made.
+        Some(self.reader.parts(found)?.1)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

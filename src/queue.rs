@@ -14,6 +14,7 @@ pub use self::delivery::{Deliveries, Delivery};
 pub use self::records::DeadLetter;
 
 use crate::bus::{Bus, TopicBuilder, TopicInner, escape};
+use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::MessageSink;
 use crate::message::{Message, Payload};
@@ -299,6 +300,24 @@ impl Producer<[u8]> {
         self.0.send_timeout(message, timeout)
     }
 
+    /// Pushes a copy of `message` in an envelope. Waits while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Publisher::send_with`].
+    pub fn push_with(&mut self, envelope: &Envelope, message: &[u8]) -> Result<()> {
+        self.0.send_with(envelope, message)
+    }
+
+    /// Pushes a copy of `message` in an envelope if there is room now.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, and as for [`push_with`](Self::push_with).
+    pub fn try_push_with(&mut self, envelope: &Envelope, message: &[u8]) -> Result<()> {
+        self.0.try_send_with(envelope, message)
+    }
+
     /// Pushes copies of all `messages`, and says how many; they become visible in runs. Waits while there is no room.
     ///
     /// # Errors
@@ -352,6 +371,15 @@ impl<T: Message + 'static> Producer<T> {
     #[inline]
     pub fn push_value(&mut self, value: &T) -> Result<()> {
         self.0.send_value(value)
+    }
+
+    /// Pushes a copy of `value` in an envelope. Waits while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Publisher::send_value_with`].
+    pub fn push_value_with(&mut self, envelope: &Envelope, value: &T) -> Result<()> {
+        self.0.send_value_with(envelope, value)
     }
 
     /// Pushes a copy of `value` if there is room now.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::{Bus, escape};
+use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::{MessageStream, Receive};
 use crate::message::Payload;
@@ -370,6 +371,12 @@ impl<'a, T: ?Sized> Selected<'a, T> {
     #[must_use]
     pub fn sequence(&self) -> u32 {
         self.frame.sequence()
+    }
+
+    /// See [`Frame::envelope`].
+    #[must_use]
+    pub fn envelope(&self) -> Option<Envelope> {
+        self.frame.envelope()
     }
 
     /// The message as its topic's subscriber gives it.

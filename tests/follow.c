@@ -91,12 +91,24 @@ static const char *contradiction(uint64_t word, uint64_t position, uint64_t sequ
     uint64_t length = (uint32_t)word >> 4, left = capacity - position % capacity;
     uint64_t takes = (8 + length + 15) / 16 * 16, longest = capacity / 8 * 3 / 16 * 16 - 64;
     if (!(word & COMMITTED)) return "a frame that is not committed";
-    if (word & (ENVELOPE | CHECKSUM)) return "a frame with an envelope or a checksum";
+    if (word & CHECKSUM) return "a frame with a checksum";
+    if (word & ENVELOPE) longest += 56;
     if (word >> 32 != (uint32_t)sequence) return "a frame with the wrong sequence number";
     if (takes > left) return "a frame crosses the end of the ring";
     if (!(word & PADDING)) return length > longest ? "a frame is too long" : NULL;
     if (after_padding) return "two padding frames follow each other";
     return takes != left ? "a padding frame does not fill the ring" : NULL;
+}
+
+// Bytes before the payload of a message, a copy of which is given.
+static uint64_t before_payload(uint64_t word, const unsigned char *copy, uint64_t position) {
+    if (!(word & ENVELOPE)) return 0;
+    uint64_t length = (uint32_t)word >> 4;
+    uint32_t extension = 0;
+    if (length >= 56) memcpy(&extension, copy + 52, sizeof extension);
+    if (length < 56 || extension % 8 != 0 || extension > length - 56)
+        fail(2, "an envelope is longer than its message", position);
+    return 56 + extension;
 }
 
 static void print(uint64_t sequence, const unsigned char *payload, uint64_t length) {
@@ -136,7 +148,8 @@ int main(int count, char **arguments) {
             continue;
         }
         if (message) {
-            print(sequence++, copy, length);
+            uint64_t before = before_payload(word, copy, position);
+            print(sequence++, copy + before, length - before);
             printed++;
         }
         after_padding = !message;

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use buslane::{Bus, ErrorKind, Message, Publisher, Subscriber, WaitStrategy};
+use buslane::{Bus, Envelope, ErrorKind, Kind, Message, Publisher, Subscriber, WaitStrategy};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -552,6 +552,38 @@ fn every_byte_of_a_table() {
 }
 
 #[test]
+fn every_byte_of_an_envelope() {
+    let (_dir, path) = bus_dir();
+    let (_subscriber, mut publisher, files) = pair(&path, 4096);
+    let sent = SystemTime::UNIX_EPOCH + Duration::from_nanos(0x0102_0304_0506_0708);
+    let envelope = Envelope::new(Kind::Command)
+        .of_type("ab.Order")
+        .correlated(0x1112_1314)
+        .sent_at(sent);
+    publisher.send_with(&envelope, b"pear").unwrap();
+    publisher
+        .send_with(&Envelope::new(Kind::Event), b"")
+        .unwrap();
+    // Two frames: each a word, 56 bytes, an extension, a payload.
+    let mut expected = hex("
+        c5 04 00 00 00 00 00 00  14 13 12 11 00 00 00 00  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00
+        08 07 06 05 04 03 02 01");
+    expected.extend(Envelope::id_of_type("ab.Order").to_le_bytes());
+    expected.extend(hex(
+        "                             00 00 00 00 00 00 00 00  02 00 00 00 10 00 00 00
+        01 00 00 00 08 00 00 00  61 62 2e 4f 72 64 65 72  70 65 61 72",
+    ));
+    expected.resize(96, 0);
+    expected.extend(hex("
+        85 03 00 00 01 00 00 00  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00
+        00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  01 00 00 00 00 00 00 00"));
+    let mut bytes = vec![0; expected.len()];
+    let lane = File::open(files.join("lane.2")).unwrap();
+    lane.read_exact_at(&mut bytes, PAGE as u64).unwrap();
+    assert_eq!(bytes, expected);
+}
+
+#[test]
 fn capacities_and_longest_messages() {
     let (_dir, path) = bus_dir();
     let bus = Bus::at(&path).unwrap();
@@ -894,8 +926,15 @@ fn follow_live(capacity: usize, max_len: usize, ahead: usize, count: u64) {
             }
             unseen_bytes = 0;
         }
-        publisher.send(&message).unwrap();
-        unseen_bytes += message.len() + 8;
+        if number % 3 == 0 {
+            // Without an extension, so that the longest fits, too.
+            publisher
+                .send_with(&Envelope::new(Kind::Event), &message)
+                .unwrap();
+        } else {
+            publisher.send(&message).unwrap();
+        }
+        unseen_bytes += message.len() + 64;
         bytes += message.len() + 8;
     }
     drop(publisher);
@@ -1073,8 +1112,8 @@ fn c_refuses_what_is_no_lane() {
     // The ten messages begin at 0; the words below stand in place of the first one's.
     for (first_word, says) in [
         (0x0000_0000_0000_0010, "not committed"),
-        (0x0000_0000_0000_0805, "envelope or a checksum"),
-        (0x0000_0000_0000_0809, "envelope or a checksum"),
+        (0x0000_0000_0000_0305, "envelope is longer"),
+        (0x0000_0000_0000_0809, "checksum"),
         (0x0000_0001_0000_0011, "sequence"),
         (0x0000_0000_0000_ff91, "crosses the end"),
         (0x0000_0000_0000_5c11, "too long"),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::Common;
 use crate::failure::Failure;
 use crate::ls::{Summary, open_existing};
-use crate::output::{Data, Output, json_line, stdout, table};
+use crate::output::{Data, EnvelopeJson, Output, json_line, stdout, table};
 use crate::signals::Stop;
 use crate::size;
 
@@ -109,6 +109,8 @@ struct SeenJson<'a> {
     lane: u64,
     sequence: u64,
     len: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envelope: Option<EnvelopeJson>,
     #[serde(flatten)]
     data: Data<'a>,
 }
@@ -158,6 +160,7 @@ impl<'a> Whole<'a> {
             lane: seen.lane,
             sequence: seen.sequence,
             len: seen.payload.len(),
+            envelope: seen.envelope.as_ref().map(EnvelopeJson::new),
             data: Data::new(&seen.payload),
         };
         Self {
@@ -275,13 +278,18 @@ fn people(
     section(out, &rows)?;
 
     if let Some(tail) = tail {
-        rows = vec![row(&["LANE", "SEQUENCE", "LENGTH", "MESSAGE"])];
+        rows = vec![row(&["LANE", "SEQUENCE", "KIND", "LENGTH", "MESSAGE"])];
         for seen in tail {
             // Escaped: a message must not be able to command the terminal.
             let text = seen.payload.escape_ascii().to_string();
+            let kind = seen
+                .envelope
+                .as_ref()
+                .map_or("-", |envelope| envelope.kind().name());
             rows.push(vec![
                 seen.lane.to_string(),
                 seen.sequence.to_string(),
+                kind.into(),
                 seen.payload.len().to_string(),
                 text,
             ]);

@@ -4,7 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::time::UNIX_EPOCH;
 
+use buslane::Envelope;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -46,6 +48,38 @@ impl<'a> Data<'a> {
         match str::from_utf8(bytes) {
             Ok(text) => Self::Text(text),
             Err(_) => Self::Bytes(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        }
+    }
+}
+
+/// What goes with a message, in JSON.
+#[derive(Debug, Serialize)]
+pub struct EnvelopeJson {
+    kind: &'static str,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    type_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    type_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation: Option<u64>,
+}
+
+impl EnvelopeJson {
+    /// What is known of it. A type has a number where it has no name.
+    pub fn new(envelope: &Envelope) -> Self {
+        let type_name = envelope.type_name().map(String::from);
+        let type_id = Some(envelope.type_id()).filter(|&id| id != 0 && type_name.is_none());
+        let sent = envelope
+            .sent()
+            .and_then(|sent| sent.duration_since(UNIX_EPOCH).ok());
+        Self {
+            kind: envelope.kind().name(),
+            type_name,
+            type_id: type_id.map(|id| format!("{id:016x}")),
+            sent_ns: sent.map(|since| since.as_nanos() as u64),
+            correlation: Some(envelope.correlation()).filter(|&correlation| correlation != 0),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::Common;
 use crate::failure::Failure;
 use crate::framing::Framing;
-use crate::output::{Data, Output, json_line, stdout};
+use crate::output::{Data, EnvelopeJson, Output, json_line, stdout};
 use crate::signals::{SLICE, Stop};
 
 /// Write what is sent to topics to stdout
@@ -177,6 +177,8 @@ struct Line<'a> {
     lane: u64,
     sequence: u32,
     len: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envelope: Option<EnvelopeJson>,
     #[serde(flatten)]
     data: Data<'a>,
 }
@@ -188,6 +190,7 @@ impl<'a> Line<'a> {
             lane: message.lane(),
             sequence: message.sequence(),
             len: message.len(),
+            envelope: message.envelope().as_ref().map(EnvelopeJson::new),
             data: Data::new(message),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use buslane::{Bus, ErrorKind, Topic};
+use buslane::{Bus, Envelope, ErrorKind, Kind, Topic};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -274,6 +274,38 @@ fn follow_stays() {
     let output = finish(receiver, b"");
     assert_status(&output, 0);
     assert_eq!(text(&output.stdout), "1\n2\n");
+}
+
+#[test]
+fn envelopes_in_json() {
+    let stage = Stage::new();
+    let topic = Bus::at(stage.bus()).unwrap().topic("t").unwrap();
+    let receiver = stage.start(&["recv", "t", "--json", "--count", "2"]);
+    let mut publisher = topic.publisher().unwrap();
+    publisher.wait_for_subscribers(1, None).unwrap();
+    let envelope = Envelope::new(Kind::Document).of_type("shop.Order");
+    let envelope = envelope.correlated(7).sent_now();
+    publisher.send_with(&envelope, b"pears").unwrap();
+    publisher.send(b"plain").unwrap();
+    let whole = &stage.json(&["inspect", "t", "--tail", "2", "--json"])[0];
+    let received = finish(receiver, b"");
+    let lines: Vec<Value> = text(&received.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for seen in [&whole["tail"][0], &lines[0]] {
+        assert_eq!((&seen["data"], &seen["len"]), (&"pears".into(), &5.into()));
+        let envelope = &seen["envelope"];
+        assert_eq!(
+            (&envelope["kind"], &envelope["type"]),
+            (&"document".into(), &"shop.Order".into())
+        );
+        assert_eq!(envelope["correlation"], 7);
+        assert!(envelope["sent_ns"].is_u64());
+    }
+    assert_eq!(lines[1]["envelope"], Value::Null);
+    let people = stage.run(&["inspect", "t", "--tail", "2"], b"");
+    assert!(text(&people.stdout).contains("document"));
 }
 
 #[test]

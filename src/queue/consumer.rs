@@ -637,6 +637,7 @@ impl Desk {
         let (max_attempts, size) = (self.home.max_attempts, self.size);
         let is_good = |offer: &Offer| {
             (max_attempts == 0 || offer.attempts() < max_attempts)
+                && offer.found.word.is_plain()
                 && size.is_none_or(|size| size == offer.found.word.len())
         };
         let of_lane = |source: &Source| Arc::ptr_eq(&source.share, share);
@@ -668,6 +669,8 @@ impl Desk {
             format!("it was delivered {max} times, and never acknowledged")
         } else if self.size.is_some_and(|size| size != len) {
             format!("it has {len} bytes, which is not the size of the queue's type")
+        } else if !item.found.word.is_plain() && item.envelope == 0 {
+            String::from("its envelope contradicts itself")
         } else if share.seat.is_for_retries() && item.put_off.is_none() {
             String::from("it is no message that was put off")
         } else {

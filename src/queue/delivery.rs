@@ -10,12 +10,13 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::records::{self, DeadLetter, PutOff};
 use crate::bus::{TopicInner, forked};
+use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Payload;
 use crate::pubsub::Publisher;
 use crate::shm::claims::Claims;
 use crate::shm::fork::{self, Held};
-use crate::shm::lane::Found;
+use crate::shm::lane::{self, Found};
 use crate::shm::layout::{Claim, Fate, Pattern};
 use crate::shm::roster::{self, Cursor};
 use crate::shm::{park, reclaim};
@@ -118,6 +119,8 @@ pub(super) struct Item {
     pub copy: Option<Vec<u64>>,
     /// If it was put off before.
     pub put_off: Option<PutOff>,
+    /// Bytes of its envelope, unless that contradicts itself.
+    pub envelope: usize,
 }
 
 impl Item {
@@ -133,7 +136,7 @@ impl Share {
         let mut words = Vec::new();
         self.claims.has_unacked(|found| {
             let len = size_of::<PutOff>().min(found.word.len() as usize);
-            self.claims.ring.copy_out(found.payload(), len, &mut words);
+            self.claims.ring.copy_out(found.body(), len, &mut words);
             PutOff::read_from_bytes(&words.as_bytes()[..len])
                 .is_ok_and(|put_off| put_off.is_from(from) && put_off.from_claim == moving.0)
         })
@@ -153,20 +156,22 @@ impl Share {
             claim,
             copy: None,
             put_off: None,
+            envelope: 0,
         };
         if self.seat.home.lease.is_some() {
             let mut words = Vec::new();
             let len = found.word.len() as usize;
-            self.claims.ring.copy_out(found.payload(), len, &mut words);
+            self.claims.ring.copy_out(found.body(), len, &mut words);
             if !self.claims.holds(claim) {
                 return None;
             }
             item.copy = Some(words);
         }
         if self.seat.is_for_retries() {
-            item.put_off = PutOff::read_from_prefix(self.bytes(&item))
-                .ok()
-                .map(|(put_off, _)| put_off);
+            item.put_off = PutOff::split(self.bytes(&item)).map(|(put_off, ..)| put_off);
+        } else if !found.word.is_plain() {
+            let parts = lane::parts(found.word, self.bytes(&item));
+            item.envelope = parts.map_or(0, |(envelope, _)| envelope.len());
         }
         Some(item)
     }
@@ -176,16 +181,23 @@ impl Share {
         match &item.copy {
             Some(words) => &words.as_bytes()[..len],
             // Not overwritten while the claim is ours: the head can't pass it, and without a lease nobody takes it away.
-            None => self.claims.ring.payload(item.found.payload(), len),
+            None => self.claims.ring.payload(item.found.body(), len),
         }
     }
 
-    pub fn payload<'a>(&'a self, item: &'a Item) -> &'a [u8] {
+    /// Its envelope, and its payload.
+    #[inline]
+    fn parts<'a>(&'a self, item: &'a Item) -> (&'a [u8], &'a [u8]) {
         let bytes = self.bytes(item);
-        match item.put_off {
-            Some(_) => &bytes[size_of::<PutOff>()..],
-            None => bytes,
+        match &item.put_off {
+            Some(put_off) => bytes[size_of::<PutOff>()..].split_at(put_off.envelope as usize),
+            None => bytes.split_at(item.envelope),
         }
+    }
+
+    #[inline]
+    pub fn payload<'a>(&'a self, item: &'a Item) -> &'a [u8] {
+        self.parts(item).1
     }
 
     fn lost(&self, item: &Item, tried: &'static str) -> Error {
@@ -227,8 +239,9 @@ impl Share {
         self.seat.check_fork()?;
         let home = &self.seat.home;
         let (lane, sequence) = self.origin(item);
+        let (envelope, payload) = self.parts(item);
         let letter = DeadLetter {
-            payload: self.payload(item),
+            payload,
             queue: &home.topic.files.name,
             group: &home.group,
             reason,
@@ -241,7 +254,10 @@ impl Share {
         if !self.claims.holds(item.claim) {
             return Err(self.lost(item, "give up a message of"));
         }
-        self.copy_to(&home.dead_letter, &letter, |outbox| &mut outbox.dead)?;
+        let envelope = Envelope::read(envelope);
+        self.copy_to(&home.dead_letter, envelope, &letter, |outbox| {
+            &mut outbox.dead
+        })?;
         self.ack(item)
     }
 
@@ -253,6 +269,7 @@ impl Share {
         };
         let home = &self.seat.home;
         let (lane, sequence) = self.origin(item);
+        let (envelope, payload) = self.parts(item);
         let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         let head = PutOff {
             due_ns: records::now_ns().saturating_add(after_ns),
@@ -262,10 +279,11 @@ impl Share {
             from_lane: self.lane,
             from_retries: self.seat.is_for_retries().into(),
             from_claim: moving.0,
+            envelope: envelope.len() as u64,
         };
-        let record = [head.as_bytes(), self.payload(item)].concat();
+        let record = [head.as_bytes(), envelope, payload].concat();
         let topic = records::retry_topic(&home.topic.files.name, &home.group);
-        self.copy_to(&topic, &record, |outbox| &mut outbox.put_off)
+        self.copy_to(&topic, None, &record, |outbox| &mut outbox.put_off)
             .inspect_err(|_| self.claims.give_up_move(moving))?;
         // Nobody takes it away: not from the living, as a lease does not end it.
         self.end_move(moving);
@@ -278,6 +296,7 @@ impl Share {
     fn copy_to(
         &self,
         topic: &str,
+        envelope: Option<Envelope>,
         record: &[u8],
         which: impl FnOnce(&mut Outbox) -> &mut Option<Publisher>,
     ) -> Result<()> {
@@ -292,7 +311,10 @@ impl Share {
                 none.insert(joined)
             }
         };
-        publisher.try_send(record)
+        match envelope {
+            Some(envelope) => publisher.try_send_with(&envelope, record),
+            None => publisher.try_send(record),
+        }
     }
 
     /// The lane it was pushed to, and its number there.
@@ -358,6 +380,12 @@ impl<T: ?Sized + Payload> Delivery<T> {
     #[must_use]
     pub fn attempts(&self) -> u64 {
         self.item.attempts()
+    }
+
+    /// What goes with it, if it has an envelope.
+    #[must_use]
+    pub fn envelope(&self) -> Option<Envelope> {
+        Envelope::read(self.share.parts(&self.item).0)
     }
 
     /// The number of the lane it was pushed to: one for each producer at a time.

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::delivery::Share;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Before a message that was put off, in its group's retry topic; the payload follows.
+/// Before a message that was put off, in its group's retry topic; its envelope, if it has one, and the payload follow.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct PutOff {
@@ -23,12 +23,21 @@ pub(super) struct PutOff {
     pub from_lane: u64,
     pub from_retries: u64,
     pub from_claim: u64,
+    /// Bytes of its envelope, before the payload.
+    pub envelope: u64,
 }
 
 impl PutOff {
     /// Whether it was put off from this lane.
     pub fn is_from(&self, share: &Share) -> bool {
         self.from_lane == share.lane && (self.from_retries != 0) == share.seat.is_for_retries()
+    }
+
+    /// The head, the message's envelope, and its payload. `None`: it is no message that was put off.
+    pub fn split(bytes: &[u8]) -> Option<(Self, &[u8], &[u8])> {
+        let (head, rest) = Self::read_from_prefix(bytes).ok()?;
+        let (envelope, payload) = rest.split_at_checked(head.envelope as usize)?;
+        Some((head, envelope, payload))
     }
 }
 

@@ -389,7 +389,7 @@ impl Walk {
 
     /// The first word of what was found. It may be anything if the claim is not taken after this.
     pub fn first_word(&self, offer: Offer) -> u64 {
-        let at = offer.found.payload();
+        let at = offer.found.body();
         self.claims.ring.word(at).load(Ordering::Relaxed)
     }
 

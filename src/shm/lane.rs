@@ -27,6 +27,8 @@
 //! | slot position | the reader | `Release` in [`Track::publish`], with the `Acquire` fence in `roster::Readers::lowest`: the reader's loads of what is then overwritten |
 //! | `want` | the writer | `park` has both sides |
 
+#[cfg(not(loom))]
+use super::layout::EnvelopeHead;
 use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
@@ -93,9 +95,9 @@ pub struct Found {
 }
 
 impl Found {
-    /// Where its payload starts.
+    /// Where what it carries starts: its payload, with the envelope before it.
     #[inline]
-    pub fn payload(&self) -> u64 {
+    pub fn body(&self) -> u64 {
         self.position + 8
     }
 }
@@ -331,11 +333,22 @@ impl Writer {
     /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
     #[inline]
     pub fn commit(&mut self, len: usize) {
+        self.commit_word(Word::message(len as u64, self.sequence));
+    }
+
+    /// The same of a frame whose `len` bytes begin with an envelope.
+    #[cfg(not(loom))]
+    pub fn commit_with_envelope(&mut self, len: usize) {
+        self.commit_word(Word::message(len as u64, self.sequence).with_envelope());
+    }
+
+    #[inline]
+    fn commit_word(&mut self, word: Word) {
+        let at = self.pass_message(word);
         if self.has_run() {
-            self.stage(len);
+            self.hold(at, word);
             self.publish();
         } else {
-            let (at, word) = self.pass_message(len);
             // Pairs with the fence in `frame_at`: payload and the 0 behind it come first.
             self.ring.word(at).store(word.0, Ordering::Release);
             self.keep_cleared(word.size());
@@ -345,17 +358,17 @@ impl Writer {
     /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
     #[inline]
     pub fn stage(&mut self, len: usize) {
-        let (at, word) = self.pass_message(len);
+        let word = Word::message(len as u64, self.sequence);
+        let at = self.pass_message(word);
         self.hold(at, word);
     }
 
-    /// Moves the tail behind the claimed frame: where it starts, and its word.
+    /// Moves the tail behind the claimed frame: where it starts.
     #[inline]
-    fn pass_message(&mut self, len: usize) -> (u64, Word) {
-        let word = Word::message(len as u64, self.sequence);
+    fn pass_message(&mut self, word: Word) -> u64 {
         self.sequence += 1;
-        self.bytes += len as u64;
-        (self.pass(frame_size(len as u64)), word)
+        self.bytes += word.len();
+        self.pass(word.size())
     }
 
     /// Moves the tail by a frame, keeping the invariant: where that frame starts.
@@ -725,11 +738,7 @@ impl Reader {
                 && is_next(&found)
                 && found.word.is_message()
             {
-                ring.copy_out(
-                    found.payload(),
-                    found.word.len() as usize,
-                    &mut copied.words,
-                );
+                ring.copy_out(found.body(), found.word.len() as usize, &mut copied.words);
             }
             if outside.holds(at.position) {
                 match seen? {
@@ -798,21 +807,20 @@ impl Reader {
         }
     }
 
-    /// The payload of a message that [`next`](Self::next) found, with what releases it.
+    /// What a message that [`next`](Self::next) found carries, with what releases it.
     #[cfg(not(loom))]
     #[inline]
     pub fn take(&mut self, found: Found) -> (&[u8], &mut Track) {
-        (
-            payload(&self.ring, self.copied.as_deref(), found),
-            &mut self.track,
-        )
+        let body = body(&self.ring, self.copied.as_deref(), found);
+        (body, &mut self.track)
     }
 
-    /// The payload of a message that was found and not released.
+    /// The envelope, and the payload, of a message that was found and not released. `None`: the envelope contradicts
+    /// itself.
     #[cfg(not(loom))]
     #[inline]
-    pub fn payload(&self, found: Found) -> &[u8] {
-        payload(&self.ring, self.copied.as_deref(), found)
+    pub fn parts(&self, found: Found) -> Option<(&[u8], &[u8])> {
+        parts(found.word, body(&self.ring, self.copied.as_deref(), found))
     }
 
     /// A model's ring, to read a payload from.
@@ -844,15 +852,25 @@ impl Reader {
     }
 }
 
-/// The payload of a message that was found and not released.
+/// The envelope, and the payload, in what a message carries. `None`: the envelope contradicts itself.
 #[cfg(not(loom))]
 #[inline]
-fn payload<'a>(ring: &'a Ring, copied: Option<&'a Copied>, found: Found) -> &'a [u8] {
+pub fn parts(word: Word, body: &[u8]) -> Option<(&[u8], &[u8])> {
+    if word.is_plain() {
+        return Some((&[], body));
+    }
+    Some(body.split_at(EnvelopeHead::total(body)?))
+}
+
+/// What a message carries that was found and not released.
+#[cfg(not(loom))]
+#[inline]
+fn body<'a>(ring: &'a Ring, copied: Option<&'a Copied>, found: Found) -> &'a [u8] {
     let len = found.word.len() as usize;
     match copied {
         Some(copied) => &copied.words.as_bytes()[..len],
         // Committed, as `next` found; not overwritten, because our slot's position gates the writer until `release`.
-        None => ring.payload(found.payload(), len),
+        None => ring.payload(found.body(), len),
     }
 }
 
@@ -1110,18 +1128,17 @@ impl Outside<'_> {
         }
     }
 
-    /// The frame at `position`, with a copy of its payload if wanted; `None` where there is none yet, or it does not
-    /// hold any more.
-    pub fn frame(&self, position: u64, with_payload: bool) -> Option<(Found, Vec<u8>)> {
+    /// The frame at `position`, with a copy of what it carries if wanted; `None` where there is none yet, or
+    /// it does not hold any more.
+    pub fn frame(&self, position: u64, with_body: bool) -> Option<(Found, Vec<u8>)> {
         let found = frame_at(self.ring, position).ok()??;
-        let len = if with_payload && found.word.is_message() {
-            found.word.len() as usize
-        } else {
-            0
-        };
+        if !with_body || !found.word.is_message() {
+            return self.holds(position).then(|| (found, Vec::new()));
+        }
+        let len = found.word.len() as usize;
         let mut words = Vec::new();
-        self.ring.copy_out(found.payload(), len, &mut words);
-        let payload = words.as_bytes()[..len].to_vec();
-        self.holds(position).then_some((found, payload))
+        self.ring.copy_out(found.body(), len, &mut words);
+        let body = words.as_bytes()[..len].to_vec();
+        self.holds(position).then_some((found, body))
     }
 }

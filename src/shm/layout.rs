@@ -414,12 +414,8 @@ pub struct Word(pub u64);
 impl Word {
     const COMMITTED: u64 = 1;
     const PADDING: u64 = 1 << 1;
-    /// Reserved for messages that carry an envelope of 56 bytes.
-    #[allow(
-        dead_code,
-        reason = "part of the layout; the flag's users come with request and reply"
-    )]
-    pub const ENVELOPE: u64 = 1 << 2;
+    /// The message has an envelope: an [`EnvelopeHead`] behind the word, its extension, and then the payload.
+    const ENVELOPE: u64 = 1 << 2;
     /// Reserved for frames that end with a checksum.
     #[allow(
         dead_code,
@@ -435,6 +431,12 @@ impl Word {
     #[inline]
     pub const fn message(len: u64, sequence: u64) -> Self {
         Self((sequence << 32) | (len << Self::LENGTH_SHIFT) | Self::COMMITTED)
+    }
+
+    /// The same with an envelope, which is among the `len` bytes.
+    #[inline]
+    pub const fn with_envelope(self) -> Self {
+        Self(self.0 | Self::ENVELOPE)
     }
 
     /// A committed frame of `size` bytes without a message; `sequence` is that of the next message.
@@ -461,9 +463,15 @@ impl Word {
         (self.0 >> 32) as u32
     }
 
-    /// Whether it is a message without envelope and checksum.
+    /// Whether it is a message, with or without an envelope.
     #[inline]
     pub const fn is_message(self) -> bool {
+        self.0 & (Self::FLAGS & !Self::ENVELOPE) == Self::COMMITTED
+    }
+
+    /// Whether it is a message without an envelope.
+    #[inline]
+    pub const fn is_plain(self) -> bool {
         self.0 & Self::FLAGS == Self::COMMITTED
     }
 
@@ -471,6 +479,49 @@ impl Word {
     #[inline]
     pub const fn is_padding(self) -> bool {
         self.0 & Self::FLAGS == Self::COMMITTED | Self::PADDING
+    }
+}
+
+/// What stands between a frame's word and its payload, if the word says so: with the word, 64 bytes. Then comes the
+/// extension. Written with the payload, and as it.
+#[cfg_attr(not(loom), derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct EnvelopeHead {
+    /// What a reply says to tell which request it is for.
+    pub correlation: u64,
+    /// The inbox that a reply goes to; 0: none.
+    pub reply_to: u64,
+    /// When the message is worth nothing any more, in nanoseconds of the clock that runs since the machine started; 0: never.
+    pub deadline_ns: u64,
+    /// When it was sent, in nanoseconds since 1970; 0: it does not say.
+    pub sent_ns: u64,
+    /// A hash of its type's name; 0: it does not say.
+    pub type_id: u64,
+    /// Which part of a reply this is, from 0.
+    pub part: u64,
+    /// What kind of message.
+    pub kind: u8,
+    /// Of replies.
+    pub flags: u8,
+    /// How many services it has come through.
+    pub hops: u16,
+    /// Bytes of the extension, a multiple of 8.
+    pub extension_len: u32,
+}
+
+impl EnvelopeHead {
+    /// Bytes in it.
+    #[cfg(not(loom))]
+    pub const SIZE: usize = size_of::<Self>();
+
+    /// Bytes before the payload in `body`, which begins with an envelope. `None`: it contradicts itself.
+    #[cfg(not(loom))]
+    pub fn total(body: &[u8]) -> Option<usize> {
+        let (head, behind) = Self::read_from_prefix(body).ok()?;
+        let extension = head.extension_len as usize;
+        let fits = extension <= behind.len() && extension.is_multiple_of(8);
+        fits.then_some(Self::SIZE + extension)
     }
 }
 

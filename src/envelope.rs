@@ -1,0 +1,234 @@
+//! What goes with a message, beside its payload.
+
+use std::time::{Duration, SystemTime};
+
+use xxhash_rust::xxh3::xxh3_64;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::shm::layout::EnvelopeHead;
+
+/// What a message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Something happened.
+    Event,
+    /// Do this.
+    Command,
+    /// Here is data.
+    Document,
+    /// The answer to a message.
+    Reply,
+    /// A kind that a later version knows.
+    Other(u8),
+}
+
+impl Kind {
+    const NAMES: [(Self, &'static str); 4] = [
+        (Self::Event, "event"),
+        (Self::Command, "command"),
+        (Self::Document, "document"),
+        (Self::Reply, "reply"),
+    ];
+
+    /// As it is written: `event`, `command`, `document`, `reply`, or `other`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let named = Self::NAMES.iter().find(|(kind, _)| *kind == self);
+        named.map_or("other", |(_, name)| name)
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Event => 1,
+            Self::Command => 2,
+            Self::Document => 3,
+            Self::Reply => 4,
+            Self::Other(number) => number,
+        }
+    }
+
+    fn from_number(number: u8) -> Self {
+        let named = Self::NAMES.iter().map(|&(kind, _)| kind);
+        let mut named = named.filter(|kind| kind.number() == number);
+        named.next().unwrap_or(Self::Other(number))
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Other(number) => write!(f, "kind {number}"),
+            kind => f.write_str(kind.name()),
+        }
+    }
+}
+
+/// What goes with a message: what it is for, its type, when it was sent, and, for requests and replies, which belongs to
+/// which. It stands before the payload, in 56 bytes; names go into an extension behind those. Messages sent without
+/// one have none, and pay nothing for it.
+///
+/// ```
+/// use buslane::{Envelope, Kind};
+///
+/// let envelope = Envelope::new(Kind::Document).of_type("shop.Order").sent_now();
+/// assert_eq!((envelope.kind(), envelope.type_name()), (Kind::Document, Some("shop.Order")));
+/// assert_eq!(envelope.type_id(), Envelope::id_of_type("shop.Order"));
+/// assert!(envelope.sent().is_some());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    head: EnvelopeHead,
+    /// Entries, each of a [`Tag`], a length, and as many bytes, filled up with zeros to a multiple of 8.
+    extension: Vec<u8>,
+}
+
+/// What an entry of the extension says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Tag {
+    TypeName = 1,
+}
+
+impl Envelope {
+    /// An envelope of a message of a kind, which says nothing else.
+    pub fn new(kind: Kind) -> Self {
+        let head = EnvelopeHead {
+            kind: kind.number(),
+            ..EnvelopeHead::default()
+        };
+        Self {
+            head,
+            extension: Vec::new(),
+        }
+    }
+
+    /// Says what type the payload is of, by its name.
+    pub fn of_type(mut self, name: &str) -> Self {
+        self.head.type_id = Self::id_of_type(name);
+        self.extend(Tag::TypeName, name.as_bytes());
+        self
+    }
+
+    /// Says when it was sent.
+    pub fn sent_at(mut self, time: SystemTime) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH);
+        self.head.sent_ns = since.unwrap_or_default().as_nanos() as u64;
+        self
+    }
+
+    /// Says that it is sent now.
+    pub fn sent_now(self) -> Self {
+        self.sent_at(SystemTime::now())
+    }
+
+    /// Says which messages belong together: a reply has that of its request.
+    pub fn correlated(mut self, correlation: u64) -> Self {
+        self.head.correlation = correlation;
+        self
+    }
+
+    /// What the message is for.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind::from_number(self.head.kind)
+    }
+
+    /// The name of the payload's type, if it says it.
+    #[must_use]
+    pub fn type_name(&self) -> Option<&str> {
+        std::str::from_utf8(self.entry(Tag::TypeName)?).ok()
+    }
+
+    /// A hash of the type's name; 0: it does not say.
+    #[must_use]
+    pub fn type_id(&self) -> u64 {
+        self.head.type_id
+    }
+
+    /// The hash of a type's name: XXH3, 64 bits.
+    #[must_use]
+    pub fn id_of_type(name: &str) -> u64 {
+        xxh3_64(name.as_bytes())
+    }
+
+    /// When it was sent, if it says so.
+    #[must_use]
+    pub fn sent(&self) -> Option<SystemTime> {
+        let since = Some(self.head.sent_ns).filter(|&ns| ns != 0)?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(since))
+    }
+
+    /// Which messages belong together; 0: it does not say.
+    #[must_use]
+    pub fn correlation(&self) -> u64 {
+        self.head.correlation
+    }
+
+    /// What stands before a payload.
+    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
+        (self.head.as_bytes(), &self.extension)
+    }
+
+    /// What was read before a payload; `None` if that is nothing.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let (head, extension) = EnvelopeHead::read_from_prefix(bytes).ok()?;
+        Some(Self {
+            head,
+            extension: extension.to_vec(),
+        })
+    }
+
+    fn extend(&mut self, tag: Tag, bytes: &[u8]) {
+        let head = [tag as u32, bytes.len() as u32];
+        self.extension.extend_from_slice(head.as_bytes());
+        self.extension.extend_from_slice(bytes);
+        let len = self.extension.len().next_multiple_of(8);
+        self.extension.resize(len, 0);
+        self.head.extension_len = len as u32;
+    }
+
+    /// The first entry of that tag. An extension that contradicts itself ends where it does.
+    fn entry(&self, tag: Tag) -> Option<&[u8]> {
+        let mut rest = &self.extension[..];
+        loop {
+            let ([found, len], behind) = <[u32; 2]>::read_from_prefix(rest).ok()?;
+            let entry = behind.get(..len as usize)?;
+            if found == tag as u32 {
+                return Some(entry);
+            }
+            rest = behind.get((len as usize).next_multiple_of(8)..)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_comes_back_as_it_was() {
+        let full = Envelope::new(Kind::Command)
+            .of_type("a name of 23 bytes ....")
+            .correlated(7)
+            .sent_now();
+        for envelope in [Envelope::new(Kind::Other(200)), full] {
+            let (head, extension) = envelope.parts();
+            assert_eq!(head.len(), 56);
+            assert!(extension.len().is_multiple_of(8));
+            let read = Envelope::read(&[head, extension].concat()).unwrap();
+            assert_eq!(read, envelope);
+            assert_eq!(read.type_name(), envelope.type_name());
+        }
+        assert_eq!(Envelope::read(&[]), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read(bytes: Vec<u8>) {
+            if let Some(envelope) = Envelope::read(&bytes) {
+                let _ = (envelope.kind().to_string(), envelope.type_name(), envelope.sent());
+            }
+        }
+    }
+}
