@@ -85,7 +85,7 @@ fn check(ring: &Ring, lane: usize, sequence: u64, found: Found) {
     assert!(found.word.is_message());
     assert_eq!(u64::from(found.word.sequence()), sequence, "a wrong frame");
     for (i, word) in ring
-        .read(found.payload(), found.word.len() as usize / 8)
+        .read(found.body(), found.word.len() as usize / 8)
         .into_iter()
         .enumerate()
     {
