@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bus::{Bus, escape};
 use crate::envelope::Envelope;
@@ -311,10 +311,17 @@ impl<T: ?Sized + Payload> Selection<T> {
     }
 
     fn next(&mut self, timeout: Option<Duration>) -> Result<Option<Found>> {
+        let mut until = None;
         loop {
             let found = self.next_now()?;
-            if found.is_some() || self.set.wait(&mut [&mut self.topics], timeout)?.is_none() {
+            if found.is_some() {
                 return Ok(found);
+            }
+            // Once, at the first miss: a look may say that there is something, and then there is nothing.
+            let until = *until.get_or_insert_with(|| Instant::now().checked_add(timeout?));
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if self.set.wait(&mut [&mut self.topics], left)?.is_none() {
+                return Ok(None);
             }
         }
     }
