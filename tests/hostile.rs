@@ -154,6 +154,20 @@ fn a_full_filesystem() {
     result.unwrap();
 }
 
+/// What [`replace`] puts there.
+const HOWS: [&str; 10] = [
+    "empty",
+    "garbage",
+    "version",
+    "kind",
+    "size",
+    "truncated",
+    "symlink",
+    "hard link",
+    "fifo",
+    "dir",
+];
+
 /// Puts something else where `path` was.
 fn replace(path: &Path, how: &str) {
     let whole = fs::read(path).unwrap();
@@ -183,20 +197,8 @@ fn replace(path: &Path, how: &str) {
 
 #[test]
 fn every_file_replaced_by_something_else() {
-    let hows = [
-        "empty",
-        "garbage",
-        "version",
-        "kind",
-        "size",
-        "truncated",
-        "symlink",
-        "hard link",
-        "fifo",
-        "dir",
-    ];
     for what in ["bus", "topic", "lane.", "cursor.", "members"] {
-        for how in hows {
+        for how in HOWS {
             let private = private();
             let bus = private.bus();
             let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
@@ -365,4 +367,152 @@ fn out_of_descriptors() {
     private.bus();
     private.child("without_descriptors", "").join();
     let _ = PATIENCE;
+}
+
+/// What a queue and a state have beside lanes and cursors.
+#[test]
+fn every_file_of_a_pattern_replaced_by_something_else() {
+    for what in ["q/group.", "q/claims.", "q/cursor.", "s/table.", "s/lane."] {
+        for how in HOWS {
+            let private = private();
+            let bus = private.bus();
+            let queue = bus.queue("q").unwrap();
+            let mut producer = queue.producer().unwrap();
+            let mut consumer = queue.consumer().unwrap();
+            producer.push(b"before").unwrap();
+            let held = consumer.recv().unwrap();
+            let board = bus.state("s").unwrap();
+            let mut writer = board.writer().unwrap();
+            writer.set(b"key", b"value").unwrap();
+            let mut reader = board.reader().unwrap();
+            assert_eq!(reader.get(b"key").unwrap(), Some(&b"value"[..]));
+            let (topic, prefix) = what.split_once('/').unwrap();
+            let dir = private.path.join("topics").join(topic);
+            let name = names(&dir)
+                .into_iter()
+                .find(|name| name.starts_with(prefix))
+                .unwrap();
+            replace(&dir.join(&name), how);
+            // Whatever these say: nothing panics, hangs, or is killed by a signal.
+            let mut said = Vec::new();
+            let mut note = |error: Option<Error>| said.extend(error);
+            note(producer.try_push(b"after").err());
+            note(consumer.try_recv().err());
+            note(held.ack().err());
+            note(writer.set(b"key", b"other").err());
+            note(reader.get(b"key").err());
+            let bus = Bus::at(&private.path).unwrap();
+            for name in ["q", "s"] {
+                note(bus.inspect(name).err());
+            }
+            match bus.queue("q") {
+                Err(e) => note(Some(e)),
+                Ok(queue) => {
+                    note(queue.producer().and_then(|mut p| p.try_push(b"x")).err());
+                    for group in ["default", "late"] {
+                        let consumer = queue.consumer_builder().group(group).open();
+                        note(consumer.and_then(|mut c| c.try_recv().map(drop)).err());
+                        note(queue.remove_group(group, true).err());
+                    }
+                }
+            }
+            match bus.state("s") {
+                Err(e) => note(Some(e)),
+                Ok(board) => {
+                    note(board.writer().and_then(|mut w| w.set(b"new", b"1")).err());
+                    let reader = board.reader();
+                    note(reader.and_then(|mut r| r.get(b"new").map(drop)).err());
+                    let reader = board.reader().unwrap();
+                    note(
+                        reader
+                            .watch(None)
+                            .and_then(|mut w| w.try_recv().map(drop))
+                            .err(),
+                    );
+                }
+            }
+            note(bus.reclaim().err());
+            drop((producer, consumer, writer, reader));
+            for name in ["q", "s"] {
+                note(bus.remove_topic(name, true).err());
+            }
+            for e in said {
+                assert!(!e.to_string().is_empty());
+                println!("{what} {how}: {e}");
+            }
+        }
+    }
+}
+
+/// Words of a file overwritten from `from` on, each round others.
+fn overwrite(path: &Path, from: u64, random: &mut impl FnMut() -> u64) {
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    let words = (file.metadata().unwrap().len() - from) / 8;
+    for _ in 0..words.min(200) {
+        let at = from + random() % words * 8;
+        // Small ones, too, that could be.
+        let word = random() >> (random() % 64);
+        file.write_all_at(&word.to_le_bytes(), at).unwrap();
+    }
+}
+
+#[test]
+fn claims_and_tables_overwritten_at_random() {
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..300 {
+        let private = private();
+        let bus = private.bus();
+        let queue = bus.queue_builder("q").capacity(4096).open().unwrap();
+        let mut producer = queue.producer().unwrap();
+        let mut consumer = queue.consumer().unwrap();
+        let mut late = queue.consumer().unwrap();
+        let board = bus.state_builder("s").keys(64).open().unwrap();
+        let mut writer = board.writer().unwrap();
+        let mut reader = board.reader().unwrap();
+        let mut watch = reader.watch(None).unwrap();
+        for n in 0..10_u8 {
+            producer.push(&[n; 20]).unwrap();
+            writer.set(&[n], &[n; 20]).unwrap();
+        }
+        let held = consumer.recv().unwrap();
+        let path = |topic: &str, prefix: &str| {
+            let dir = private.path.join("topics").join(topic);
+            let mut names = names(&dir).into_iter();
+            dir.join(names.find(|name| name.starts_with(prefix)).unwrap())
+        };
+        for _ in 0..3 {
+            overwrite(&path("q", "claims."), 4096, &mut random);
+            overwrite(&path("s", "table."), 128, &mut random);
+            for consumer in [&mut consumer, &mut late] {
+                for _ in 0..1000 {
+                    match consumer.try_recv() {
+                        Ok(Some(delivery)) => drop(delivery.ack()),
+                        Ok(None) => break,
+                        Err(e) => assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}"),
+                    }
+                }
+            }
+            let _ = producer.try_push(b"more");
+            for n in 0..20_u8 {
+                let _ = reader.get(&[n]).map(drop);
+                let _ = writer.set(&[n], b"again");
+            }
+            assert!(reader.entries().unwrap().take(1000).count() <= 64);
+            for _ in 0..1000 {
+                if !matches!(watch.try_recv(), Ok(Some(_))) {
+                    break;
+                }
+            }
+            let _ = bus.inspect("q").map(|report| report.tail(5));
+        }
+        let _ = held.ack();
+        drop((consumer, late, producer, writer));
+        let _ = bus.reclaim();
+    }
 }
