@@ -661,6 +661,47 @@ mod child {
         }
     }
 
+    /// What a forked child has of its parent does nothing.
+    #[test]
+    #[allow(unsafe_code)]
+    fn forking() {
+        use nix::sys::wait::{WaitStatus, waitpid};
+        use nix::unistd::{ForkResult, fork};
+        let Some((path, _)) = role() else { return };
+        let bus = Bus::at(path).unwrap();
+        let queue = bus.queue("jobs").unwrap();
+        let mut producer = queue.producer().unwrap();
+        let mut consumer = queue.consumer().unwrap();
+        let board = bus.state("board").unwrap();
+        let (mut writer, mut reader) = (board.writer().unwrap(), board.reader().unwrap());
+        writer.set(b"key", b"parent's").unwrap();
+        assert!(reader.get(b"key").unwrap().is_some());
+        push(&mut producer, 7);
+        let held = next(&mut consumer);
+        // SAFETY: the one other thread that uses memory is the harness's, which waits.
+        if let ForkResult::Parent { child } = unsafe { fork() }.unwrap() {
+            assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+            assert_eq!(number(&held), 7);
+            held.ack().unwrap();
+            assert!(consumer.is_empty().unwrap());
+            assert_eq!(reader.get(b"key").unwrap(), Some(&b"parent's"[..]));
+            return;
+        }
+        let forked = [
+            producer.try_push(b"child's").unwrap_err(),
+            consumer.try_recv().map(drop).unwrap_err(),
+            consumer.is_empty().unwrap_err(),
+            held.ack().unwrap_err(),
+            writer.set(b"key", b"child's").unwrap_err(),
+            reader.get(b"key").map(drop).unwrap_err(),
+        ];
+        for error in forked {
+            assert_eq!(error.kind(), ErrorKind::Forked, "{error}");
+        }
+        drop((producer, consumer, writer, reader));
+        std::process::exit(0);
+    }
+
     /// Puts everything off four times, then acknowledges.
     #[test]
     fn postponer() {
@@ -717,6 +758,13 @@ fn what_a_killed_consumer_held_goes_to_another() {
         waits[10], waits[19]
     );
     assert!(consumer.is_empty().unwrap());
+}
+
+#[test]
+fn a_forked_child_touches_nothing() {
+    let private = private();
+    private.child("forking", "").join();
+    assert_eq!(private.names("topics/jobs"), ["group.default", "topic"]);
 }
 
 /// Who dies while it puts a message off has either done so, or not.
