@@ -126,6 +126,7 @@ impl Bus {
             bus: self,
             name: name.to_owned(),
             capacity: None,
+            made_with: self.0.options.capacity,
             lossy: None,
             wait,
             create: true,
@@ -357,9 +358,73 @@ impl Bus {
         }
     }
 
+    /// Makes an inbox for replies: its number, which is not used again.
+    pub(crate) fn make_inbox(
+        &self,
+        carries: &Description,
+        capacity: usize,
+        wait: WaitStrategy,
+    ) -> Result<(u64, Arc<TopicInner>)> {
+        self.check_fork()?;
+        let sizes = [self.member(), 0, 0];
+        let config = carries.to_config(Pattern::Inbox, sizes).ok_or_else(|| {
+            let why = format!("the type's name has {} bytes", carries.name().len());
+            Error::new(ErrorKind::InvalidName, "make an inbox", carries.name(), why)
+                .advise("use at most 192")
+        })?;
+        capacity_or_error("make an inbox", carries.name(), capacity)?;
+        loop {
+            let random = files::random();
+            let number = random.map_err(|e| Error::system("make", "an inbox", e))?;
+            let dir = self.0.topics.dir(&reclaim::inbox_name(number), true)?;
+            match TopicFiles::create(dir, &reclaim::inbox_name(number), capacity, &config) {
+                // Who puts away what the dead have left may have taken it for that, while it was empty.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                made => {
+                    if let Some(files) = made?.filter(|_| number != 0) {
+                        return Ok((number, self.inner(files, wait)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The inbox with this number. `None`: it is gone.
+    pub(crate) fn open_inbox(
+        &self,
+        number: u64,
+        wait: WaitStrategy,
+    ) -> Result<Option<Arc<TopicInner>>> {
+        self.check_fork()?;
+        let name = reclaim::inbox_name(number);
+        let files = self.open_files(&name, &name)?;
+        let files = files.filter(|files| files.pattern == Pattern::Inbox);
+        Ok(files.map(|files| self.inner(files, wait)))
+    }
+
+    /// Whether there is an inbox with this number. What can't be looked at may be there.
+    pub(crate) fn has_inbox(&self, number: u64) -> bool {
+        let dir = self.0.topics.dir(&reclaim::inbox_name(number), false);
+        dir.map_or_else(|e| e.kind() != ErrorKind::NotFound, |_| true)
+    }
+
+    /// Removes an inbox of ours.
+    pub(crate) fn remove_inbox(&self, number: u64) -> Result<()> {
+        self.check_fork()?;
+        reclaim::remove_topic(&self.0.topics, &reclaim::inbox_name(number))
+    }
+
+    fn inner(&self, files: TopicFiles, wait: WaitStrategy) -> Arc<TopicInner> {
+        let bus = self.clone();
+        Arc::new(TopicInner { files, bus, wait })
+    }
+
     fn files(&self, name: &str) -> Result<Option<TopicFiles>> {
-        let escaped = escape(name)?;
-        match self.0.topics.dir(&escaped, false) {
+        self.open_files(&escape(name)?, name)
+    }
+
+    fn open_files(&self, escaped: &str, name: &str) -> Result<Option<TopicFiles>> {
+        match self.0.topics.dir(escaped, false) {
             Ok(dir) => TopicFiles::open(dir, name),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -553,7 +618,7 @@ impl BusBuilder {
     }
 }
 
-fn capacity_or_error(tried: &'static str, on: &str, capacity: usize) -> Result<()> {
+pub(crate) fn capacity_or_error(tried: &'static str, on: &str, capacity: usize) -> Result<()> {
     check_capacity(capacity as u64).map(drop).map_err(|why| {
         Error::new(ErrorKind::InvalidCapacity, tried, on, why)
             .advise("use a power of two, 4 KiB or more")
@@ -567,6 +632,8 @@ pub struct TopicBuilder<'a> {
     bus: &'a Bus,
     name: String,
     capacity: Option<usize>,
+    /// The capacity of one that is made without saying it.
+    made_with: usize,
     lossy: Option<bool>,
     wait: WaitStrategy,
     create: bool,
@@ -632,6 +699,12 @@ impl TopicBuilder<'_> {
         &self.name
     }
 
+    /// Bytes in each lane of this topic, if it is made now and nothing else is said.
+    pub(crate) fn made_with(mut self, bytes: usize) -> Self {
+        self.made_with = bytes;
+        self
+    }
+
     /// Opens a topic of one of these `patterns`, that carries `ours`; one that is missing is made of the first, with these
     /// `sizes`.
     pub(crate) fn open_inner(
@@ -644,6 +717,7 @@ impl TopicBuilder<'_> {
             bus,
             name,
             capacity,
+            made_with,
             lossy: _,
             wait,
             create,
@@ -661,7 +735,7 @@ impl TopicBuilder<'_> {
                     let why = format!("the type's name has {} bytes", ours.name().len());
                     Error::new(ErrorKind::InvalidName, tried, &*name, why).advise("use at most 192")
                 })?;
-                let capacity = capacity.unwrap_or(bus.0.options.capacity);
+                let capacity = capacity.unwrap_or(made_with);
                 let dir = bus.0.topics.dir(&escaped, true)?;
                 let files = TopicFiles::create(dir, &name, capacity, &config)?;
                 roster::topics_changed(&bus.0.control);
@@ -693,11 +767,7 @@ impl TopicBuilder<'_> {
             );
             return mismatch(why, "leave the capacity out, or use another topic");
         }
-        Ok(Arc::new(TopicInner {
-            files,
-            bus: bus.clone(),
-            wait,
-        }))
+        Ok(bus.inner(files, wait))
     }
 }
 
@@ -804,10 +874,10 @@ impl<T: ?Sized + Payload> Topic<T> {
     }
 }
 
-/// The name that was escaped. `None`: it is none.
+/// The name that was escaped. `None`: it is none, as that of an inbox.
 pub(crate) fn unescape(escaped: &str) -> Option<String> {
     let name = percent_decode_str(escaped).decode_utf8().ok()?;
-    Some(name.into_owned())
+    (!reclaim::is_inbox(escaped)).then(|| name.into_owned())
 }
 
 /// A topic's name as a directory's: one name, whatever it contains.

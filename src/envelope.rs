@@ -6,6 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::shm::layout::EnvelopeHead;
+use crate::wait::now_ns;
 
 /// What a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,7 +39,7 @@ impl Kind {
         named.map_or("other", |(_, name)| name)
     }
 
-    fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Self::Event => 1,
             Self::Command => 2,
@@ -48,7 +49,7 @@ impl Kind {
         }
     }
 
-    fn from_number(number: u8) -> Self {
+    pub(crate) fn from_number(number: u8) -> Self {
         let named = Self::NAMES.iter().map(|&(kind, _)| kind);
         let mut named = named.filter(|kind| kind.number() == number);
         named.next().unwrap_or(Self::Other(number))
@@ -88,6 +89,8 @@ pub struct Envelope {
 #[repr(u32)]
 enum Tag {
     TypeName = 1,
+    /// The name of a service that has passed it on.
+    Hop = 2,
 }
 
 impl Envelope {
@@ -165,6 +168,45 @@ impl Envelope {
         self.head.correlation
     }
 
+    /// How long it is worth anything yet: zero if that time has passed, `None` if it always is.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        time_left(&self.head)
+    }
+
+    /// How many services have passed it on.
+    #[must_use]
+    pub fn hops(&self) -> u16 {
+        self.head.hops
+    }
+
+    /// The services that have passed it on, the first one first.
+    pub fn trace(&self) -> impl Iterator<Item = &str> {
+        let hops = self.entries().filter(|(tag, _)| *tag == Tag::Hop as u32);
+        hops.filter_map(|(_, name)| std::str::from_utf8(name).ok())
+    }
+
+    /// Passes it on: one more service that it came through.
+    pub(crate) fn passed_on_by(mut self, service: &str) -> Self {
+        self.head.hops = self.head.hops.saturating_add(1);
+        self.extend(Tag::Hop, service.as_bytes());
+        self
+    }
+
+    /// With this head, and the extension that it has.
+    pub(crate) fn with_head(self, head: EnvelopeHead) -> Self {
+        let extension_len = self.head.extension_len;
+        let head = EnvelopeHead {
+            extension_len,
+            ..head
+        };
+        Self { head, ..self }
+    }
+
+    pub(crate) fn head(&self) -> &EnvelopeHead {
+        &self.head
+    }
+
     /// What stands before a payload.
     pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
         (self.head.as_bytes(), &self.extension)
@@ -188,18 +230,30 @@ impl Envelope {
         self.head.extension_len = len as u32;
     }
 
-    /// The first entry of that tag. An extension that contradicts itself ends where it does.
+    /// The first entry of that tag.
     fn entry(&self, tag: Tag) -> Option<&[u8]> {
-        let mut rest = &self.extension[..];
-        loop {
-            let ([found, len], behind) = <[u32; 2]>::read_from_prefix(rest).ok()?;
-            let entry = behind.get(..len as usize)?;
-            if found == tag as u32 {
-                return Some(entry);
-            }
-            rest = behind.get((len as usize).next_multiple_of(8)..)?;
-        }
+        let mut entries = self.entries();
+        Some(entries.find(|(found, _)| *found == tag as u32)?.1)
     }
+
+    /// The entries of the extension. One that contradicts itself ends where it does.
+    fn entries(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        let mut rest = &self.extension[..];
+        std::iter::from_fn(move || {
+            let ([tag, len], behind) = <[u32; 2]>::read_from_prefix(rest).ok()?;
+            let entry = behind.get(..len as usize)?;
+            rest = behind
+                .get((len as usize).next_multiple_of(8)..)
+                .unwrap_or_default();
+            Some((tag, entry))
+        })
+    }
+}
+
+/// How long a message is worth anything yet; `None`: always.
+pub(crate) fn time_left(head: &EnvelopeHead) -> Option<Duration> {
+    let deadline_ns = Some(head.deadline_ns).filter(|&ns| ns != 0)?;
+    Some(Duration::from_nanos(deadline_ns.saturating_sub(now_ns())))
 }
 
 #[cfg(test)]

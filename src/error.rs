@@ -16,7 +16,8 @@ pub enum ErrorKind {
     InvalidCapacity,
     /// The file mode lets others write, or keeps the owner out.
     InvalidMode,
-    /// The message is longer than a frame of this lane may be, or a key or value than a state's.
+    /// The message is longer than a frame of this lane may be, a reply than its inbox takes, or a key or value than a
+    /// state's.
     TooLong,
     /// There is no room now: the slowest subscriber has not yet released enough, or a state has all its keys.
     Full,
@@ -31,6 +32,12 @@ pub enum ErrorKind {
     /// The delivery is not this consumer's any more: its lease has run out, and the message was given to another, or its
     /// group was removed.
     LeaseLost,
+    /// No server was there for the request, and none has had it.
+    NoServer,
+    /// A server died over the request, or gave it up: it may have been done, and no reply will come.
+    ServerDied,
+    /// Who asked does not want the reply any more, or has gone.
+    Cancelled,
     /// There is no such bus or topic, and it was not to be made.
     NotFound,
     /// Somebody who lives uses what was to be removed.

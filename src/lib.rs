@@ -56,6 +56,8 @@ mod queue;
 #[cfg(not(loom))]
 mod reactor;
 #[cfg(not(loom))]
+mod request;
+#[cfg(not(loom))]
 mod select;
 #[cfg(not(loom))]
 mod shm;
@@ -86,6 +88,10 @@ pub use self::{
     pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
     queue::{
         Consumer, ConsumerBuilder, DeadLetter, Deliveries, Delivery, Producer, Queue, QueueBuilder,
+    },
+    request::{
+        Answer, CallOptions, Client, ClientBuilder, DEFAULT_SERVICE_CAPACITY, Pending, Refusal,
+        Reply, ReplySink, ReplyStream, Request, Server, ServerBuilder, Service, ServiceBuilder,
     },
     select::{Selected, Selection},
     shm::members::Owner,

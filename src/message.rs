@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::envelope::Envelope;
 use crate::shm::layout::{Pattern, TopicConfig};
 
 /// A type whose values can be sent as they lie in memory, and read in place.
@@ -57,9 +58,23 @@ pub trait Payload: sealed::Sealed + 'static {
     #[doc(hidden)]
     fn in_frame(bytes: &[u8]) -> &Self;
 
+    /// A copy of what a frame holds that has this size; it need not be aligned.
+    #[doc(hidden)]
+    fn read(bytes: &[u8]) -> Self::Owned;
+
     /// A copy that outlives the frame.
     #[doc(hidden)]
-    fn copied(&self) -> Self::Owned;
+    fn copied(&self) -> Self::Owned {
+        Self::read(self.bytes())
+    }
+
+    /// As it lies in a frame.
+    #[doc(hidden)]
+    fn bytes(&self) -> &[u8];
+
+    /// The hash of the type's name; 0 if it has none.
+    #[doc(hidden)]
+    fn type_id() -> u64;
 
     /// How a topic describes it.
     #[doc(hidden)]
@@ -78,8 +93,17 @@ impl Payload for [u8] {
         bytes
     }
 
-    fn copied(&self) -> Vec<u8> {
-        self.to_vec()
+    fn read(bytes: &[u8]) -> Vec<u8> {
+        bytes.to_vec()
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn type_id() -> u64 {
+        0
     }
 
     fn describe() -> Description {
@@ -104,10 +128,19 @@ impl<T: Message + 'static> Payload for T {
         T::ref_from_bytes(bytes).expect("as many bytes as the type has, aligned")
     }
 
-    fn copied(&self) -> T {
+    fn read(bytes: &[u8]) -> T {
         let mut copy = T::new_zeroed();
-        copy.as_mut_bytes().copy_from_slice(self.as_bytes());
+        copy.as_mut_bytes().copy_from_slice(bytes);
         copy
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+
+    fn type_id() -> u64 {
+        Envelope::id_of_type(T::NAME)
     }
 
     fn describe() -> Description {

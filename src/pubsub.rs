@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
+use zerocopy::FromBytes;
+
 use crate::bus::{TopicInner, forked};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Lost, Result};
@@ -18,7 +20,7 @@ use crate::presence;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Boundary, Found, Missed, Outside, Reader, Track, Trouble, Writer};
-use crate::shm::layout::max_len;
+use crate::shm::layout::{EnvelopeHead, max_len};
 use crate::shm::park::{self, Ticket, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
 use crate::shm::{futex, reclaim};
@@ -344,7 +346,7 @@ impl Waitable for Room<'_> {
     fn is_ready(&mut self) -> Result<bool> {
         let Self { sender, len } = self;
         sender.check_fork()?;
-        if *len > sender.max_len {
+        if *len > sender.max_len + EnvelopeHead::SIZE {
             // To be told.
             return Ok(true);
         }
@@ -502,6 +504,62 @@ impl<T: ?Sized + Payload> Publisher<T> {
         Ready::new(Delivered { sender, target }, sleep).await
     }
 
+    /// The number of its lane.
+    pub(crate) fn lane(&self) -> u64 {
+        self.sender.id
+    }
+
+    /// The low 32 bits of the number that the next message gets.
+    pub(crate) fn next_sequence(&self) -> u32 {
+        self.sender.lane.next_sequence() as u32
+    }
+
+    /// Whether a consumer of the group takes messages of this kind.
+    pub(crate) fn any_takes(&mut self, group: u64, kind: u8) -> Result<bool> {
+        self.sender.check_fork()?;
+        self.sender.refresh()?;
+        Ok(self.sender.readers.any_takes(group, kind))
+    }
+
+    /// Sends a copy of `bytes` in an envelope, waiting at most so long for room.
+    #[inline]
+    pub(crate) fn send_within(
+        &mut self,
+        envelope: &Envelope,
+        bytes: &[u8],
+        patience: Patience,
+    ) -> Result<()> {
+        self.sender.send_with(envelope, bytes, patience)
+    }
+
+    /// Waits until there is room for an envelope and `len` bytes.
+    pub(crate) async fn wait_for_room(&mut self, envelope: &Envelope, len: usize) -> Result<()> {
+        let Self { sender, sleep, .. } = self;
+        let (head, extension) = envelope.parts();
+        let len = head.len() + extension.len() + len;
+        Ready::new(Room { sender, len }, sleep).await
+    }
+
+    /// Has all that sleep on its topic look again.
+    pub(crate) fn ring(&self) {
+        park::ring(&self.sender.topic.files.control);
+    }
+
+    /// Sends what `fill` writes into `len` bytes behind an envelope, waiting at most so long for room.
+    #[inline]
+    pub(crate) fn send_filled(
+        &mut self,
+        envelope: &Envelope,
+        len: usize,
+        patience: Patience,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<()> {
+        let mut loan = Loan::<[u8]>::open_with(&mut self.sender, envelope, len, patience)?;
+        fill(&mut loan);
+        loan.commit();
+        Ok(())
+    }
+
     /// Sends a copy of `bytes`, once there is room.
     pub(crate) async fn send_bytes_async(&mut self, bytes: &[u8]) -> Result<()> {
         let Self { sender, sleep, .. } = self;
@@ -620,7 +678,7 @@ impl Publisher<[u8]> {
     ///
     /// As for [`send_with`](Self::send_with).
     pub fn loan_with(&mut self, envelope: &Envelope, len: usize) -> Result<Loan<'_>> {
-        Loan::open_with(&mut self.sender, envelope, len)
+        Loan::open_with(&mut self.sender, envelope, len, None)
     }
 
     /// A sink that sends copies of what it is given.
@@ -804,8 +862,13 @@ impl<'a, T: ?Sized> Loan<'a, T> {
         Ok(Self::lend(sender, at, len, 0))
     }
 
-    fn open_with(sender: &'a mut Sender, envelope: &Envelope, len: usize) -> Result<Self> {
-        let (at, before) = sender.claim_with(envelope, len, None)?;
+    fn open_with(
+        sender: &'a mut Sender,
+        envelope: &Envelope,
+        len: usize,
+        patience: Patience,
+    ) -> Result<Self> {
+        let (at, before) = sender.claim_with(envelope, len, patience)?;
         Ok(Self::lend(sender, at, len, before))
     }
 
@@ -1524,8 +1587,21 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         &self.receiver.topic
     }
 
+    #[inline]
     pub(crate) fn find(&mut self) -> Result<Option<Found>> {
         self.receiver.find()
+    }
+
+    /// The beginning of the envelope of what was found just now. `None`: it has none.
+    #[inline]
+    pub(crate) fn head_of(&mut self, found: Found) -> Result<Option<EnvelopeHead>> {
+        let receiver = &mut self.receiver;
+        if receiver.envelope_len(found)? == 0 {
+            return Ok(None);
+        }
+        let parts = receiver.sources[receiver.at].reader.parts(found);
+        let head = parts.and_then(|(envelope, _)| EnvelopeHead::read_from_prefix(envelope).ok());
+        Ok(head.map(|(head, _)| head))
     }
 
     pub(crate) fn has_news(&mut self) -> Result<bool> {

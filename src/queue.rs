@@ -170,7 +170,7 @@ impl<T: ?Sized + Payload> Queue<T> {
     /// `NoSpace` if the lane can't be allocated, `Mismatch` if the type is larger than a message may be, `Forked`, and
     /// the system's.
     pub fn producer(&self) -> Result<Producer<T>> {
-        Ok(Producer(Publisher::join(&self.inner)?))
+        Producer::join(&self.inner)
     }
 
     /// Joins it as a consumer of the group `default`.
@@ -247,6 +247,10 @@ impl<T: ?Sized> fmt::Debug for Producer<T> {
 }
 
 impl<T: ?Sized + Payload> Producer<T> {
+    pub(crate) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+        Ok(Self(Publisher::join(topic)?))
+    }
+
     /// The queue's name.
     #[must_use]
     pub fn queue_name(&self) -> &str {
@@ -257,6 +261,16 @@ impl<T: ?Sized + Payload> Producer<T> {
     #[must_use]
     pub fn max_len(&self) -> usize {
         self.0.max_len()
+    }
+
+    /// Pushes a copy of `message` in an envelope, waiting at most so long for room.
+    pub(crate) fn push_within(
+        &mut self,
+        envelope: &Envelope,
+        message: &T,
+        patience: Option<Duration>,
+    ) -> Result<()> {
+        self.0.send_within(envelope, message.bytes(), patience)
     }
 
     /// How many consumers there are now, of all groups; another may join or leave meanwhile.

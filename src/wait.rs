@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFd;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::error::Result;
@@ -149,6 +150,13 @@ impl Waiter {
         self.slept = true;
         Next::Sleep(left.map_or(SLICE, |left| left.min(SLICE)))
     }
+}
+
+/// The clock that deadlines are by, and messages put off: that of the machine since it started, in nanoseconds.
+pub(crate) fn now_ns() -> u64 {
+    // Fails for no clock that there is.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    now.as_nanos() as u64
 }
 
 /// Whether the machine has one processor: whoever is waited for can't run while we look. (Not this process's affinity:

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hint;
 use std::marker::PhantomData;
+use std::mem::offset_of;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::DEFAULT;
 use super::delivery::{self, Deliveries, Delivery, Home, Item, Seat, Share};
-use super::records::{self, PutOff};
+use super::records::PutOff;
 use crate::bus::{TopicInner, escape};
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::{MessageStream, Receive};
@@ -18,12 +19,12 @@ use crate::message::Payload;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::claims::{Offer, Walk};
 use crate::shm::lane::{self, Corrupt};
-use crate::shm::layout::{Claim, Fate, GroupConfig};
+use crate::shm::layout::{Claim, EnvelopeHead, Fate, GroupConfig};
 use crate::shm::park::Ticket;
 use crate::shm::segment::Access;
 use crate::shm::topic::CURSOR;
 use crate::shm::{futex, park, reclaim, roster};
-use crate::wait::{Next, Waitable, Waiter};
+use crate::wait::{Next, Waitable, Waiter, now_ns};
 
 /// Messages taken from one lane before the others are looked at.
 const TURN: u32 = 64;
@@ -65,17 +66,19 @@ pub struct ConsumerBuilder<T: ?Sized = [u8]> {
     lease: Option<Duration>,
     max_attempts: Option<u8>,
     dead_letter: Option<String>,
+    kinds: u64,
     kind: PhantomData<fn() -> Box<T>>,
 }
 
 impl<T: ?Sized + Payload> ConsumerBuilder<T> {
-    pub(super) fn new(topic: &Arc<TopicInner>) -> Self {
+    pub(crate) fn new(topic: &Arc<TopicInner>) -> Self {
         Self {
             topic: Arc::clone(topic),
             group: DEFAULT.to_owned(),
             lease: None,
             max_attempts: None,
             dead_letter: None,
+            kinds: 0,
             kind: PhantomData,
         }
     }
@@ -105,6 +108,12 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
     /// when it is needed. See [`DeadLetter`](super::DeadLetter).
     pub fn dead_letter(mut self, topic: &str) -> Self {
         self.dead_letter = Some(topic.to_owned());
+        self
+    }
+
+    /// Which kinds of messages it takes, as its cursor has them; the others are left to other consumers.
+    pub(crate) fn kinds(mut self, kinds: u64) -> Self {
+        self.kinds = kinds;
         self
     }
 
@@ -146,6 +155,7 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
             lease: (!lease.is_zero()).then_some(lease),
             max_attempts: config.max_attempts,
             dead_letter,
+            kinds: self.kinds,
             outbox: Mutex::default(),
         });
         let seat = Seat::take(&home, topic, group.id)?;
@@ -352,21 +362,45 @@ impl Source {
     /// The next message that nobody has. Those that are put off are passed until they are due.
     #[inline]
     fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
-        if self.share.seat.is_for_retries() {
-            self.find_due()
+        let kinds = self.share.seat.home.kinds;
+        loop {
+            let offer = if self.share.seat.is_for_retries() {
+                self.find_due()?
+            } else {
+                self.walk.find()?
+            };
+            match offer {
+                Some(offer) if kinds != 0 && !roster::takes(kinds, self.kind_of(offer)) => {
+                    self.walk.pass(offer.found);
+                }
+                offer => return Ok(offer),
+            }
+        }
+    }
+
+    /// The kind that its envelope says; 0 if it has none.
+    fn kind_of(&self, offer: Offer) -> u8 {
+        let (envelope, has_one) = if self.share.seat.is_for_retries() {
+            let len = offset_of!(PutOff, envelope) / 8;
+            (size_of::<PutOff>(), self.walk.peek(offer, len as u64) != 0)
         } else {
-            self.walk.find()
+            (0, !offer.found.word.is_plain())
+        };
+        let at = envelope + offset_of!(EnvelopeHead, kind);
+        match has_one && offer.found.word.len() as usize > at {
+            true => self.walk.peek(offer, at as u64 / 8).to_le_bytes()[at % 8],
+            false => 0,
         }
     }
 
     fn find_due(&mut self) -> Result<Option<Offer>, Corrupt> {
-        let now_ns = records::now_ns();
+        let now_ns = now_ns();
         if self.due_ns <= now_ns {
             self.due_ns = u64::MAX;
             self.walk.rewind();
         }
         while let Some(offer) = self.walk.find()? {
-            let due_ns = self.walk.first_word(offer);
+            let due_ns = self.walk.peek(offer, 0);
             if due_ns <= now_ns {
                 return Ok(Some(offer));
             }
@@ -873,7 +907,7 @@ impl Waitable for Desk {
         let due_ns = self.sources().map(|source| source.due_ns).min();
         let due_ns = due_ns.filter(|&due_ns| due_ns < u64::MAX);
         let due = due_ns.and_then(|due_ns| {
-            let left = due_ns.saturating_sub(records::now_ns());
+            let left = due_ns.saturating_sub(now_ns());
             Instant::now().checked_add(Duration::from_nanos(left))
         });
         [self.look_at_all, self.leases.next, due]

@@ -17,9 +17,10 @@ use crate::pubsub::Publisher;
 use crate::shm::claims::Claims;
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Found};
-use crate::shm::layout::{Claim, Fate, Pattern};
+use crate::shm::layout::{Claim, EnvelopeHead, Fate, Pattern};
 use crate::shm::roster::{self, Cursor};
 use crate::shm::{park, reclaim};
+use crate::wait::now_ns;
 
 /// What all that a consumer has is for: a group of a queue.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(super) struct Home {
     pub max_attempts: u64,
     /// Where dead letters go.
     pub dead_letter: String,
+    /// Which kinds of messages are taken, as a cursor has them.
+    pub kinds: u64,
     pub outbox: Mutex<Outbox>,
 }
 
@@ -60,7 +63,9 @@ pub(super) struct Seat {
 impl Seat {
     /// Takes a place in the group with this number, whose lock is held.
     pub fn take(home: &Arc<Home>, topic: &Arc<TopicInner>, group: u64) -> Result<Self> {
-        let (lock, cursor) = topic.files.new_consumer(topic.bus.member(), group)?;
+        let (lock, cursor) = topic
+            .files
+            .new_consumer(topic.bus.member(), group, home.kinds)?;
         cursor.set_joined();
         roster::changed(&topic.files.control);
         Ok(Self {
@@ -212,9 +217,15 @@ impl Share {
         )
     }
 
+    #[inline]
     fn ack(&self, item: &Item) -> Result<()> {
+        self.end(item, Fate::Acked)
+    }
+
+    #[inline]
+    fn end(&self, item: &Item, fate: Fate) -> Result<()> {
         self.seat.check_fork()?;
-        if !self.claims.ack(item.claim) {
+        if !self.claims.end(item.claim, fate) {
             return Err(self.lost(item, "acknowledge a message of"));
         }
         self.claims.advance();
@@ -272,7 +283,7 @@ impl Share {
         let (envelope, payload) = self.parts(item);
         let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         let head = PutOff {
-            due_ns: records::now_ns().saturating_add(after_ns),
+            due_ns: now_ns().saturating_add(after_ns),
             attempts: item.attempts(),
             lane,
             sequence: u64::from(sequence),
@@ -328,17 +339,9 @@ impl Share {
 
 /// Opens a queue of bytes beside another one, made if it is missing, with longer lanes.
 fn beside(queue: &Arc<TopicInner>, name: &str) -> Result<Arc<TopicInner>> {
-    let bytes = <[u8]>::describe();
-    let open = |builder: crate::bus::TopicBuilder<'_>| {
-        builder.open_inner(&[Pattern::Queue], &bytes, [0; 3])
-    };
-    match open(queue.bus.topic_builder(name).create(false)) {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            let capacity = records::capacity_beside(queue.files.capacity);
-            open(queue.bus.topic_builder(name).capacity(capacity))
-        }
-        opened => opened,
-    }
+    let longer = records::capacity_beside(queue.files.capacity);
+    let builder = queue.bus.topic_builder(name).made_with(longer);
+    builder.open_inner(&[Pattern::Queue], &<[u8]>::describe(), [0; 3])
 }
 
 /// The group's retry topic, if there is one.
@@ -386,6 +389,34 @@ impl<T: ?Sized + Payload> Delivery<T> {
     #[must_use]
     pub fn envelope(&self) -> Option<Envelope> {
         Envelope::read(self.share.parts(&self.item).0)
+    }
+
+    /// The beginning of its envelope.
+    pub(crate) fn head(&self) -> Option<EnvelopeHead> {
+        let (envelope, _) = self.share.parts(&self.item);
+        let (head, _) = EnvelopeHead::read_from_prefix(envelope).ok()?;
+        Some(head)
+    }
+
+    /// Before it is shown to anyone: nobody else is to get it, whatever happens. `false`: it is not wanted any more, or was
+    /// taken away.
+    pub(crate) fn begin_once(&mut self) -> bool {
+        let once = self.share.claims.begin_once(self.item.claim);
+        self.item.claim = once.unwrap_or(self.item.claim);
+        once.is_some()
+    }
+
+    /// Whether it is still this consumer's, and wanted.
+    #[inline]
+    pub(crate) fn is_wanted(&self) -> Result<bool> {
+        self.share.seat.check_fork()?;
+        Ok(self.share.claims.holds(self.item.claim))
+    }
+
+    /// It is done with, in this way.
+    #[inline]
+    pub(crate) fn end(self, fate: Fate) -> Result<()> {
+        self.finish(|share, item| share.end(item, fate))
     }
 
     /// The number of the lane it was pushed to: one for each producer at a time.

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use nix::time::{ClockId, clock_gettime};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::delivery::Share;
@@ -12,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct PutOff {
-    /// When it may be delivered again: [`now_ns`]. The first word: it is looked at before the message is claimed.
+    /// When it may be delivered again: [`now_ns`](crate::wait::now_ns). The first word: it is looked at before the message is claimed.
     pub due_ns: u64,
     /// How often it was delivered before.
     pub attempts: u64,
@@ -39,13 +38,6 @@ impl PutOff {
         let (envelope, payload) = rest.split_at_checked(head.envelope as usize)?;
         Some((head, envelope, payload))
     }
-}
-
-/// The clock that messages are put off by: that of the machine since it started, in nanoseconds.
-pub(super) fn now_ns() -> u64 {
-    // Fails for no clock that there is.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    now.as_nanos() as u64
 }
 
 /// Where a group's messages are that were put off.

@@ -23,11 +23,18 @@
 //! if it is there, unacknowledged, the message is done with here; else it is freed. That fails if the copy was handed out
 //! meanwhile.
 //!
+//! # What the sender of a message may do with its claim
+//!
+//! It may look at it, to see that nobody will answer; and cancel it. What nobody has is then acknowledged, as if somebody
+//! had been faster. What somebody has stays where it is, for its bytes are being read; the owner may see that it is
+//! *cancelled*, and acknowledges it in any case. Of what is to be done at most once, the owner says *once* before it shows
+//! it to anyone: a death ends such a claim, and does not free it.
+//!
 //! # Every shared word, its writers and its ordering
 //!
 //! | word | written by | ordering and its partner |
 //! |---|---|---|
-//! | claim | consumers, and who puts one away | `Release` in [`Claims::swap`], with the fence in [`Claims::claim`]: the loads of the payload come before the acknowledgement; what an earlier holder has done is seen by the next |
+//! | claim | consumers, who puts one away, and the lane's writer, to cancel | `Release` in [`Claims::swap`], with the fence in [`Claims::claim`]: the loads of the payload come before the acknowledgement; what an earlier holder has done is seen by the next |
 //! | head | the same | `Release` in [`Claims::advance`], with the `Acquire` fence in `roster::Readers::lowest`: all loads of what is then overwritten; and with the `Acquire` in [`Claims::head`]: what stands there |
 //! | `again` | the same | `Release` in [`Claims::offer`], with the fence in [`Walk::find`]: the claims that were given back |
 //!
@@ -107,13 +114,13 @@ impl Claims {
 
     fn is_acked(&self, sequence: u32) -> bool {
         let claim = self.claim(sequence);
-        claim.is(Fate::Acked) && claim.sequence() == sequence
+        claim.is_done() && claim.sequence() == sequence
     }
 
     /// How often a message was delivered that may be claimed, whose claim is `claim`. `None`: somebody has it, or had it.
     fn attempts_of(&self, claim: Claim, sequence: u32) -> Option<u64> {
         let before = sequence.wrapping_sub(self.table.len() as u32);
-        if claim.0 == 0 || (claim.sequence() == before && claim.is(Fate::Acked)) {
+        if claim.0 == 0 || (claim.sequence() == before && claim.is_done()) {
             Some(0)
         } else if claim.sequence() == sequence && claim.is(Fate::Free) {
             Some(claim.attempts())
@@ -132,12 +139,71 @@ impl Claims {
     /// Marks a message as done with, and moves nothing: [`advance`](Self::advance) must follow. `false`: the claim was lost.
     #[inline]
     pub fn ack(&self, claim: Claim) -> bool {
-        self.swap(claim, claim.sequence(), claim.with(Fate::Acked))
+        self.end(claim, Fate::Acked)
     }
 
-    /// Gives a claim back, quietly: [`offer`](Self::offer) tells the others. `false`: it was lost.
+    /// Marks a message as done with in another way, unless it was cancelled; as [`ack`](Self::ack).
+    #[inline]
+    pub fn end(&self, claim: Claim, fate: Fate) -> bool {
+        let cancelled = claim.with(Fate::Cancelled);
+        let acked = claim.with(Fate::Acked);
+        self.swap(claim, claim.sequence(), claim.with(fate))
+            || self.swap(cancelled, claim.sequence(), acked)
+    }
+
+    /// Gives a claim back, quietly: [`offer`](Self::offer) tells the others. `false`: it was lost, or cancelled.
     pub fn free(&self, claim: Claim) -> bool {
-        self.swap(claim, claim.sequence(), claim.with(Fate::Free))
+        let freed = self.swap(claim, claim.sequence(), claim.with(Fate::Free));
+        if !freed && self.ack(claim) {
+            self.advance();
+        }
+        freed
+    }
+
+    /// Its owner's: nobody else is to get it. `None`: it was lost, or cancelled.
+    pub fn begin_once(&self, claim: Claim) -> Option<Claim> {
+        let once = claim.with(Fate::Once);
+        self.swap(claim, claim.sequence(), once).then_some(once)
+    }
+
+    /// What became of a message, as its sender sees it. What its owner did before is visible.
+    pub fn progress(&self, sequence: u32) -> Progress {
+        let claim = self.claim(sequence);
+        if let Some(attempts) = self.attempts_of(claim, sequence) {
+            return Progress::Waits { attempts };
+        }
+        match claim.sequence() == sequence {
+            true if claim.is(Fate::Died) => Progress::Died,
+            true if claim.is(Fate::Unanswered) => Progress::Unanswered,
+            _ => Progress::Goes,
+        }
+    }
+
+    /// Its sender's: if nobody has it, nobody gets it; how often it was delivered so far. `None`: somebody has it.
+    pub fn withdraw(&self, sequence: u32) -> Option<u64> {
+        let claim = self.claim(sequence);
+        let attempts = self.attempts_of(claim, sequence)?;
+        let acked = Claim::new(sequence, 0, attempts, Fate::Acked);
+        let withdrawn = self.swap(claim, sequence, acked);
+        if withdrawn {
+            self.advance();
+        }
+        withdrawn.then_some(attempts)
+    }
+
+    /// Its sender's: if nobody has it, nobody gets it; else who has it may see that it is not wanted.
+    pub fn cancel(&self, sequence: u32) {
+        while self.withdraw(sequence).is_none() {
+            let claim = self.claim(sequence);
+            let is_held = claim.is(Fate::Claimed) || claim.is(Fate::Once);
+            if claim.sequence() == sequence && is_held {
+                if self.swap(claim, sequence, claim.with(Fate::Cancelled)) {
+                    return;
+                }
+            } else if self.attempts_of(claim, sequence).is_none() {
+                return;
+            }
+        }
     }
 
     /// Says that its owner copies a message elsewhere, to acknowledge it then: its claim from now on. Should the owner die,
@@ -166,24 +232,33 @@ impl Claims {
         park::ring(control);
     }
 
-    /// Frees all claims of a consumer that has gone, but what it was moving; whether there were any.
+    /// Ends all claims of a consumer that has gone, but what it was moving; whether one is free now. What was done with by
+    /// this is behind the head only after [`advance`](Self::advance).
     pub fn free_all_of(&self, owner: u64) -> bool {
         let mut freed = false;
         for held in self
-            .with_fate(Fate::Claimed)
+            .all()
             .filter(|claim| claim.owner() == owner & Claim::OWNERS)
         {
-            freed |= self.free(held);
+            if held.is(Fate::Claimed) {
+                freed |= self.free(held);
+            } else if held.is(Fate::Once) {
+                self.end(held, Fate::Died);
+            } else if held.is(Fate::Cancelled) {
+                self.ack(held);
+            }
         }
         freed
     }
 
+    fn all(&self) -> impl Iterator<Item = Claim> {
+        let words = self.table.iter();
+        words.map(|word| Claim(word.load(Ordering::Relaxed)))
+    }
+
     /// All claims of which this became.
     pub fn with_fate(&self, fate: Fate) -> impl Iterator<Item = Claim> {
-        self.table
-            .iter()
-            .map(|word| Claim(word.load(Ordering::Relaxed)))
-            .filter(move |claim| claim.is(fate))
+        self.all().filter(move |claim| claim.is(fate))
     }
 
     /// Moves the head over all that is acknowledged, after [`ack`](Self::ack), and wakes the writer if that was waited for.
@@ -292,6 +367,22 @@ impl Claims {
     }
 }
 
+/// What became of a message, as its sender sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nobody has it; it was delivered so often.
+    Waits {
+        /// Deliveries that came to nothing.
+        attempts: u64,
+    },
+    /// Somebody has it, or has done it.
+    Goes,
+    /// Who had it died over it, and nobody else gets it.
+    Died,
+    /// It is done, and there was no room for the reply.
+    Unanswered,
+}
+
 impl Offer {
     /// How often it was delivered so far.
     pub fn attempts(&self) -> u64 {
@@ -387,9 +478,9 @@ impl Walk {
         Ok(None)
     }
 
-    /// The first word of what was found. It may be anything if the claim is not taken after this.
-    pub fn first_word(&self, offer: Offer) -> u64 {
-        let at = offer.found.body();
+    /// Word `index` of what was found, which must have it. It may be anything if the claim is not taken after this.
+    pub fn peek(&self, offer: Offer, index: u64) -> u64 {
+        let at = offer.found.body() + 8 * index;
         self.claims.ring.word(at).load(Ordering::Relaxed)
     }
 

@@ -372,6 +372,14 @@ impl Dir {
         }
     }
 
+    /// Removes the directory `name` in here, if it is empty.
+    pub fn remove_empty(&self, name: &str) -> Result<()> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
+            Err(e) => Err(Error::system("remove", self.shown(name), e)),
+        }
+    }
+
     /// Removes the directory `name` in here, and all that is in it.
     pub fn remove_all(&self, name: &str) -> Result<()> {
         let dir = match self.dir(name, false) {
@@ -385,10 +393,7 @@ impl Dir {
                 Err(e) => return Err(Error::system("remove", dir.shown(&inner), e)),
             }
         }
-        match unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(e) => Err(Error::system("remove", self.shown(name), e)),
-        }
+        self.remove_empty(name)
     }
 }
 

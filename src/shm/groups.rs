@@ -32,9 +32,10 @@ use crate::error::{Error, ErrorKind, Result};
 pub const GROUP: &str = "group.";
 /// What claims are called, before their group's number, a dot, and their lane's.
 const CLAIMS: &str = "claims.";
-/// The group that is made with the topic, and its number, which is given to nothing else.
+/// The group that is made with the topic.
 pub const DEFAULT: &str = "default";
-const DEFAULT_ID: u64 = 0;
+/// Its number, which is given to nothing else.
+pub const DEFAULT_ID: u64 = 0;
 /// Marks the number of a group's claims among the readers of a lane.
 const IS_CLAIMS: u64 = 1 << 63;
 /// How long to wait for the lock of a group, which is held for moments only.
@@ -275,10 +276,10 @@ impl TopicFiles {
     }
 
     /// A cursor for a new consumer of a group, whose number no other consumer shares as far as claims have room for it.
-    pub fn new_consumer(&self, member: u64, group: u64) -> Result<(Held, Cursor)> {
+    pub fn new_consumer(&self, member: u64, group: u64, kinds: u64) -> Result<(Held, Cursor)> {
         loop {
             let (lock, cursor) =
-                self.new_cursor_with(member, |cursor| cursor.consume_for(group))?;
+                self.new_cursor_with(member, |cursor| cursor.consume_for(group, kinds))?;
             let cut = |id: u64| id & Claim::OWNERS;
             // After it has its name: of two that come at once, at least one sees the other.
             let shared = |&id: &u64| id != cursor.id && cut(id) == cut(cursor.id);

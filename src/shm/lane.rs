@@ -234,6 +234,11 @@ impl Writer {
         self.ring.capacity()
     }
 
+    /// The number that the next message gets.
+    pub fn next_sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// The end of what readers can see.
     pub fn visible(&self) -> u64 {
         if self.has_run() {

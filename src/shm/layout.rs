@@ -71,14 +71,21 @@ pub enum Pattern {
     Queue = 3,
     /// The latest value of each key.
     State = 4,
+    /// Replies to one client.
+    Inbox = 5,
 }
 
 impl Pattern {
     /// The one with this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        [Self::Lossless, Self::Lossy, Self::Queue, Self::State]
-            .into_iter()
-            .find(|&pattern| pattern as u32 == number)
+        let all = [
+            Self::Lossless,
+            Self::Lossy,
+            Self::Queue,
+            Self::State,
+            Self::Inbox,
+        ];
+        all.into_iter().find(|&pattern| pattern as u32 == number)
     }
 
     /// Whether writers overwrite what slow readers have not read.
@@ -93,6 +100,7 @@ impl Pattern {
             Self::Lossy => "lossy",
             Self::Queue => "queue",
             Self::State => "state",
+            Self::Inbox => "inbox",
         }
     }
 }
@@ -139,7 +147,7 @@ pub struct TopicConfig {
     /// UTF-8; `bytes` for plain bytes.
     pub type_name: [u8; 192],
     /// What the pattern needs to know beside: of a state, how many keys a table has, and the most bytes in a key and in a
-    /// value. Else 0.
+    /// value; of an inbox, whose it is: a member's id. Else 0.
     pub sizes: [u64; 3],
 }
 
@@ -180,7 +188,7 @@ pub struct Control {
     pub attention: Line<AtomicU64>,
     /// Bumped by whoever wakes; sleepers wait on its low half.
     pub bell: Line<AtomicU64>,
-    /// Bumped after each change of lanes or cursors.
+    /// Bumped after each change of lanes or cursors; who waits for that alone sleeps on its low half.
     pub roster: Line<AtomicU64>,
     /// The last number given to a lane or a cursor.
     pub last_id: Line<AtomicU64>,
@@ -272,6 +280,8 @@ pub struct CursorOwner {
     pub joined: AtomicU64,
     /// Of a consumer of a queue: the number of its group.
     pub group: AtomicU64,
+    /// Of a consumer of a queue: bit n says that it takes messages of kind n, bit 0 those without an envelope. 0: all.
+    pub kinds: AtomicU64,
 }
 
 /// What a group's consumers agree on, in its file's page at [`GROUP_CONFIG`]. Written by the holder of the file's lock, with
@@ -325,6 +335,14 @@ pub enum Fate {
     Acked = 3,
     /// Its owner copies it elsewhere: the copy may be there already.
     Moving = 4,
+    /// Its owner works on it, and nobody else is to get it.
+    Once = 5,
+    /// Its owner works on it, and its sender does not want it any more.
+    Cancelled = 6,
+    /// It is done with: its owner died over it, or gave it up, and nobody else is to get it.
+    Died = 7,
+    /// It is done with, and there was no room for the reply to it.
+    Unanswered = 8,
 }
 
 impl Claim {
@@ -369,6 +387,12 @@ impl Claim {
     #[inline]
     pub const fn is(self, fate: Fate) -> bool {
         self.0 >> Self::FATE_SHIFT == fate as u64
+    }
+
+    /// Whether it is done with.
+    #[inline]
+    pub const fn is_done(self) -> bool {
+        self.is(Fate::Acked) || self.is(Fate::Died) || self.is(Fate::Unanswered)
     }
 
     /// The same message with another fate.
@@ -502,7 +526,7 @@ pub struct EnvelopeHead {
     pub part: u64,
     /// What kind of message.
     pub kind: u8,
-    /// Of replies.
+    /// [`EnvelopeHead::MORE`] and the like.
     pub flags: u8,
     /// How many services it has come through.
     pub hops: u16,
@@ -511,6 +535,17 @@ pub struct EnvelopeHead {
 }
 
 impl EnvelopeHead {
+    /// Of a reply: one of several, not the last.
+    pub const MORE: u8 = 1;
+    /// Of a reply: there are no more of several, and this one has no payload.
+    pub const END: u8 = 1 << 1;
+    /// Of a reply: the service refuses, for a reason that is the payload.
+    pub const REFUSED: u8 = 1 << 2;
+    /// Of a reply: the true one could not be sent, for a reason that is the payload.
+    pub const UNDELIVERED: u8 = 1 << 3;
+    /// Of a request: if a server dies over it, no other gets it.
+    pub const ONCE: u8 = 1 << 4;
+
     /// Bytes in it.
     #[cfg(not(loom))]
     pub const SIZE: usize = size_of::<Self>();

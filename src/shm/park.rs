@@ -85,6 +85,8 @@ pub fn ring(control: &Control) {
 pub enum Signal {
     /// A topic's bell.
     Bell(View<Control>),
+    /// A topic's roster.
+    Roster(View<Control>),
     /// How far a reader is.
     Slot(View<[Slot]>, usize),
     /// The list of a bus's topics.
@@ -103,6 +105,7 @@ impl Signal {
     pub fn word(&self) -> &AtomicU64 {
         match self {
             Self::Bell(control) => &control.bell,
+            Self::Roster(control) => &control.roster,
             Self::Slot(slots, index) => &slots[*index].position,
             Self::Topics(control) => &control.topics,
             Self::Own(word) => word,
@@ -241,9 +244,5 @@ pub fn wait_for_room<E>(
 
 /// Sleeps, at most `time`, while the roster is as `seen`.
 pub fn await_change(control: &Control, seen: u64, time: Duration) {
-    // Pairs with the bump in `roster::changed`: who sees it sees the changed roster; who does not is woken by it.
-    let bell = control.bell.load(Ordering::Acquire);
-    if control.roster.load(Ordering::Relaxed) == seen {
-        futex::wait(&control.bell, bell, time);
-    }
+    futex::wait(&control.roster, seen, time);
 }

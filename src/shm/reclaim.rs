@@ -8,7 +8,7 @@ use std::thread;
 
 use super::files::{self, DRAFT, Dir, skip_damaged};
 use super::lane;
-use super::layout::{BusControl, LEFT};
+use super::layout::{BusControl, LEFT, Pattern};
 use super::members::{self, Dead};
 use super::roster::{self, Role};
 use super::segment::Access;
@@ -74,8 +74,17 @@ pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclai
 /// Whether the dead still hold something here.
 fn sweep_topic(topics: &Dir, name: &str, dead: &[u64], found: &mut Reclaimed) -> Result<bool> {
     let Some(topic) = TopicFiles::open(topics.dir(name, false)?, name)? else {
+        if is_inbox(name) {
+            // Its client may have died before it was one; or be about to make it one, and begins anew.
+            topics.remove_empty(name)?;
+        }
         return Ok(false);
     };
+    if topic.pattern == Pattern::Inbox && dead.contains(&topic.config.sizes[0]) {
+        remove_topic(topics, name)?;
+        roster::changed(&topic.control);
+        return Ok(false);
+    }
     let tidied = tidy(&topic)?;
     found.lanes += tidied.lanes;
     found.cursors += tidied.cursors;
@@ -163,6 +172,27 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
                 .position_in(lane.id)
                 .is_some_and(|position| position & LEFT != 0 || position >= tail)
     }))
+}
+
+/// What an inbox's directory is called; no topic's is.
+pub fn inbox_name(number: u64) -> String {
+    format!("{INBOX}{number:016x}")
+}
+
+/// Whether a directory is that of an inbox.
+pub fn is_inbox(name: &str) -> bool {
+    name.starts_with(INBOX)
+}
+
+/// Before an inbox's number: no topic's name is escaped so.
+const INBOX: &str = "%inbox.";
+
+/// Removes a topic's directory, if it is there: from under its name in one step.
+pub fn remove_topic(topics: &Dir, name: &str) -> Result<()> {
+    match aside(topics, name)? {
+        Some(aside) => topics.remove_all(&aside),
+        None => Ok(()),
+    }
 }
 
 /// Gives a topic's directory a name under which nobody looks for it: that name. `None`: it is gone.

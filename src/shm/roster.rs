@@ -17,7 +17,7 @@
 //! |---|---|---|
 //! | `roster` | who joins or leaves | `Release` in [`changed`], with the `Acquire` in [`state`]: what was changed before it was bumped |
 //! | `attention` | the same, and sleepers | `Release` in [`changed`] and `park`, with the `Acquire` in `park::Watch` |
-//! | `bell` | the same, and senders | `park` |
+//! | `bell` | the same, and senders | none: see `park` |
 //! | slot `position` | the reader | see `lane`; on joining it is stored before `lane` |
 //! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
 //! | `used` | the reader | `Release` in [`Cursor::take_slot`], with the same fence |
@@ -34,9 +34,10 @@ pub fn changed(control: &Control) {
     control.roster.fetch_add(1, Ordering::Release);
     // Pairs with the `Acquire` in `Watch::disturbed`: who sees it finds the roster changed.
     control.attention.fetch_add(1, Ordering::Release);
-    // Pairs with the `Acquire` in `park::await_change`.
-    control.bell.fetch_add(1, Ordering::Release);
+    // No ordering: who sleeps on it looks at the roster behind a fence of its own.
+    control.bell.fetch_add(1, Ordering::Relaxed);
     futex::wake(&control.bell);
+    futex::wake(&control.roster);
 }
 
 /// The roster's state, to compare with later ones.
@@ -98,9 +99,15 @@ impl Cursor {
             .store(u64::from(fences), Ordering::Relaxed);
     }
 
-    /// A consumer's, before anyone else sees it: its group.
-    pub fn consume_for(&self, group: u64) {
+    /// A consumer's, before anyone else sees it: its group, and which kinds of messages it takes.
+    pub fn consume_for(&self, group: u64, kinds: u64) {
         self.header.owner.group.store(group, Ordering::Relaxed);
+        self.header.owner.kinds.store(kinds, Ordering::Relaxed);
+    }
+
+    /// A consumer's: whether it takes messages of this kind.
+    pub fn takes(&self, kind: u8) -> bool {
+        takes(self.header.owner.kinds.load(Ordering::Relaxed), kind)
     }
 
     /// A consumer's group.
@@ -177,6 +184,11 @@ impl Cursor {
     pub fn free_slot(&self, index: usize) {
         self.slots[index].lane.store(0, Ordering::Relaxed);
     }
+}
+
+/// Whether messages of this kind are among `kinds`, as a cursor has them.
+pub fn takes(kinds: u64, kind: u8) -> bool {
+    kinds == 0 || kinds & 1 << (kind % 64) != 0
 }
 
 /// Joins `lane` at a boundary, and says where that is, and up to where one may have to walk from there. `choose` names
@@ -319,6 +331,17 @@ impl Readers {
             .iter()
             .filter(|known| known.cursor.role != Role::Group && known.cursor.is_joined())
             .count()
+    }
+
+    /// Whether a consumer of this group takes messages of this kind.
+    pub fn any_takes(&self, group: u64, kind: u8) -> bool {
+        let mut cursors = self.known.iter().map(|known| &known.cursor);
+        cursors.any(|cursor| {
+            cursor.role == Role::Consumer
+                && cursor.group() == group
+                && cursor.is_joined()
+                && cursor.takes(kind)
+        })
     }
 
     /// Whether a reader can't use `membarrier`, so that senders must fence.

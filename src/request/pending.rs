@@ -1,0 +1,509 @@
+//! Requests that are under way beside each other: one inbox, and a table of who waits for what.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::future::Future;
+use std::hint;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use super::Answer;
+use super::client::{CallOptions, judge};
+use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Post};
+use crate::bus::forked;
+use crate::error::{Error, Result};
+use crate::message::Payload;
+use crate::reactor::Sleep;
+use crate::shm::fork;
+use crate::shm::layout::EnvelopeHead;
+use crate::shm::park::Ticket;
+use crate::shm::sync::heavy_fence;
+use crate::wait::{Next, WaitStrategy, Waitable, Waiter, now_ns};
+
+/// What all requests share that one client has started.
+#[derive(Debug)]
+pub(super) struct Shared {
+    table: Mutex<Table>,
+    service: Arc<str>,
+    wait: WaitStrategy,
+    born: u64,
+}
+
+#[derive(Debug)]
+struct Table {
+    desk: Desk,
+    /// What the tasks sleep on, all together: [`Shared`] is woken, and wakes those whose replies have come.
+    sleep: Sleep,
+}
+
+#[derive(Debug)]
+struct Desk {
+    post: Post,
+    book: Book,
+    /// What the reactor's thread met, for whoever looks next.
+    failed: Option<Error>,
+    /// How many threads sleep on the inbox, or are about to; and whether the reactor does, for the tasks.
+    threads: usize,
+    has_reactor: bool,
+    /// The roster of servers when it was last looked at for the tasks.
+    seen_roster: u64,
+}
+
+/// Who waits for what.
+#[derive(Debug, Default)]
+struct Book {
+    /// By correlation.
+    waiting: HashMap<u64, Waiting>,
+    /// How many of them have their reply.
+    arrived: usize,
+    /// How many of them have a task.
+    tasks: usize,
+    /// When those are late, and which.
+    deadlines: BTreeSet<(u64, u64)>,
+    /// Tasks to be woken when the table is unlocked.
+    woken: Vec<Waker>,
+}
+
+/// A request whose reply somebody will want.
+#[derive(Debug, Default)]
+struct Waiting {
+    reply: Option<(EnvelopeHead, Vec<u8>)>,
+    task: Option<Waker>,
+}
+
+impl Shared {
+    pub fn new(post: Post) -> Arc<Self> {
+        let (service, wait) = (Arc::clone(&post.service.files.name), post.service.wait);
+        let desk = Desk {
+            seen_roster: post.roster_state(),
+            post,
+            book: Book::default(),
+            failed: None,
+            threads: 0,
+            has_reactor: false,
+        };
+        let sleep = Sleep::default();
+        Arc::new(Self {
+            table: Mutex::new(Table { desk, sleep }),
+            service,
+            wait,
+            born: fork::generation(),
+        })
+    }
+
+    /// Works on the table, then wakes the tasks whose replies have come.
+    fn with<T>(&self, work: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = work(&mut table);
+        let woken = std::mem::take(&mut table.desk.book.woken);
+        drop(table);
+        woken.into_iter().for_each(Waker::wake);
+        done
+    }
+
+    /// A forked child has no part in it, nor may it touch a lock that its parent may have held.
+    fn check_fork(&self) -> Result<()> {
+        if self.born == fork::generation() {
+            Ok(())
+        } else {
+            Err(forked("call", &self.service))
+        }
+    }
+
+    /// Sleeps until the reply may be there, at most `time`.
+    fn sleep(&self, ask: &Ask, time: Duration) -> Result<()> {
+        let mut tickets = Vec::new();
+        let ready = self.with(|Table { desk, .. }| {
+            desk.threads += 1;
+            desk.post.arm(&mut tickets)?;
+            heavy_fence();
+            desk.is_ready_for(ask)
+        });
+        if let Ok(false) = ready {
+            post::sleep(&tickets, time);
+        }
+        self.with(|Table { desk, .. }| {
+            desk.threads -= 1;
+            desk.quiet();
+        });
+        ready.map(drop)
+    }
+
+    /// Looks at the inbox for the tasks, and has the reactor do it again when something comes. `rung`: something was to be
+    /// there.
+    fn look_for_tasks(self: &Arc<Self>, rung: bool) {
+        let waker = Waker::from(Arc::clone(self));
+        self.with(|Table { desk, sleep }| {
+            let mut rung = rung;
+            loop {
+                desk.attend(rung);
+                if desk.book.tasks == 0 {
+                    return sleep.give_up(desk);
+                }
+                match sleep.poll(desk, &mut Context::from_waker(&waker)) {
+                    Poll::Pending => return,
+                    Poll::Ready(looked) => desk.failed = looked.err(),
+                }
+                rung = desk.failed.is_some();
+            }
+        });
+    }
+}
+
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.check_fork().is_ok() {
+            self.look_for_tasks(true);
+        }
+    }
+}
+
+impl Desk {
+    /// The reply to `ask`, if it is there.
+    #[inline]
+    fn look<R: ?Sized + Payload>(&mut self, ask: &Ask) -> Result<Option<Answer<R::Owned>>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let service = Arc::clone(&self.post.service.files.name);
+        if let Some((head, payload)) = self.book.take_reply(ask) {
+            let answer = judge::<R>(&service, &head, &payload, false)?;
+            return Ok(Some(answer.map(|()| R::read(&payload))));
+        }
+        let Self { post, book, .. } = self;
+        let Some((found, head)) = post.find(ask, |head, payload| book.file(head, payload))? else {
+            return Ok(None);
+        };
+        let frame = post.inbox.frame(found)?;
+        let answer = judge::<R>(&service, &head, &frame, false)?;
+        Ok(Some(answer.map(|()| R::read(&frame))))
+    }
+
+    /// The same; an error, if it won't come.
+    fn look_hard<R: ?Sized + Payload>(&mut self, ask: &Ask) -> Result<Option<Answer<R::Owned>>> {
+        if let Some(answer) = self.look::<R>(ask)? {
+            return Ok(Some(answer));
+        }
+        if let Some(error) = self.post.trouble(ask)? {
+            // It may have come before that.
+            return self.look::<R>(ask)?.ok_or(error).map(Some);
+        }
+        if ask.is_late() {
+            self.post.cancel(ask);
+            return Err(self.post.timed_out());
+        }
+        Ok(None)
+    }
+
+    /// Takes what is in the inbox, and wakes the tasks that it is for, and all that have to look for themselves.
+    fn attend(&mut self, rung: bool) {
+        let Self { post, book, .. } = self;
+        let before = book.woken.len();
+        let taken = post.take_all(|head, payload| book.file(head, payload));
+        self.failed = self.failed.take().or(taken.err());
+        let roster = post.roster_state();
+        let changed = std::mem::replace(&mut self.seen_roster, roster) != roster;
+        let nothing_came = rung && book.woken.len() == before;
+        if changed || nothing_came || self.failed.is_some() {
+            book.wake_all();
+        }
+        book.wake_late();
+    }
+
+    fn is_ready_for(&mut self, ask: &Ask) -> Result<bool> {
+        let waiting = self.book.waiting.get(&ask.correlation);
+        let has_reply = waiting.is_some_and(|waiting| waiting.reply.is_some());
+        let mut awaited = Awaited {
+            post: &mut self.post,
+            ask,
+        };
+        Ok(has_reply || self.failed.is_some() || awaited.is_ready()?)
+    }
+
+    /// Nobody sleeps on the inbox any more, if so.
+    fn quiet(&mut self) {
+        if self.threads == 0 && !self.has_reactor {
+            self.post.inbox.disarm();
+        }
+    }
+}
+
+impl Book {
+    /// Keeps a reply for who waits for it.
+    fn file(&mut self, head: &EnvelopeHead, payload: &[u8]) {
+        let waiting = self.waiting.get_mut(&head.correlation);
+        // Who does not wait has cancelled it, or has had the answer of another server.
+        if let Some(waiting) = waiting.filter(|waiting| waiting.reply.is_none()) {
+            waiting.reply = Some((*head, payload.to_vec()));
+            self.arrived += 1;
+            if let Some(task) = waiting.task.take() {
+                self.tasks -= 1;
+                self.woken.push(task);
+            }
+        }
+    }
+
+    #[inline]
+    fn take_reply(&mut self, ask: &Ask) -> Option<(EnvelopeHead, Vec<u8>)> {
+        if self.arrived == 0 {
+            return None;
+        }
+        let reply = self.waiting.get_mut(&ask.correlation)?.reply.take()?;
+        self.arrived -= 1;
+        Some(reply)
+    }
+
+    /// Has `task` woken when the reply may be there. Whether no other is late before it.
+    fn wait_for(&mut self, ask: &Ask, task: &Waker) -> bool {
+        let Some(waiting) = self.waiting.get_mut(&ask.correlation) else {
+            return false;
+        };
+        if waiting.task.replace(task.clone()).is_none() {
+            self.tasks += 1;
+        }
+        let late = (ask.deadline_ns, ask.correlation);
+        let is_new = ask.deadline_ns != 0 && self.deadlines.insert(late);
+        is_new && self.deadlines.first() == Some(&late)
+    }
+
+    /// Nobody wants the reply any more, or has it.
+    fn forget(&mut self, ask: &Ask) {
+        if let Some(waiting) = self.waiting.remove(&ask.correlation) {
+            self.arrived -= usize::from(waiting.reply.is_some());
+            self.tasks -= usize::from(waiting.task.is_some());
+        }
+        if !self.deadlines.is_empty() {
+            self.deadlines.remove(&(ask.deadline_ns, ask.correlation));
+        }
+    }
+
+    fn wake_all(&mut self) {
+        let waiting = self.waiting.values_mut();
+        self.woken
+            .extend(waiting.filter_map(|waiting| waiting.task.take()));
+        self.tasks = 0;
+    }
+
+    fn wake_late(&mut self) {
+        while let Some(&(deadline_ns, correlation)) = self.deadlines.first()
+            && deadline_ns <= now_ns()
+        {
+            self.deadlines.pop_first();
+            let waiting = self.waiting.get_mut(&correlation);
+            if let Some(task) = waiting.and_then(|waiting| waiting.task.take()) {
+                self.tasks -= 1;
+                self.woken.push(task);
+            }
+        }
+    }
+}
+
+/// For the tasks.
+impl Waitable for Desk {
+    fn is_ready(&mut self) -> Result<bool> {
+        let is_late = |&(deadline_ns, _): &(u64, u64)| deadline_ns <= now_ns();
+        Ok(self.post.inbox.has_news()?
+            || self.post.roster_state() != self.seen_roster
+            || self.book.deadlines.first().is_some_and(is_late))
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        self.has_reactor = true;
+        self.post.arm(tickets)
+    }
+
+    fn disarm(&mut self) {
+        self.has_reactor = false;
+        self.quiet();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let (deadline_ns, _) = self.book.deadlines.first()?;
+        let left = deadline_ns.saturating_sub(now_ns());
+        Instant::now().checked_add(Duration::from_nanos(left))
+    }
+}
+
+/// A request that is under way. Its reply is waited for, polled for, or awaited, as a copy. Dropping it cancels the request.
+#[must_use = "dropping it cancels the request"]
+pub struct Pending<R: ?Sized = [u8]> {
+    shared: Arc<Shared>,
+    ask: Ask,
+    done: bool,
+    kind: PhantomData<fn() -> Box<R>>,
+}
+
+impl<R: ?Sized> fmt::Debug for Pending<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("service", &self.shared.service)
+            .field("correlation", &self.ask.correlation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R: ?Sized + Payload> Pending<R> {
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        options: &CallOptions,
+        body: Body<'_>,
+    ) -> Result<Self> {
+        shared.check_fork()?;
+        let ask = shared.with(|Table { desk, .. }| {
+            let ask = desk.post.ask(options, body)?;
+            desk.book
+                .waiting
+                .insert(ask.correlation, Waiting::default());
+            Ok(ask)
+        })?;
+        Ok(Self {
+            shared: Arc::clone(shared),
+            ask,
+            done: false,
+            kind: PhantomData,
+        })
+    }
+
+    /// Waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::call`](super::Client::call).
+    pub fn wait(mut self) -> Result<Answer<R::Owned>> {
+        loop {
+            if let Some(answer) = self.settle(None)? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// The reply, if it comes within `timeout`; else it is still pending.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::call`](super::Client::call).
+    ///
+    /// # Panics
+    ///
+    /// If it was had already.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Answer<R::Owned>>> {
+        self.settle(Some(timeout))
+    }
+
+    /// The reply, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::call`](super::Client::call).
+    ///
+    /// # Panics
+    ///
+    /// If it was had already.
+    pub fn try_wait(&mut self) -> Result<Option<Answer<R::Owned>>> {
+        self.look(true)
+    }
+
+    /// Looks for the reply; `hard`: and whether it will come at all. After an answer, and after an error, it is done.
+    #[inline]
+    fn look(&mut self, hard: bool) -> Result<Option<Answer<R::Owned>>> {
+        assert!(!self.done, "the answer to a request can be had once");
+        self.shared.check_fork()?;
+        let ask = self.ask;
+        let looked = self.shared.with(|table| {
+            let looked = match hard {
+                true => table.desk.look_hard::<R>(&ask),
+                false => table.desk.look::<R>(&ask),
+            };
+            if !matches!(looked, Ok(None)) {
+                table.forget(&ask, looked.is_err());
+            }
+            looked
+        });
+        self.done = !matches!(looked, Ok(None));
+        looked
+    }
+
+    /// Waits for the reply, at most `patience`.
+    fn settle(&mut self, patience: Option<Duration>) -> Result<Option<Answer<R::Owned>>> {
+        let mut waiter = None;
+        let mut checks = Checks::default();
+        loop {
+            for _ in 0..CLOSE_LOOKS {
+                if let Some(answer) = self.look(false)? {
+                    return Ok(Some(answer));
+                }
+                hint::spin_loop();
+            }
+            if self.shared.with(|table| checks.are_due(&table.desk.post))
+                && let Some(answer) = self.look(true)?
+            {
+                return Ok(Some(answer));
+            }
+            let left = self.ask.time_left();
+            let waiter = waiter.get_or_insert_with(|| {
+                let patience = patience.into_iter().chain(left).min();
+                Waiter::new(self.shared.wait, patience)
+            });
+            match waiter.next(1) {
+                Next::Look => {}
+                Next::Sleep(time) => {
+                    self.shared.sleep(&self.ask, time)?;
+                    checks.force();
+                }
+                Next::TimedOut => return self.look(true),
+            }
+        }
+    }
+}
+
+impl Table {
+    /// Nobody wants the reply any more, or has it.
+    fn forget(&mut self, ask: &Ask, cancel: bool) {
+        let Self { desk, sleep } = self;
+        desk.book.forget(ask);
+        if cancel {
+            desk.post.cancel(ask);
+        }
+        if desk.book.tasks == 0 && desk.has_reactor {
+            sleep.give_up(desk);
+        }
+    }
+}
+
+impl<R: ?Sized + Payload> Future for Pending<R> {
+    type Output = Result<Answer<R::Owned>>;
+
+    /// # Panics
+    ///
+    /// If it was ready already.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let pending = self.get_mut();
+        if let Some(done) = pending.look(true).transpose() {
+            return Poll::Ready(done);
+        }
+        let (ask, task) = (&pending.ask, context.waker());
+        let is_new = pending.shared.with(|Table { desk, .. }| {
+            let is_first = desk.book.wait_for(ask, task);
+            is_first || !desk.has_reactor
+        });
+        if is_new {
+            pending.shared.look_for_tasks(false);
+        }
+        Poll::Pending
+    }
+}
+
+impl<R: ?Sized> Drop for Pending<R> {
+    fn drop(&mut self) {
+        if !self.done && self.shared.check_fork().is_ok() {
+            self.shared.with(|table| table.forget(&self.ask, true));
+        }
+    }
+}

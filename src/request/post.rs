@@ -1,0 +1,420 @@
+//! A lane of requests, an inbox for the replies to them, and what a client can see of what becomes of them.
+
+use std::hint;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::client::CallOptions;
+use crate::bus::TopicInner;
+use crate::envelope::{self, Envelope, Kind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Description;
+use crate::pubsub::{Publisher, Start, Subscriber};
+use crate::shm::claims::{Claims, Progress};
+use crate::shm::groups::DEFAULT_ID;
+use crate::shm::lane::Found;
+use crate::shm::layout::EnvelopeHead;
+use crate::shm::park::{self, Signal, Ticket};
+use crate::shm::sync::heavy_fence;
+use crate::shm::{futex, roster};
+use crate::wait::{Next, Waitable, Waiter, now_ns};
+
+/// Looks at the inbox before anything else is looked at.
+pub(super) const CLOSE_LOOKS: u32 = 32;
+/// How often a client that does not sleep looks whether its request will be answered at all: the word that says so is one
+/// that its server works with.
+const LOOKS_BETWEEN_CHECKS: u32 = 256;
+/// How long to wait for room before the servers are counted again.
+const SLICE: Duration = Duration::from_millis(250);
+/// How long to sleep where the kernel can't wait for inbox and servers at once.
+const BLIND_SLEEP: Duration = Duration::from_millis(50);
+
+/// One request that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    pub correlation: u64,
+    /// Its number in the lane.
+    sequence: u32,
+    kind: u8,
+    /// See [`EnvelopeHead::deadline_ns`].
+    pub deadline_ns: u64,
+    waits_for_server: bool,
+}
+
+impl Ask {
+    pub fn is_late(&self) -> bool {
+        self.time_left() == Some(Duration::ZERO)
+    }
+
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline_ns = self.deadline_ns;
+        envelope::time_left(&EnvelopeHead {
+            deadline_ns,
+            ..EnvelopeHead::default()
+        })
+    }
+}
+
+/// What a request is made of, beside its options.
+pub(super) enum Body<'a> {
+    Bytes(&'a [u8]),
+    Filled(usize, &'a mut dyn FnMut(&mut [u8])),
+}
+
+impl Body<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Filled(len, _) => *len,
+        }
+    }
+
+    /// Sends it.
+    #[inline]
+    pub fn send(
+        &mut self,
+        publisher: &mut Publisher,
+        envelope: &Envelope,
+        patience: Option<Duration>,
+    ) -> Result<()> {
+        match self {
+            Self::Bytes(bytes) => publisher.send_within(envelope, bytes, patience),
+            Self::Filled(len, fill) => publisher.send_filled(envelope, *len, patience, fill),
+        }
+    }
+}
+
+/// One sender of requests. Dropping it removes its inbox.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub service: Arc<TopicInner>,
+    requests: Publisher,
+    claims: Claims,
+    pub inbox: Subscriber,
+    /// The inbox's.
+    number: u64,
+    /// The last one.
+    correlation: u64,
+    /// The requests' type.
+    type_id: u64,
+    tickets: Vec<Ticket>,
+}
+
+impl Post {
+    /// Joins `service` to send it requests of the type with this id, and makes an inbox.
+    pub fn open(
+        service: &Arc<TopicInner>,
+        type_id: u64,
+        replies: &Description,
+        inbox_capacity: usize,
+    ) -> Result<Self> {
+        let requests = Publisher::join(service)?;
+        let files = &service.files;
+        let gone = || {
+            let why = "the service was removed";
+            Error::new(ErrorKind::NotFound, "call", Arc::clone(&files.name), why)
+                .advise("open it anew")
+        };
+        let lane = files.lane_to_follow(requests.lane())?.ok_or_else(gone)?;
+        let claims = files.claims(DEFAULT_ID, &lane)?.ok_or_else(gone)?;
+        let (number, inbox) = service
+            .bus
+            .make_inbox(replies, inbox_capacity, service.wait)?;
+        let inbox = Subscriber::join(&inbox, Start::Now).inspect_err(|_| {
+            // What was tried has failed already.
+            let _ = service.bus.remove_inbox(number);
+        })?;
+        Ok(Self {
+            service: Arc::clone(service),
+            requests,
+            claims,
+            inbox,
+            number,
+            correlation: 0,
+            type_id,
+            tickets: Vec::new(),
+        })
+    }
+
+    fn failed(&self, kind: ErrorKind, why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+        Error::new(kind, "call", Arc::clone(&self.service.files.name), why)
+    }
+
+    /// Whether somebody serves requests of this kind.
+    fn has_server(&mut self, kind: u8) -> Result<bool> {
+        self.requests.any_takes(DEFAULT_ID, kind)
+    }
+
+    /// Sends a request.
+    pub fn ask(&mut self, options: &CallOptions, mut body: Body<'_>) -> Result<Ask> {
+        let kind = options.kind.number();
+        self.correlation += 1;
+        let mut ask = Ask {
+            correlation: self.correlation,
+            sequence: 0,
+            kind,
+            deadline_ns: options.timeout.map_or(0, |timeout| {
+                let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+                now_ns().saturating_add(timeout_ns).max(1)
+            }),
+            waits_for_server: options.waits_for_server,
+        };
+        let mut envelope = Envelope::new(options.kind).with_head(EnvelopeHead {
+            correlation: ask.correlation,
+            reply_to: self.number,
+            deadline_ns: ask.deadline_ns,
+            type_id: self.type_id,
+            kind,
+            flags: if options.once { EnvelopeHead::ONCE } else { 0 },
+            ..EnvelopeHead::default()
+        });
+        if options.stamped {
+            envelope = envelope.sent_now();
+        }
+        let mut patience = Duration::ZERO;
+        loop {
+            if !ask.waits_for_server && !self.has_server(kind)? {
+                return Err(self.no_server());
+            }
+            ask.sequence = self.requests.next_sequence();
+            match body.send(&mut self.requests, &envelope, Some(patience)) {
+                Err(e) if matches!(e.kind(), ErrorKind::Full | ErrorKind::TimedOut) => {}
+                sent => return sent.map(|()| ask),
+            }
+            patience = ask.time_left().unwrap_or(SLICE).min(SLICE);
+            if patience.is_zero() {
+                let why = "its lane is full of requests that no server has taken in time";
+                return Err(self
+                    .failed(ErrorKind::TimedOut, why)
+                    .advise("start more servers, or wait longer"));
+            }
+        }
+    }
+
+    /// The reply to `ask`, if it is next in the inbox; the replies before it go to `others`.
+    #[inline]
+    pub fn find(
+        &mut self,
+        ask: &Ask,
+        mut others: impl FnMut(&EnvelopeHead, &[u8]),
+    ) -> Result<Option<(Found, EnvelopeHead)>> {
+        while let Some(found) = self.inbox.find()? {
+            let head = self.inbox.head_of(found)?;
+            match head.filter(|head| head.kind == Kind::Reply.number()) {
+                Some(head) if head.correlation == ask.correlation => {
+                    return Ok(Some((found, head)));
+                }
+                Some(head) => others(&head, &self.inbox.frame(found)?),
+                // What is no reply is for nobody.
+                None => drop(self.inbox.frame(found)?),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes what is next in the inbox: replies go to `others`.
+    pub fn take_all(&mut self, others: impl FnMut(&EnvelopeHead, &[u8])) -> Result<()> {
+        // No request has this number.
+        let nobody = Ask {
+            correlation: 0,
+            sequence: 0,
+            kind: 0,
+            deadline_ns: 0,
+            waits_for_server: false,
+        };
+        self.find(&nobody, others).map(drop)
+    }
+
+    /// The reply to `ask`, waited for as long as that may take.
+    pub fn wait(&mut self, ask: &Ask) -> Result<(Found, EnvelopeHead)> {
+        let mut waiter = None;
+        let mut checks = Checks::default();
+        loop {
+            for _ in 0..CLOSE_LOOKS {
+                if let Some(reply) = self.find(ask, |_, _| {})? {
+                    return Ok(reply);
+                }
+                hint::spin_loop();
+            }
+            if checks.are_due(self)
+                && let Some(error) = self.trouble(ask)?
+            {
+                // It may have come before that.
+                return self.find(ask, |_, _| {})?.ok_or(error);
+            }
+            let waiter =
+                waiter.get_or_insert_with(|| Waiter::new(self.service.wait, ask.time_left()));
+            match waiter.next(1) {
+                Next::Look => {}
+                Next::Sleep(time) => {
+                    self.sleep(ask, time)?;
+                    checks.force();
+                }
+                Next::TimedOut => {
+                    self.cancel(ask);
+                    return Err(self.timed_out());
+                }
+            }
+        }
+    }
+
+    fn sleep(&mut self, ask: &Ask, time: Duration) -> Result<()> {
+        let mut tickets = std::mem::take(&mut self.tickets);
+        tickets.clear();
+        let mut awaited = Awaited { post: self, ask };
+        awaited.arm(&mut tickets)?;
+        heavy_fence();
+        let ready = awaited.is_ready();
+        if let Ok(false) = ready {
+            sleep(&tickets, time);
+        }
+        awaited.disarm();
+        self.tickets = tickets;
+        ready.map(drop)
+    }
+
+    /// The reply to `ask`, if it is there.
+    pub fn poll(&mut self, ask: &Ask) -> Result<Option<(Found, EnvelopeHead)>> {
+        if let Some(reply) = self.find(ask, |_, _| {})? {
+            return Ok(Some(reply));
+        }
+        if let Some(error) = self.trouble(ask)? {
+            return self.find(ask, |_, _| {})?.ok_or(error).map(Some);
+        }
+        if ask.is_late() {
+            self.cancel(ask);
+            return Err(self.timed_out());
+        }
+        Ok(None)
+    }
+
+    /// Has servers ring from now on.
+    pub fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        let signal = Signal::Roster(self.service.files.control.clone());
+        let seen = self.roster_state();
+        tickets.push(Ticket { signal, seen });
+        self.inbox.arm(tickets)
+    }
+
+    pub fn roster_state(&self) -> u64 {
+        roster::state(&self.service.files.control)
+    }
+
+    /// Whether there is [`trouble`](Self::trouble).
+    fn is_in_trouble(&mut self, ask: &Ask) -> Result<bool> {
+        Ok(match self.claims.progress(ask.sequence) {
+            Progress::Goes => false,
+            Progress::Waits { .. } => !ask.waits_for_server && !self.has_server(ask.kind)?,
+            Progress::Died | Progress::Unanswered => true,
+        })
+    }
+
+    /// Why no reply will come. One that has come before this was seen is in the inbox.
+    pub fn trouble(&mut self, ask: &Ask) -> Result<Option<Error>> {
+        Ok(match self.claims.progress(ask.sequence) {
+            Progress::Goes => None,
+            Progress::Waits { .. } if ask.waits_for_server || self.has_server(ask.kind)? => None,
+            Progress::Waits { .. } => self.claims.withdraw(ask.sequence).map(|attempts| {
+                if attempts == 0 {
+                    self.no_server()
+                } else {
+                    self.server_died("the server that had it died, and there is no other")
+                }
+            }),
+            Progress::Died => Some(self.server_died("the server that had it died")),
+            Progress::Unanswered => {
+                let why = "there was no room for the reply in this client's inbox";
+                let full = self.failed(ErrorKind::Full, why);
+                Some(full.advise("take replies sooner, or open the client with a larger inbox"))
+            }
+        })
+    }
+
+    #[cold]
+    fn no_server(&self) -> Error {
+        self.failed(ErrorKind::NoServer, "no server is there that takes it")
+            .advise("start one, or wait for one (CallOptions::wait_for_server)")
+    }
+
+    #[cold]
+    fn server_died(&self, why: &'static str) -> Error {
+        self.failed(ErrorKind::ServerDied, why)
+            .advise("look whether it was done, before you ask again")
+    }
+
+    #[cold]
+    pub fn timed_out(&self) -> Error {
+        self.failed(ErrorKind::TimedOut, "no reply came in time")
+            .advise("look at the service with `buslane inspect`, or wait longer")
+    }
+
+    /// Nobody waits for the reply any more: nobody gets the request, or who has it may see it.
+    pub fn cancel(&self, ask: &Ask) {
+        if self.service.bus.check_fork().is_ok() {
+            self.claims.cancel(ask.sequence);
+        }
+    }
+}
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        // What can't be removed here, or is not to be, will be by who looks after the dead.
+        let _ = self.service.bus.remove_inbox(self.number);
+    }
+}
+
+/// A reply that is waited for.
+pub(super) struct Awaited<'a> {
+    pub post: &'a mut Post,
+    pub ask: &'a Ask,
+}
+
+impl Waitable for Awaited<'_> {
+    fn is_ready(&mut self) -> Result<bool> {
+        let Self { post, ask } = self;
+        Ok(post.inbox.has_news()? || post.is_in_trouble(ask)? || ask.is_late())
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        self.post.arm(tickets)
+    }
+
+    fn disarm(&mut self) {
+        self.post.inbox.disarm();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.ask.time_left()?)
+    }
+}
+
+/// When to look whether a request will be answered at all.
+#[derive(Default)]
+pub(super) struct Checks {
+    looks: u32,
+    seen: Option<u64>,
+}
+
+impl Checks {
+    /// Has the next look be followed by one.
+    pub fn force(&mut self) {
+        self.looks = LOOKS_BETWEEN_CHECKS - 1;
+    }
+
+    pub fn are_due(&mut self, post: &Post) -> bool {
+        self.looks += 1;
+        let now = Some(post.roster_state());
+        let changed = std::mem::replace(&mut self.seen, now) != now;
+        // Not at the first look: what was sent just now may be answered before anything is amiss.
+        (changed || self.looks.is_multiple_of(LOOKS_BETWEEN_CHECKS)) && self.looks > 1
+    }
+}
+
+/// Sleeps while nothing has rung, at most `time`.
+pub(super) fn sleep(tickets: &[Ticket], time: Duration) {
+    if futex::has_wait_any() {
+        park::sleep_any(tickets, Some(time));
+    } else if let Some(ticket) = tickets.last() {
+        ticket.sleep(time.min(BLIND_SLEEP));
+    }
+}

@@ -1,0 +1,231 @@
+//! A server's way to one client's inbox.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::post::Body;
+use super::{Refusal, Undelivered};
+use crate::bus::{Bus, TopicInner};
+use crate::envelope::{Envelope, Kind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Description;
+use crate::pubsub::Publisher;
+use crate::shm::layout::EnvelopeHead;
+use crate::wait::WaitStrategy;
+
+/// The way to one inbox. It is opened when the first reply goes there.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub inbox: u64,
+    bus: Bus,
+    wait: WaitStrategy,
+    /// What this server replies.
+    replies: Description,
+    door: Mutex<Door>,
+}
+
+#[derive(Debug)]
+enum Door {
+    Closed,
+    Open(Box<Lane>),
+    /// The client has left.
+    Gone,
+}
+
+impl Door {
+    /// Notes if the client has left.
+    fn look(&mut self) {
+        if let Self::Open(lane) = self
+            && lane.is_gone()
+        {
+            *self = Self::Gone;
+        }
+    }
+}
+
+/// A lane in the inbox.
+#[derive(Debug)]
+pub(super) struct Lane {
+    inbox: u64,
+    publisher: Publisher,
+    /// Why the client can't read what this server replies.
+    mismatch: Option<String>,
+    /// The last reply found no room in time: the next ones are not waited for.
+    is_stuck: bool,
+}
+
+impl Route {
+    pub fn new(topic: &TopicInner, inbox: u64, replies: Description) -> Self {
+        Self {
+            inbox,
+            bus: topic.bus.clone(),
+            wait: topic.wait,
+            replies,
+            door: Mutex::new(match topic.bus.has_inbox(inbox) {
+                true => Door::Closed,
+                false => Door::Gone,
+            }),
+        }
+    }
+
+    fn door(&self) -> MutexGuard<'_, Door> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the client is known to have left.
+    pub fn is_gone(&self) -> bool {
+        let mut door = self.door();
+        door.look();
+        matches!(*door, Door::Gone)
+    }
+
+    pub fn is_closed(&self) -> bool {
+        matches!(*self.door(), Door::Closed)
+    }
+
+    /// Sends a reply, waiting at most so long for room.
+    pub fn send(&self, envelope: &Envelope, body: Body<'_>, patience: Duration) -> Result<()> {
+        let mut door = self.door();
+        self.open(&mut door)?.send(envelope, body, patience)
+    }
+
+    /// A lane for a stream of replies alone: that of single ones, if it is free.
+    pub fn take(&self) -> Result<Box<Lane>> {
+        let mut door = self.door();
+        self.open(&mut door)?;
+        match std::mem::replace(&mut *door, Door::Closed) {
+            Door::Open(mut lane) => {
+                lane.is_stuck = false;
+                Ok(lane)
+            }
+            _ => Err(self.gone()),
+        }
+    }
+
+    /// Tells the client why it does not get the reply that this envelope is of, if there is room.
+    pub fn tell(&self, envelope: &Envelope, what: Undelivered, why: &str) -> Result<()> {
+        let mut door = self.door();
+        self.open(&mut door)?.tell(envelope, what, why)
+    }
+
+    /// Gives it back.
+    pub fn give_back(&self, lane: Box<Lane>) {
+        let mut door = self.door();
+        if let Door::Closed = *door {
+            *door = Door::Open(lane);
+        }
+    }
+
+    /// Has the client look again at what becomes of its requests.
+    pub fn ring(&self) {
+        if let Door::Open(lane) = &*self.door() {
+            lane.publisher.ring();
+        }
+    }
+
+    fn open<'a>(&self, door: &'a mut Door) -> Result<&'a mut Lane> {
+        if let Door::Closed = door {
+            let lane = match self.bus.open_inbox(self.inbox, self.wait)? {
+                Some(topic) => Lane::open(self.inbox, &topic, &self.replies).map(Some),
+                None => Ok(None),
+            };
+            *door = match lane {
+                Ok(Some(lane)) => Door::Open(Box::new(lane)),
+                Ok(None) => Door::Gone,
+                // Removed in the midst.
+                Err(e) if e.kind() == ErrorKind::NotFound => Door::Gone,
+                Err(e) => return Err(e),
+            };
+        }
+        door.look();
+        match door {
+            Door::Open(lane) => Ok(lane),
+            _ => Err(self.gone()),
+        }
+    }
+
+    #[cold]
+    fn gone(&self) -> Error {
+        cancelled(self.inbox, "the client that asked has gone")
+    }
+}
+
+/// The reply is not wanted any more.
+#[cold]
+pub(super) fn cancelled(inbox: u64, why: &'static str) -> Error {
+    let on = format!("a request of the inbox {inbox:016x}");
+    Error::new(ErrorKind::Cancelled, "reply to", on, why).advise("go on with the next request")
+}
+
+impl Lane {
+    fn open(inbox: u64, topic: &Arc<TopicInner>, replies: &Description) -> Result<Self> {
+        let theirs = Description::from_config(&topic.files.config);
+        let mismatch = (theirs != *replies)
+            .then(|| format!("the server replies {replies}, and the client means {theirs}"));
+        Ok(Self {
+            inbox,
+            publisher: Publisher::join(topic)?,
+            mismatch,
+            is_stuck: false,
+        })
+    }
+
+    /// Whether nobody reads it. What can't be looked at can't be read.
+    pub fn is_gone(&mut self) -> bool {
+        !matches!(self.publisher.subscriber_count(), Ok(1..))
+    }
+
+    /// Sends a reply, waiting at most so long for room. If the client can't have it, it is told why.
+    pub fn send(
+        &mut self,
+        envelope: &Envelope,
+        mut body: Body<'_>,
+        patience: Duration,
+    ) -> Result<()> {
+        let is_payload = envelope.head().flags & EnvelopeHead::REFUSED == 0;
+        if let Some(why) = self.mismatch.clone().filter(|_| is_payload) {
+            self.tell(envelope, Undelivered::Mismatch, &why)?;
+            let on = self.publisher.topic_name().to_owned();
+            return Err(Error::new(ErrorKind::Mismatch, "reply to", on, why)
+                .advise("let client and server use the same types"));
+        }
+        let patience = if self.is_stuck {
+            Duration::ZERO
+        } else {
+            patience
+        };
+        let sent = body.send(&mut self.publisher, envelope, Some(patience));
+        let kind = sent.as_ref().map_err(Error::kind);
+        self.is_stuck = matches!(kind, Err(ErrorKind::Full | ErrorKind::TimedOut));
+        if kind == Err(ErrorKind::TooLong) {
+            let why = format!(
+                "the reply has {} bytes, and the inbox takes {}",
+                body.len(),
+                self.publisher.max_len()
+            );
+            self.tell(envelope, Undelivered::TooLong, &why)?;
+        }
+        sent.map_err(|e| match e.kind() {
+            // Removed in the midst.
+            ErrorKind::NotFound => cancelled(self.inbox, "the client that asked has gone"),
+            _ => e,
+        })
+    }
+
+    /// Waits for room for a reply.
+    pub async fn wait_for_room(&mut self, envelope: &Envelope, len: usize) -> Result<()> {
+        self.publisher.wait_for_room(envelope, len).await
+    }
+
+    /// Tells the client why it does not get the reply that this envelope is of, if there is room.
+    pub fn tell(&mut self, envelope: &Envelope, what: Undelivered, why: &str) -> Result<()> {
+        let head = EnvelopeHead {
+            flags: EnvelopeHead::UNDELIVERED,
+            ..*envelope.head()
+        };
+        let envelope = Envelope::new(Kind::Reply).with_head(head);
+        let payload = Refusal::to_bytes(what as u32, why);
+        self.publisher
+            .send_within(&envelope, &payload, Some(Duration::ZERO))
+    }
+}

@@ -1,0 +1,654 @@
+//! Servers: a consumer of requests, and a way to each inbox that it has answered.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::post::Body;
+use super::route::{self, Lane, Route};
+use super::{Refusal, Undelivered};
+use crate::bus::TopicInner;
+use crate::envelope::{self, Envelope, Kind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::futures::{MessageStream, Receive};
+use crate::message::Payload;
+use crate::queue::{Consumer, ConsumerBuilder, Delivery, Producer};
+use crate::shm::layout::{EnvelopeHead, Fate};
+use crate::shm::park::Ticket;
+use crate::shm::roster;
+use crate::wait::Waitable;
+
+/// How long a server waits for room in an inbox, once: after that, replies there are not waited for until one has found room.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Joins a service as a server, otherwise than by default. Made by
+/// [`Service::server_builder`](super::Service::server_builder).
+///
+/// ```
+/// use buslane::{CallOptions, ErrorKind, Kind};
+///
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let service = buslane::Bus::at(dir.path().join("bus"))?.service("s")?;
+/// let mut server = service.server_builder().kinds(&[Kind::Document]).open()?;
+/// let client = service.client()?;
+/// assert_eq!(client.start(b"a command").unwrap_err().kind(), ErrorKind::NoServer);
+/// let document = client.start_with(&CallOptions::new().kind(Kind::Document), b"data")?;
+/// server.recv()?.reply(b"read")?;
+/// assert_eq!(document.wait()??, b"read");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct ServerBuilder<Q: ?Sized = [u8], R: ?Sized = [u8]> {
+    service: Arc<TopicInner>,
+    consumer: ConsumerBuilder<Q>,
+    patience: Duration,
+    kind: PhantomData<fn(&R)>,
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> ServerBuilder<Q, R> {
+    pub(super) fn new(service: &Arc<TopicInner>) -> Self {
+        Self {
+            service: Arc::clone(service),
+            consumer: ConsumerBuilder::new(service),
+            patience: PATIENCE,
+            kind: PhantomData,
+        }
+    }
+
+    /// The kinds of messages that it takes; the others are left to other servers. By default all, and those without an
+    /// envelope.
+    pub fn kinds(mut self, kinds: &[Kind]) -> Self {
+        let bits = kinds.iter().map(|kind| 1 << (kind.number() % 64));
+        self.consumer = self.consumer.kinds(bits.fold(0, |all, bit| all | bit));
+        self
+    }
+
+    /// How long to wait for room in the inbox of a client that does not read, once: until a reply finds room there again,
+    /// the next ones are not waited for. By default 100 ms.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Joins.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Queue::consumer`](crate::Queue::consumer).
+    pub fn open(self) -> Result<Server<Q, R>> {
+        Ok(Server {
+            consumer: self.consumer.open()?,
+            routes: HashMap::new(),
+            last: None,
+            seen_roster: roster::state(&self.service.files.control),
+            service: self.service,
+            patience: self.patience,
+            kind: PhantomData,
+        })
+    }
+}
+
+/// Gets requests of a service, and replies to them. See [`Service`](super::Service).
+///
+/// A request whose deadline has passed is not given to it, nor one whose client is known to have left.
+#[must_use]
+pub struct Server<Q: ?Sized = [u8], R: ?Sized = [u8]> {
+    consumer: Consumer<Q>,
+    /// By the number of the inbox.
+    routes: HashMap<u64, Arc<Route>>,
+    /// Where the last request came from.
+    last: Option<Arc<Route>>,
+    /// The roster of clients when routes were last thinned out.
+    seen_roster: u64,
+    service: Arc<TopicInner>,
+    patience: Duration,
+    kind: PhantomData<fn(&R)>,
+}
+
+impl<Q: ?Sized, R: ?Sized> fmt::Debug for Server<Q, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("service", &self.service.files.name)
+            .field("clients", &self.routes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
+    /// The service's name.
+    #[must_use]
+    pub fn service_name(&self) -> &str {
+        &self.service.files.name
+    }
+
+    /// The next request. Waits for it as the wait strategy says.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Consumer::recv`].
+    #[inline]
+    pub fn recv(&mut self) -> Result<Request<Q, R>> {
+        loop {
+            let delivery = self.consumer.recv()?;
+            if let Some(request) = self.admit(delivery)? {
+                return Ok(request);
+            }
+        }
+    }
+
+    /// The next request, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn try_recv(&mut self) -> Result<Option<Request<Q, R>>> {
+        while let Some(delivery) = self.consumer.try_recv()? {
+            let request = self.admit(delivery)?;
+            if request.is_some() {
+                return Ok(request);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next request; `None` if there is none for `timeout` (longer, if requests come that are late already).
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Request<Q, R>>> {
+        while let Some(delivery) = self.consumer.recv_timeout(timeout)? {
+            let request = self.admit(delivery)?;
+            if request.is_some() {
+                return Ok(request);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next request, as a future: the task sleeps until there is one. It may be dropped at any time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn recv_async(&mut self) -> Result<Request<Q, R>> {
+        loop {
+            let delivery = self.consumer.recv_async().await?;
+            if let Some(request) = self.admit(delivery)? {
+                return Ok(request);
+            }
+        }
+    }
+
+    /// A stream of requests. It does not end.
+    pub fn stream(&mut self) -> MessageStream<&mut Self> {
+        MessageStream::new(self)
+    }
+
+    /// The same, as the server's owner.
+    pub fn into_stream(self) -> MessageStream<Self> {
+        MessageStream::new(self)
+    }
+
+    /// What was received, if it is still worth anything.
+    #[inline]
+    fn admit(&mut self, mut delivery: Delivery<Q>) -> Result<Option<Request<Q, R>>> {
+        if self.seen_roster != roster::state(&self.service.files.control) {
+            self.thin_out();
+        }
+        let head = delivery.head().unwrap_or_default();
+        let route = (head.reply_to != 0).then(|| self.route(head.reply_to));
+        let is_late = envelope::time_left(&head) == Some(Duration::ZERO);
+        let is_unwanted = || route.as_ref().is_some_and(|route| route.is_gone());
+        let is_once = head.flags & EnvelopeHead::ONCE != 0;
+        if is_late || is_unwanted() || (is_once && !delivery.begin_once()) {
+            // It may have been taken away meanwhile.
+            return match delivery.ack() {
+                Err(e) if e.kind() != ErrorKind::LeaseLost => Err(e),
+                _ => Ok(None),
+            };
+        }
+        Ok(Some(Request {
+            delivery: Some(delivery),
+            head,
+            route,
+            service: Arc::clone(&self.service.files.name),
+            patience: self.patience,
+            kind: PhantomData,
+        }))
+    }
+
+    #[inline]
+    fn route(&mut self, inbox: u64) -> Arc<Route> {
+        match &self.last {
+            Some(last) if last.inbox == inbox => Arc::clone(last),
+            _ => self.find_route(inbox),
+        }
+    }
+
+    fn find_route(&mut self, inbox: u64) -> Arc<Route> {
+        let new = || Arc::new(Route::new(&self.service, inbox, R::describe()));
+        let route = Arc::clone(self.routes.entry(inbox).or_insert_with(new));
+        self.last = Some(Arc::clone(&route));
+        route
+    }
+
+    /// Forgets the clients that have left, and those that it has never answered.
+    #[cold]
+    fn thin_out(&mut self) {
+        self.seen_roster = roster::state(&self.service.files.control);
+        self.last = None;
+        self.routes.retain(|_, route| {
+            let is_idle = route.is_closed() && Arc::strong_count(route) == 1;
+            !is_idle && !route.is_gone()
+        });
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized> Waitable for Server<Q, R> {
+    fn is_ready(&mut self) -> Result<bool> {
+        self.consumer.is_ready()
+    }
+
+    fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
+        self.consumer.arm(tickets)
+    }
+
+    fn disarm(&mut self) {
+        self.consumer.disarm();
+    }
+
+    fn due(&self) -> Option<std::time::Instant> {
+        self.consumer.due()
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> Receive for Server<Q, R> {
+    type Item = Request<Q, R>;
+
+    fn receive_now(&mut self) -> Result<Option<Request<Q, R>>> {
+        self.try_recv()
+    }
+}
+
+/// A request that this server has. It derefs to the payload, where it lies. Several may be held at a time, moved to other
+/// threads, and answered in any order.
+///
+/// It is acknowledged after the reply was sent. Dropped unanswered, it goes to any server of the service, this one included;
+/// one that is to be done at most once is ended, and its client told.
+#[must_use = "a request that is dropped is given back"]
+pub struct Request<Q: ?Sized + Payload = [u8], R: ?Sized + Payload = [u8]> {
+    /// `None`: it is done with.
+    delivery: Option<Delivery<Q>>,
+    head: EnvelopeHead,
+    /// `None`: nobody waits for a reply.
+    route: Option<Arc<Route>>,
+    service: Arc<str>,
+    patience: Duration,
+    kind: PhantomData<fn(&R)>,
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> fmt::Debug for Request<Q, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("service", &self.service)
+            .field("correlation", &self.head.correlation)
+            .field("delivery", &self.delivery)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> Deref for Request<Q, R> {
+    type Target = Q;
+    #[inline]
+    fn deref(&self) -> &Q {
+        self.delivery()
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
+    fn delivery(&self) -> &Delivery<Q> {
+        self.delivery
+            .as_ref()
+            .expect("it is there until it is done with")
+    }
+
+    /// What kind of message it is; `None`: it has no envelope.
+    #[must_use]
+    pub fn message_kind(&self) -> Option<Kind> {
+        let kind = Kind::from_number(self.head.kind);
+        (self.head.kind != 0).then_some(kind)
+    }
+
+    /// All that goes with it, if it has an envelope.
+    #[must_use]
+    pub fn envelope(&self) -> Option<Envelope> {
+        self.delivery().envelope()
+    }
+
+    /// Whether somebody waits for a reply. If not, replying only says that it is done.
+    #[must_use]
+    pub fn wants_reply(&self) -> bool {
+        self.route.is_some()
+    }
+
+    /// How often a server has got it, this time included.
+    #[must_use]
+    pub fn attempts(&self) -> u64 {
+        self.delivery().attempts()
+    }
+
+    /// How long the reply is worth anything yet; `None`: as long as it takes.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        envelope::time_left(&self.head)
+    }
+
+    /// Whether the reply is not wanted any more: its client has cancelled the request or has left, or the time has passed. A
+    /// load or two.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.while_wanted().is_err() || self.route.as_ref().is_some_and(|route| route.is_gone())
+    }
+
+    /// Replies with a copy of `reply`.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled` if it is not wanted any more. `TooLong` if it is longer than the client's inbox takes, `Mismatch` if the
+    /// client means another type: the client is told. `Full` if there was no room in the inbox in time: the client is told
+    /// when it looks. After these, the request is done with. `LeaseLost` if it was taken away. `NoSpace` and the like if the
+    /// lane in the inbox can't be made: the request is given back. `Forked`, and the system's.
+    #[inline]
+    pub fn reply(self, reply: &R) -> Result<()> {
+        self.answer(0, Body::Bytes(reply.bytes()))
+    }
+
+    /// Refuses: an answer of the service's own, with a code for programs and a text for people.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reply`](Self::reply).
+    pub fn refuse(self, code: u32, message: &str) -> Result<()> {
+        let payload = Refusal::to_bytes(code, message);
+        self.answer(EnvelopeHead::REFUSED, Body::Bytes(&payload))
+    }
+
+    fn answer(mut self, flags: u8, body: Body<'_>) -> Result<()> {
+        let time_left = self.check_wanted()?;
+        let Some(route) = &self.route else {
+            return self.ack();
+        };
+        let sent = route.send(
+            &self.envelope_of(flags, 0),
+            body,
+            self.patience.min(time_left),
+        );
+        sent.map_err(|e| self.conclude(e))?;
+        self.ack()
+    }
+
+    /// Ends it as it must be if a reply could not be sent.
+    #[cold]
+    fn conclude(&mut self, failed: Error) -> Error {
+        // That it was taken away beside is no news to who has failed already.
+        let _ = match failed.kind() {
+            ErrorKind::Full | ErrorKind::TimedOut => self.end_as(Fate::Unanswered),
+            ErrorKind::TooLong | ErrorKind::Mismatch | ErrorKind::Cancelled => self.ack(),
+            // To be given back, or ended, as it is dropped.
+            _ => Ok(()),
+        };
+        failed
+    }
+
+    fn ack(&mut self) -> Result<()> {
+        self.delivery.take().map_or(Ok(()), Delivery::ack)
+    }
+
+    /// Ends it without a reply: the client sees why when it looks.
+    fn end_as(&mut self, fate: Fate) -> Result<()> {
+        let ended = self
+            .delivery
+            .take()
+            .map_or(Ok(()), |delivery| delivery.end(fate));
+        if let Some(route) = &self.route {
+            route.ring();
+        }
+        ended
+    }
+
+    /// Before a reply: an error, and it is done with, if that is not wanted.
+    #[inline]
+    fn check_wanted(&mut self) -> Result<Duration> {
+        let wanted = self.while_wanted();
+        if wanted.is_err() {
+            // Says so if it was taken away instead.
+            self.ack()?;
+        }
+        wanted
+    }
+
+    /// How long a reply is wanted yet; an error, if it is not.
+    #[inline]
+    fn while_wanted(&self) -> Result<Duration> {
+        let time_left = self.time_left().unwrap_or(Duration::MAX);
+        if self.delivery().is_wanted()? && !time_left.is_zero() {
+            return Ok(time_left);
+        }
+        let why = "the client has cancelled it, or its deadline has passed";
+        Err(route::cancelled(self.head.reply_to, why))
+    }
+
+    /// The envelope of a reply.
+    fn envelope_of(&self, flags: u8, part: u64) -> Envelope {
+        let mut envelope = Envelope::new(Kind::Reply);
+        if self.head.hops > 0
+            && let Some(ours) = self.envelope()
+        {
+            envelope = ours.trace().fold(envelope, Envelope::passed_on_by);
+        }
+        let envelope = envelope.with_head(EnvelopeHead {
+            correlation: self.head.correlation,
+            type_id: R::type_id(),
+            part,
+            kind: Kind::Reply.number(),
+            flags,
+            hops: self.head.hops,
+            ..EnvelopeHead::default()
+        });
+        match self.head.sent_ns {
+            0 => envelope,
+            _ => envelope.sent_now(),
+        }
+    }
+
+    /// Replies with any number of replies, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reply`](Self::reply).
+    pub fn stream(mut self) -> Result<ReplySink<Q, R>> {
+        self.check_wanted()?;
+        let lane = self.route.as_ref().map(|route| route.take()).transpose();
+        let lane = lane.map_err(|e| self.conclude(e))?;
+        Ok(ReplySink {
+            request: self,
+            lane,
+            part: 0,
+        })
+    }
+
+    /// Passes it on to another service, with another message, which answers this one's client; and is done with it. How long
+    /// that waits, and for which of its requests, goes along, and so does the way that it has come
+    /// ([`Envelope::trace`]).
+    ///
+    /// The client learns of the death of the servers of its own service alone: set a deadline.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled`, `LeaseLost`, and as for [`Producer::push`]: then it is given back, or ended, as when it is dropped.
+    pub fn forward<P: ?Sized + Payload>(mut self, to: &mut Producer<P>, message: &P) -> Result<()> {
+        let time_left = self.check_wanted()?;
+        let ours = self
+            .envelope()
+            .unwrap_or_else(|| Envelope::new(Kind::Command));
+        let head = EnvelopeHead {
+            type_id: P::type_id(),
+            ..*ours.head()
+        };
+        let envelope = ours.with_head(head).passed_on_by(&self.service);
+        to.push_within(&envelope, message, Some(time_left))?;
+        self.ack()
+    }
+}
+
+impl<Q: ?Sized + Payload> Request<Q, [u8]> {
+    /// Replies with `len` bytes that `fill` writes in place.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reply`](Self::reply).
+    pub fn reply_filled(self, len: usize, mut fill: impl FnMut(&mut [u8])) -> Result<()> {
+        self.answer(0, Body::Filled(len, &mut fill))
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for Request<Q, R> {
+    fn drop(&mut self) {
+        let is_ours = |delivery: &Delivery<Q>| delivery.is_wanted().is_ok();
+        if self.head.flags & EnvelopeHead::ONCE == 0 || !self.delivery.as_ref().is_some_and(is_ours)
+        {
+            // Given back, if it is there.
+            return;
+        }
+        let why = "the server that had it gave it up";
+        let told = self
+            .route
+            .as_ref()
+            .map(|route| route.tell(&self.envelope_of(0, 0), Undelivered::GivenUp, why));
+        // What can't be told here is when the client looks.
+        let _ = match told {
+            Some(Ok(())) => self.ack(),
+            _ => self.end_as(Fate::Died),
+        };
+    }
+}
+
+/// Several replies to one request, one after the other. While the client's inbox has no room, sending waits, until the
+/// request's deadline. Dropped before [`finish`](Self::finish), it tells the client that there was an end in the midst.
+#[must_use = "the client waits for the end"]
+pub struct ReplySink<Q: ?Sized + Payload = [u8], R: ?Sized + Payload = [u8]> {
+    request: Request<Q, R>,
+    /// `None`: nobody waits for replies, or there are no more.
+    lane: Option<Box<Lane>>,
+    /// The next one.
+    part: u64,
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> fmt::Debug for ReplySink<Q, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplySink")
+            .field("request", &self.request)
+            .field("part", &self.part)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
+    /// The request.
+    pub fn request(&self) -> &Request<Q, R> {
+        &self.request
+    }
+
+    /// Sends a copy of one more reply. Waits while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled` if they are not wanted any more, `TimedOut` at the deadline, and as for [`Request::reply`]. None of
+    /// these ends it: that is when it is dropped.
+    pub fn send(&mut self, reply: &R) -> Result<()> {
+        let time_left = self.request.while_wanted()?;
+        let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
+        if let Some(lane) = &mut self.lane {
+            lane.send(&envelope, Body::Bytes(reply.bytes()), time_left)?;
+        }
+        self.part += 1;
+        Ok(())
+    }
+
+    /// The same, as a future: the task sleeps while there is no room, also beyond the deadline. If it is dropped before it
+    /// is ready, nothing was sent.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn send_async(&mut self, reply: &R) -> Result<()> {
+        self.request.while_wanted()?;
+        let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
+        if let Some(lane) = &mut self.lane {
+            lane.wait_for_room(&envelope, reply.bytes().len()).await?;
+            lane.send(&envelope, Body::Bytes(reply.bytes()), Duration::ZERO)?;
+        }
+        self.part += 1;
+        Ok(())
+    }
+
+    /// There are no more.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Request::reply`].
+    pub fn finish(self) -> Result<()> {
+        self.end(EnvelopeHead::END, &[])
+    }
+
+    /// There are no more, and not all that there should be.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Request::reply`].
+    pub fn refuse(self, code: u32, message: &str) -> Result<()> {
+        self.end(EnvelopeHead::REFUSED, &Refusal::to_bytes(code, message))
+    }
+
+    fn end(mut self, flags: u8, payload: &[u8]) -> Result<()> {
+        let time_left = self.request.while_wanted()?;
+        let envelope = self.request.envelope_of(flags, self.part);
+        if let Some(lane) = &mut self.lane {
+            let sent = lane.send(&envelope, Body::Bytes(payload), time_left);
+            sent.map_err(|e| self.request.conclude(e))?;
+        }
+        self.request.ack()
+    }
+}
+
+impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for ReplySink<Q, R> {
+    fn drop(&mut self) {
+        let Self {
+            request,
+            lane,
+            part,
+        } = self;
+        let is_ours = |delivery: &Delivery<Q>| delivery.is_wanted().is_ok();
+        let has_begun = request.delivery.as_ref().is_some_and(is_ours) && *part > 0;
+        if let Some(lane) = lane
+            && has_begun
+        {
+            let why = "the server ended in the midst of its replies";
+            let told = lane.tell(&request.envelope_of(0, *part), Undelivered::GivenUp, why);
+            // What can't be told here is when the client looks.
+            let _ = match told {
+                Ok(()) => request.ack(),
+                Err(_) => request.end_as(Fate::Died),
+            };
+        }
+        if let (Some(route), Some(lane)) = (&request.route, lane.take()) {
+            route.give_back(lane);
+        }
+    }
+}
