@@ -39,6 +39,7 @@ impl Kind {
         named.map_or("other", |(_, name)| name)
     }
 
+    #[inline]
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::Event => 1,
@@ -208,6 +209,7 @@ impl Envelope {
     }
 
     /// What stands before a payload.
+    #[inline]
     pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
         (self.head.as_bytes(), &self.extension)
     }

@@ -135,6 +135,7 @@ impl Sender {
 
     /// Claims a frame for an envelope and `len` bytes, and writes the former: where the latter go, and the bytes before
     /// them.
+    #[inline]
     fn claim_with(
         &mut self,
         envelope: &Envelope,
@@ -153,10 +154,13 @@ impl Sender {
             Err(_) => self.claim_slowly(before + len, patience)?,
         };
         self.lane.write(at, head);
-        self.lane.write(at + head.len() as u64, extension);
+        if !extension.is_empty() {
+            self.lane.write(at + head.len() as u64, extension);
+        }
         Ok((at + before as u64, before))
     }
 
+    #[inline]
     fn send_with(&mut self, envelope: &Envelope, payload: &[u8], patience: Patience) -> Result<()> {
         let (at, before) = self.claim_with(envelope, payload.len(), patience)?;
         self.lane.write(at, payload);
@@ -502,6 +506,12 @@ impl<T: ?Sized + Payload> Publisher<T> {
         let Self { sender, sleep, .. } = self;
         let target = sender.lane.visible();
         Ready::new(Delivered { sender, target }, sleep).await
+    }
+
+    /// Who is there, to compare with later.
+    #[inline]
+    pub(crate) fn roster_state(&self) -> u64 {
+        roster::state(&self.sender.topic.files.control)
     }
 
     /// The number of its lane.
@@ -1592,16 +1602,21 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.receiver.find()
     }
 
-    /// The beginning of the envelope of what was found just now. `None`: it has none.
+    /// Looks at the source that is read now, and at nothing else, so often: whether something is there.
     #[inline]
-    pub(crate) fn head_of(&mut self, found: Found) -> Result<Option<EnvelopeHead>> {
-        let receiver = &mut self.receiver;
-        if receiver.envelope_len(found)? == 0 {
-            return Ok(None);
-        }
-        let parts = receiver.sources[receiver.at].reader.parts(found);
-        let head = parts.and_then(|(envelope, _)| EnvelopeHead::read_from_prefix(envelope).ok());
-        Ok(head.map(|(head, _)| head))
+    pub(crate) fn look_closely(&mut self, looks: u32) -> bool {
+        self.receiver.looks = looks;
+        self.receiver.look_closely().is_some()
+    }
+
+    /// The beginning of the envelope of what was found just now. `None`: it has none, or contradicts itself, which is told
+    /// when it is taken.
+    #[inline]
+    pub(crate) fn head_of(&self, found: Found) -> Option<&EnvelopeHead> {
+        let source = &self.receiver.sources[self.receiver.at];
+        let (envelope, _) = source.reader.parts(found)?;
+        let (head, _) = EnvelopeHead::ref_from_prefix(envelope).ok()?;
+        Some(head)
     }
 
     pub(crate) fn has_news(&mut self) -> Result<bool> {
@@ -1877,6 +1892,13 @@ impl<T: ?Sized> Frame<'_, T> {
     #[must_use]
     pub fn envelope(&self) -> Option<Envelope> {
         Envelope::read(self.envelope)
+    }
+
+    /// The beginning of its envelope.
+    #[inline]
+    pub(crate) fn head(&self) -> Option<&EnvelopeHead> {
+        let (head, _) = EnvelopeHead::ref_from_prefix(self.envelope).ok()?;
+        Some(head)
     }
 
     /// The low 32 bits of its sequence number in its lane.

@@ -623,7 +623,7 @@ impl Desk {
             }
             if let Some((share, item)) = self.queue.claim(self.at)? {
                 self.turn += 1;
-                if let Some(item) = self.fit(&share, item)? {
+                if self.fit(&share, &item)? {
                     return Ok(Some((share, item)));
                 }
             }
@@ -643,7 +643,7 @@ impl Desk {
                 0
             };
             while let Some((share, item)) = self.queue.claim(self.at)? {
-                if let Some(item) = self.fit(&share, item)? {
+                if self.fit(&share, &item)? {
                     return Ok(Some((share, item)));
                 }
             }
@@ -653,7 +653,7 @@ impl Desk {
             while let Some(inbox) = &mut self.retries
                 && let Some((share, item)) = inbox.claim(index)?
             {
-                if let Some(item) = self.fit(&share, item)? {
+                if self.fit(&share, &item)? {
                     return Ok(Some((share, item)));
                 }
             }
@@ -692,10 +692,10 @@ impl Desk {
 
     /// What was claimed, if it may be delivered; else it becomes a dead letter.
     #[inline]
-    fn fit(&mut self, share: &Arc<Share>, item: Item) -> Result<Option<Item>> {
-        if let Some(put_off) = &item.put_off {
+    fn fit(&mut self, share: &Arc<Share>, item: &Item) -> Result<bool> {
+        if let Some(put_off) = item.put_off() {
             let said = self.say_moved(put_off);
-            said.inspect_err(|_| share.give_back(&item))?;
+            said.inspect_err(|_| share.give_back(item))?;
         }
         let max = self.home.max_attempts;
         let len = share.payload(&item).len() as u64;
@@ -705,13 +705,13 @@ impl Desk {
             format!("it has {len} bytes, which is not the size of the queue's type")
         } else if !item.found.word.is_plain() && item.envelope == 0 {
             String::from("its envelope contradicts itself")
-        } else if share.seat.is_for_retries() && item.put_off.is_none() {
+        } else if share.seat.is_for_retries() && item.put_off().is_none() {
             String::from("it is no message that was put off")
         } else {
-            return Ok(Some(item));
+            return Ok(true);
         };
-        self.bury(share, &item, &reason)?;
-        Ok(None)
+        self.bury(share, item, &reason)?;
+        Ok(false)
     }
 
     /// Before a message is handed out that was put off: who put it off may have died, or be about to, before it has said so.

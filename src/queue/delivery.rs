@@ -83,6 +83,7 @@ impl Seat {
         !Arc::ptr_eq(&self.topic, &self.home.topic)
     }
 
+    #[inline]
     pub fn check_fork(&self) -> Result<()> {
         if self.born == fork::generation() {
             Ok(())
@@ -120,17 +121,29 @@ pub(super) struct Share {
 pub(super) struct Item {
     pub found: Found,
     pub claim: Claim,
-    /// Its bytes, where a lease may end while they are read.
-    pub copy: Option<Vec<u64>>,
-    /// If it was put off before.
-    pub put_off: Option<PutOff>,
     /// Bytes of its envelope, unless that contradicts itself.
     pub envelope: usize,
+    beside: Option<Box<Beside>>,
+}
+
+/// What few have: in a box, as items are moved often.
+#[derive(Debug, Default)]
+struct Beside {
+    /// Its bytes, where a lease may end while they are read.
+    copy: Option<Vec<u64>>,
+    /// If it was put off before.
+    put_off: Option<PutOff>,
 }
 
 impl Item {
+    #[inline]
+    pub fn put_off(&self) -> Option<&PutOff> {
+        self.beside.as_ref()?.put_off.as_ref()
+    }
+
+    #[inline]
     pub fn attempts(&self) -> u64 {
-        let before = self.put_off.map_or(0, |put_off| put_off.attempts);
+        let before = self.put_off().map_or(0, |put_off| put_off.attempts);
         before.saturating_add(self.claim.attempts())
     }
 }
@@ -155,13 +168,13 @@ impl Share {
     }
 
     /// What was claimed, fit to be handed out. `None`: its lease has ended already.
+    #[inline]
     pub fn accept(&self, found: Found, claim: Claim) -> Option<Item> {
         let mut item = Item {
             found,
             claim,
-            copy: None,
-            put_off: None,
             envelope: 0,
+            beside: None,
         };
         if self.seat.home.lease.is_some() {
             let mut words = Vec::new();
@@ -170,10 +183,11 @@ impl Share {
             if !self.claims.holds(claim) {
                 return None;
             }
-            item.copy = Some(words);
+            item.beside.get_or_insert_default().copy = Some(words);
         }
         if self.seat.is_for_retries() {
-            item.put_off = PutOff::split(self.bytes(&item)).map(|(put_off, ..)| put_off);
+            let put_off = PutOff::split(self.bytes(&item)).map(|(put_off, ..)| put_off);
+            item.beside.get_or_insert_default().put_off = put_off;
         } else if !found.word.is_plain() {
             let parts = lane::parts(found.word, self.bytes(&item));
             item.envelope = parts.map_or(0, |(envelope, _)| envelope.len());
@@ -181,9 +195,11 @@ impl Share {
         Some(item)
     }
 
+    #[inline]
     fn bytes<'a>(&'a self, item: &'a Item) -> &'a [u8] {
         let len = item.found.word.len() as usize;
-        match &item.copy {
+        let copy = item.beside.as_ref().and_then(|beside| beside.copy.as_ref());
+        match copy {
             Some(words) => &words.as_bytes()[..len],
             // Not overwritten while the claim is ours: the head can't pass it, and without a lease nobody takes it away.
             None => self.claims.ring.payload(item.found.body(), len),
@@ -194,7 +210,7 @@ impl Share {
     #[inline]
     fn parts<'a>(&'a self, item: &'a Item) -> (&'a [u8], &'a [u8]) {
         let bytes = self.bytes(item);
-        match &item.put_off {
+        match item.put_off() {
             Some(put_off) => bytes[size_of::<PutOff>()..].split_at(put_off.envelope as usize),
             None => bytes.split_at(item.envelope),
         }
@@ -330,7 +346,7 @@ impl Share {
 
     /// The lane it was pushed to, and its number there.
     fn origin(&self, item: &Item) -> (u64, u32) {
-        match item.put_off {
+        match item.put_off() {
             Some(put_off) => (put_off.lane, put_off.sequence as u32),
             None => (self.lane, item.claim.sequence()),
         }
@@ -363,17 +379,19 @@ pub(super) fn retries_of(home: &Home) -> Result<Option<Arc<TopicInner>>> {
 #[must_use = "a delivery that is dropped is given back"]
 pub struct Delivery<T: ?Sized = [u8]> {
     share: Arc<Share>,
+    /// With [`DONE`], it is done with. (A word beside words: a flag behind them makes moving a delivery thrice as dear.)
     item: Item,
-    done: bool,
     kind: PhantomData<fn() -> Box<T>>,
 }
+
+/// The claim on what is done with: that of nobody.
+const DONE: Claim = Claim(0);
 
 impl<T: ?Sized + Payload> Delivery<T> {
     pub(super) fn new(share: Arc<Share>, item: Item) -> Self {
         Self {
             share,
             item,
-            done: false,
             kind: PhantomData,
         }
     }
@@ -392,9 +410,10 @@ impl<T: ?Sized + Payload> Delivery<T> {
     }
 
     /// The beginning of its envelope.
-    pub(crate) fn head(&self) -> Option<EnvelopeHead> {
+    #[inline]
+    pub(crate) fn head(&self) -> Option<&EnvelopeHead> {
         let (envelope, _) = self.share.parts(&self.item);
-        let (head, _) = EnvelopeHead::read_from_prefix(envelope).ok()?;
+        let (head, _) = EnvelopeHead::ref_from_prefix(envelope).ok()?;
         Some(head)
     }
 
@@ -419,6 +438,10 @@ impl<T: ?Sized + Payload> Delivery<T> {
         self.finish(|share, item| share.end(item, fate))
     }
 
+    pub(crate) fn queue_name(&self) -> &str {
+        &self.share.seat.home.topic.files.name
+    }
+
     /// The number of the lane it was pushed to: one for each producer at a time.
     #[must_use]
     pub fn lane(&self) -> u64 {
@@ -438,8 +461,9 @@ impl<T: ?Sized + Payload> Delivery<T> {
     /// `LeaseLost` if it was taken away before: then another has it, or has done it. `Forked`.
     #[inline]
     pub fn ack(mut self) -> Result<()> {
-        self.done = true;
-        self.share.ack(&self.item)
+        let acked = self.share.ack(&self.item);
+        self.item.claim = DONE;
+        acked
     }
 
     /// Another try later: after at least `after` it goes to any consumer of the group, who counts the attempts so far. Zero
@@ -466,7 +490,9 @@ impl<T: ?Sized + Payload> Delivery<T> {
 
     fn finish(mut self, how: impl FnOnce(&Share, &Item) -> Result<()>) -> Result<()> {
         let done = how(&self.share, &self.item);
-        self.done = done.is_ok();
+        if done.is_ok() {
+            self.item.claim = DONE;
+        }
         done
     }
 }
@@ -482,7 +508,7 @@ impl<T: ?Sized + Payload> Deref for Delivery<T> {
 impl<T: ?Sized> Drop for Delivery<T> {
     #[inline]
     fn drop(&mut self) {
-        if !self.done {
+        if self.item.claim != DONE {
             self.share.give_back(&self.item);
         }
     }

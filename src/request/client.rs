@@ -240,13 +240,17 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
             none => none.insert(desk.open::<Q, R>()?),
         };
         let ask = post.ask(options.unwrap_or(&self.options), body)?;
-        let (found, head) = post.wait(&ask)?;
-        if head.flags & (EnvelopeHead::MORE | EnvelopeHead::END) != 0 {
-            post.cancel(&ask);
-        }
-        let service = Arc::clone(&post.service.files.name);
-        let frame = post.inbox.frame(found)?;
-        let answer = judge::<R>(&service, &head, &frame, false)?;
+        let found = post.wait(&ask)?;
+        let Post {
+            service,
+            inbox,
+            claims,
+            ..
+        } = post;
+        let frame = inbox.frame(found)?;
+        // Answered, it can't be cancelled; where there are more replies, the rest is not wanted.
+        let answer = judge::<R>(&service.files.name, &frame, false)
+            .inspect_err(|_| claims.cancel(ask.sequence))?;
         Ok(answer.map(|()| Reply::new(frame)))
     }
 
@@ -393,13 +397,25 @@ impl<'a, R: ?Sized + Payload> Reply<'a, R> {
 }
 
 /// Whether a reply has a payload for this client. That at the end of several has none, and is not judged so.
+#[inline]
 pub(super) fn judge<R: ?Sized + Payload>(
     service: &Arc<str>,
-    head: &EnvelopeHead,
+    reply: &Frame<'_>,
+    several: bool,
+) -> Result<Answer<()>> {
+    let flags = reply.head().map_or(0, |head| head.flags);
+    judge_parts::<R>(service, flags, reply, several)
+}
+
+/// The same of a copy.
+#[inline]
+pub(super) fn judge_parts<R: ?Sized + Payload>(
+    service: &Arc<str>,
+    flags: u8,
     payload: &[u8],
     several: bool,
 ) -> Result<Answer<()>> {
-    let has = |flag: u8| head.flags & flag != 0;
+    let has = |flag: u8| flags & flag != 0;
     if has(EnvelopeHead::UNDELIVERED) {
         return Err(Undelivered::error(payload, service));
     }
@@ -522,11 +538,13 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
         })
     }
 
-    fn take(
-        &mut self,
-        next: Result<(Found, EnvelopeHead)>,
-    ) -> Result<Answer<Option<Reply<'_, R>>>> {
-        let (found, head) = next.inspect_err(|_| self.give_up())?;
+    fn take(&mut self, next: Result<Found>) -> Result<Answer<Option<Reply<'_, R>>>> {
+        let found = next.inspect_err(|_| self.give_up())?;
+        let head = self
+            .post
+            .as_ref()
+            .and_then(|post| post.inbox.head_of(found));
+        let head = head.copied().unwrap_or_default();
         let has = |flag: u8| head.flags & flag != 0;
         let is_end = has(EnvelopeHead::END);
         let has_payload = !has(EnvelopeHead::UNDELIVERED | EnvelopeHead::REFUSED) && !is_end;
@@ -552,7 +570,7 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
             return Ok(Ok(None));
         }
         let frame = post.inbox.frame(found)?;
-        let answer = judge::<R>(&self.service, &head, &frame, true)?;
+        let answer = judge::<R>(&self.service, &frame, true)?;
         Ok(answer.map(|()| Some(Reply::new(frame))))
     }
 

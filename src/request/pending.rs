@@ -11,14 +11,14 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use super::Answer;
-use super::client::{CallOptions, judge};
+use super::client::{CallOptions, judge, judge_parts};
 use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Post};
 use crate::bus::forked;
 use crate::error::{Error, Result};
 use crate::message::Payload;
+use crate::pubsub::Frame;
 use crate::reactor::Sleep;
 use crate::shm::fork;
-use crate::shm::layout::EnvelopeHead;
 use crate::shm::park::Ticket;
 use crate::shm::sync::heavy_fence;
 use crate::wait::{Next, WaitStrategy, Waitable, Waiter, now_ns};
@@ -70,7 +70,8 @@ struct Book {
 /// A request whose reply somebody will want.
 #[derive(Debug, Default)]
 struct Waiting {
-    reply: Option<(EnvelopeHead, Vec<u8>)>,
+    /// Its flags, and what it carries.
+    reply: Option<(u8, Vec<u8>)>,
     task: Option<Waker>,
 }
 
@@ -172,17 +173,18 @@ impl Desk {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        let service = Arc::clone(&self.post.service.files.name);
-        if let Some((head, payload)) = self.book.take_reply(ask) {
-            let answer = judge::<R>(&service, &head, &payload, false)?;
+        let Self { post, book, .. } = self;
+        if let Some((flags, payload)) = book.take_reply(ask) {
+            let answer = judge_parts::<R>(&post.service.files.name, flags, &payload, false)?;
             return Ok(Some(answer.map(|()| R::read(&payload))));
         }
-        let Self { post, book, .. } = self;
-        let Some((found, head)) = post.find(ask, |head, payload| book.file(head, payload))? else {
+        let found = post.find(ask, |correlation, reply| book.file(correlation, reply))?;
+        let Some(found) = found else {
             return Ok(None);
         };
-        let frame = post.inbox.frame(found)?;
-        let answer = judge::<R>(&service, &head, &frame, false)?;
+        let Post { service, inbox, .. } = post;
+        let frame = inbox.frame(found)?;
+        let answer = judge::<R>(&service.files.name, &frame, false)?;
         Ok(Some(answer.map(|()| R::read(&frame))))
     }
 
@@ -206,7 +208,7 @@ impl Desk {
     fn attend(&mut self, rung: bool) {
         let Self { post, book, .. } = self;
         let before = book.woken.len();
-        let taken = post.take_all(|head, payload| book.file(head, payload));
+        let taken = post.take_all(|correlation, reply| book.file(correlation, reply));
         self.failed = self.failed.take().or(taken.err());
         let roster = post.roster_state();
         let changed = std::mem::replace(&mut self.seen_roster, roster) != roster;
@@ -237,11 +239,12 @@ impl Desk {
 
 impl Book {
     /// Keeps a reply for who waits for it.
-    fn file(&mut self, head: &EnvelopeHead, payload: &[u8]) {
-        let waiting = self.waiting.get_mut(&head.correlation);
+    fn file(&mut self, correlation: u64, reply: &Frame<'_>) {
+        let waiting = self.waiting.get_mut(&correlation);
         // Who does not wait has cancelled it, or has had the answer of another server.
         if let Some(waiting) = waiting.filter(|waiting| waiting.reply.is_none()) {
-            waiting.reply = Some((*head, payload.to_vec()));
+            let flags = reply.head().map_or(0, |head| head.flags);
+            waiting.reply = Some((flags, reply.to_vec()));
             self.arrived += 1;
             if let Some(task) = waiting.task.take() {
                 self.tasks -= 1;
@@ -251,7 +254,7 @@ impl Book {
     }
 
     #[inline]
-    fn take_reply(&mut self, ask: &Ask) -> Option<(EnvelopeHead, Vec<u8>)> {
+    fn take_reply(&mut self, ask: &Ask) -> Option<(u8, Vec<u8>)> {
         if self.arrived == 0 {
             return None;
         }

@@ -1,6 +1,5 @@
 //! A lane of requests, an inbox for the replies to them, and what a client can see of what becomes of them.
 
-use std::hint;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use crate::bus::TopicInner;
 use crate::envelope::{self, Envelope, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Description;
-use crate::pubsub::{Publisher, Start, Subscriber};
+use crate::pubsub::{Frame, Publisher, Start, Subscriber};
 use crate::shm::claims::{Claims, Progress};
 use crate::shm::groups::DEFAULT_ID;
 use crate::shm::lane::Found;
@@ -34,7 +33,7 @@ const BLIND_SLEEP: Duration = Duration::from_millis(50);
 pub(super) struct Ask {
     pub correlation: u64,
     /// Its number in the lane.
-    sequence: u32,
+    pub sequence: u32,
     kind: u8,
     /// See [`EnvelopeHead::deadline_ns`].
     pub deadline_ns: u64,
@@ -89,7 +88,7 @@ impl Body<'_> {
 pub(super) struct Post {
     pub service: Arc<TopicInner>,
     requests: Publisher,
-    claims: Claims,
+    pub claims: Claims,
     pub inbox: Subscriber,
     /// The inbox's.
     number: u64,
@@ -97,6 +96,8 @@ pub(super) struct Post {
     correlation: u64,
     /// The requests' type.
     type_id: u64,
+    /// The roster with which there was a server, and for which kind.
+    served: Option<(u64, u8)>,
     tickets: Vec<Ticket>,
 }
 
@@ -132,6 +133,7 @@ impl Post {
             number,
             correlation: 0,
             type_id,
+            served: None,
             tickets: Vec::new(),
         })
     }
@@ -141,11 +143,19 @@ impl Post {
     }
 
     /// Whether somebody serves requests of this kind.
+    #[inline]
     fn has_server(&mut self, kind: u8) -> Result<bool> {
-        self.requests.any_takes(DEFAULT_ID, kind)
+        let now = Some((self.roster_state(), kind));
+        if self.served == now {
+            return Ok(true);
+        }
+        let has_server = self.requests.any_takes(DEFAULT_ID, kind)?;
+        self.served = now.filter(|_| has_server);
+        Ok(has_server)
     }
 
     /// Sends a request.
+    #[inline]
     pub fn ask(&mut self, options: &CallOptions, mut body: Body<'_>) -> Result<Ask> {
         let kind = options.kind.number();
         self.correlation += 1;
@@ -196,15 +206,14 @@ impl Post {
     pub fn find(
         &mut self,
         ask: &Ask,
-        mut others: impl FnMut(&EnvelopeHead, &[u8]),
-    ) -> Result<Option<(Found, EnvelopeHead)>> {
+        mut others: impl FnMut(u64, &Frame<'_>),
+    ) -> Result<Option<Found>> {
         while let Some(found) = self.inbox.find()? {
-            let head = self.inbox.head_of(found)?;
-            match head.filter(|head| head.kind == Kind::Reply.number()) {
-                Some(head) if head.correlation == ask.correlation => {
-                    return Ok(Some((found, head)));
-                }
-                Some(head) => others(&head, &self.inbox.frame(found)?),
+            let head = self.inbox.head_of(found);
+            let head = head.filter(|head| head.kind == Kind::Reply.number());
+            match head.map(|head| head.correlation) {
+                Some(correlation) if correlation == ask.correlation => return Ok(Some(found)),
+                Some(correlation) => others(correlation, &self.inbox.frame(found)?),
                 // What is no reply is for nobody.
                 None => drop(self.inbox.frame(found)?),
             }
@@ -213,7 +222,7 @@ impl Post {
     }
 
     /// Takes what is next in the inbox: replies go to `others`.
-    pub fn take_all(&mut self, others: impl FnMut(&EnvelopeHead, &[u8])) -> Result<()> {
+    pub fn take_all(&mut self, others: impl FnMut(u64, &Frame<'_>)) -> Result<()> {
         // No request has this number.
         let nobody = Ask {
             correlation: 0,
@@ -226,15 +235,14 @@ impl Post {
     }
 
     /// The reply to `ask`, waited for as long as that may take.
-    pub fn wait(&mut self, ask: &Ask) -> Result<(Found, EnvelopeHead)> {
+    #[inline]
+    pub fn wait(&mut self, ask: &Ask) -> Result<Found> {
         let mut waiter = None;
         let mut checks = Checks::default();
         loop {
-            for _ in 0..CLOSE_LOOKS {
-                if let Some(reply) = self.find(ask, |_, _| {})? {
-                    return Ok(reply);
-                }
-                hint::spin_loop();
+            self.inbox.look_closely(CLOSE_LOOKS);
+            if let Some(reply) = self.find(ask, |_, _| {})? {
+                return Ok(reply);
             }
             if checks.are_due(self)
                 && let Some(error) = self.trouble(ask)?
@@ -274,7 +282,7 @@ impl Post {
     }
 
     /// The reply to `ask`, if it is there.
-    pub fn poll(&mut self, ask: &Ask) -> Result<Option<(Found, EnvelopeHead)>> {
+    pub fn poll(&mut self, ask: &Ask) -> Result<Option<Found>> {
         if let Some(reply) = self.find(ask, |_, _| {})? {
             return Ok(Some(reply));
         }

@@ -21,6 +21,8 @@ pub(super) struct Route {
     wait: WaitStrategy,
     /// What this server replies.
     replies: Description,
+    /// How long to wait for room, once.
+    patience: Duration,
     door: Mutex<Door>,
 }
 
@@ -34,6 +36,7 @@ enum Door {
 
 impl Door {
     /// Notes if the client has left.
+    #[inline]
     fn look(&mut self) {
         if let Self::Open(lane) = self
             && lane.is_gone()
@@ -52,20 +55,26 @@ pub(super) struct Lane {
     mismatch: Option<String>,
     /// The last reply found no room in time: the next ones are not waited for.
     is_stuck: bool,
+    /// The inbox's roster when its client was last seen there.
+    seen_roster: Option<u64>,
 }
 
 impl Route {
-    pub fn new(topic: &TopicInner, inbox: u64, replies: Description) -> Self {
-        Self {
+    /// `None`: there is no such inbox.
+    pub fn new(
+        topic: &TopicInner,
+        inbox: u64,
+        replies: Description,
+        patience: Duration,
+    ) -> Option<Self> {
+        topic.bus.has_inbox(inbox).then(|| Self {
             inbox,
             bus: topic.bus.clone(),
             wait: topic.wait,
             replies,
-            door: Mutex::new(match topic.bus.has_inbox(inbox) {
-                true => Door::Closed,
-                false => Door::Gone,
-            }),
-        }
+            patience,
+            door: Mutex::new(Door::Closed),
+        })
     }
 
     fn door(&self) -> MutexGuard<'_, Door> {
@@ -83,10 +92,12 @@ impl Route {
         matches!(*self.door(), Door::Closed)
     }
 
-    /// Sends a reply, waiting at most so long for room.
-    pub fn send(&self, envelope: &Envelope, body: Body<'_>, patience: Duration) -> Result<()> {
+    /// Sends a reply that is wanted for so long.
+    #[inline]
+    pub fn send(&self, envelope: &Envelope, body: Body<'_>, time_left: Duration) -> Result<()> {
         let mut door = self.door();
-        self.open(&mut door)?.send(envelope, body, patience)
+        let lane = self.open(&mut door)?;
+        lane.send(envelope, body, self.patience.min(time_left))
     }
 
     /// A lane for a stream of replies alone: that of single ones, if it is free.
@@ -123,24 +134,30 @@ impl Route {
         }
     }
 
+    #[inline]
     fn open<'a>(&self, door: &'a mut Door) -> Result<&'a mut Lane> {
         if let Door::Closed = door {
-            let lane = match self.bus.open_inbox(self.inbox, self.wait)? {
-                Some(topic) => Lane::open(self.inbox, &topic, &self.replies).map(Some),
-                None => Ok(None),
-            };
-            *door = match lane {
-                Ok(Some(lane)) => Door::Open(Box::new(lane)),
-                Ok(None) => Door::Gone,
-                // Removed in the midst.
-                Err(e) if e.kind() == ErrorKind::NotFound => Door::Gone,
-                Err(e) => return Err(e),
-            };
+            *door = self.open_closed()?;
         }
         door.look();
         match door {
             Door::Open(lane) => Ok(lane),
             _ => Err(self.gone()),
+        }
+    }
+
+    #[cold]
+    fn open_closed(&self) -> Result<Door> {
+        let lane = match self.bus.open_inbox(self.inbox, self.wait)? {
+            Some(topic) => Lane::open(self.inbox, &topic, &self.replies).map(Some),
+            None => Ok(None),
+        };
+        match lane {
+            Ok(Some(lane)) => Ok(Door::Open(Box::new(lane))),
+            Ok(None) => Ok(Door::Gone),
+            // Removed in the midst.
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Door::Gone),
+            Err(e) => Err(e),
         }
     }
 
@@ -167,49 +184,75 @@ impl Lane {
             publisher: Publisher::join(topic)?,
             mismatch,
             is_stuck: false,
+            seen_roster: None,
         })
     }
 
     /// Whether nobody reads it. What can't be looked at can't be read.
+    #[inline]
     pub fn is_gone(&mut self) -> bool {
-        !matches!(self.publisher.subscriber_count(), Ok(1..))
+        let now = Some(self.publisher.roster_state());
+        if self.seen_roster == now {
+            return false;
+        }
+        let is_there = matches!(self.publisher.subscriber_count(), Ok(1..));
+        self.seen_roster = now.filter(|_| is_there);
+        !is_there
     }
 
     /// Sends a reply, waiting at most so long for room. If the client can't have it, it is told why.
+    #[inline]
     pub fn send(
         &mut self,
         envelope: &Envelope,
         mut body: Body<'_>,
         patience: Duration,
     ) -> Result<()> {
-        let is_payload = envelope.head().flags & EnvelopeHead::REFUSED == 0;
-        if let Some(why) = self.mismatch.clone().filter(|_| is_payload) {
-            self.tell(envelope, Undelivered::Mismatch, &why)?;
-            let on = self.publisher.topic_name().to_owned();
-            return Err(Error::new(ErrorKind::Mismatch, "reply to", on, why)
-                .advise("let client and server use the same types"));
+        if self.mismatch.is_some() && envelope.head().flags & EnvelopeHead::REFUSED == 0 {
+            return Err(self.tell_mismatch(envelope));
         }
-        let patience = if self.is_stuck {
-            Duration::ZERO
-        } else {
-            patience
+        let patience = match self.is_stuck {
+            true => Duration::ZERO,
+            false => patience,
         };
         let sent = body.send(&mut self.publisher, envelope, Some(patience));
-        let kind = sent.as_ref().map_err(Error::kind);
-        self.is_stuck = matches!(kind, Err(ErrorKind::Full | ErrorKind::TimedOut));
-        if kind == Err(ErrorKind::TooLong) {
-            let why = format!(
-                "the reply has {} bytes, and the inbox takes {}",
-                body.len(),
-                self.publisher.max_len()
-            );
-            self.tell(envelope, Undelivered::TooLong, &why)?;
+        match sent {
+            Ok(()) => self.is_stuck = false,
+            Err(e) => return Err(self.failed(e, envelope, body.len())),
         }
-        sent.map_err(|e| match e.kind() {
+        Ok(())
+    }
+
+    #[cold]
+    fn tell_mismatch(&mut self, envelope: &Envelope) -> Error {
+        let why = self.mismatch.clone().unwrap_or_default();
+        if let Err(e) = self.tell(envelope, Undelivered::Mismatch, &why) {
+            return e;
+        }
+        let on = self.publisher.topic_name().to_owned();
+        Error::new(ErrorKind::Mismatch, "reply to", on, why)
+            .advise("let client and server use the same types")
+    }
+
+    /// What became of a reply that could not be sent.
+    #[cold]
+    fn failed(&mut self, failed: Error, envelope: &Envelope, len: usize) -> Error {
+        match failed.kind() {
+            ErrorKind::Full | ErrorKind::TimedOut => self.is_stuck = true,
+            ErrorKind::TooLong => {
+                let max_len = self.publisher.max_len();
+                let why = format!("the reply has {len} bytes, and the inbox takes {max_len}");
+                if let Err(e) = self.tell(envelope, Undelivered::TooLong, &why) {
+                    return e;
+                }
+            }
             // Removed in the midst.
-            ErrorKind::NotFound => cancelled(self.inbox, "the client that asked has gone"),
-            _ => e,
-        })
+            ErrorKind::NotFound => {
+                return cancelled(self.inbox, "the client that asked has gone");
+            }
+            _ => {}
+        }
+        failed
     }
 
     /// Waits for room for a reply.

@@ -201,12 +201,13 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
         if self.seen_roster != roster::state(&self.service.files.control) {
             self.thin_out();
         }
-        let head = delivery.head().unwrap_or_default();
-        let route = (head.reply_to != 0).then(|| self.route(head.reply_to));
-        let is_late = envelope::time_left(&head) == Some(Duration::ZERO);
-        let is_unwanted = || route.as_ref().is_some_and(|route| route.is_gone());
+        let head = delivery.head().unwrap_or(&NO_ENVELOPE);
+        let is_late = envelope::time_left(head) == Some(Duration::ZERO);
         let is_once = head.flags & EnvelopeHead::ONCE != 0;
-        if is_late || is_unwanted() || (is_once && !delivery.begin_once()) {
+        let reply_to = Some(head.reply_to).filter(|&inbox| inbox != 0);
+        let route = reply_to.map(|inbox| self.route(inbox));
+        let is_unwanted = matches!(route, Some(None));
+        if is_late || is_unwanted || (is_once && !delivery.begin_once()) {
             // It may have been taken away meanwhile.
             return match delivery.ack() {
                 Err(e) if e.kind() != ErrorKind::LeaseLost => Err(e),
@@ -215,27 +216,32 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
         }
         Ok(Some(Request {
             delivery: Some(delivery),
-            head,
-            route,
-            service: Arc::clone(&self.service.files.name),
-            patience: self.patience,
+            route: route.flatten(),
             kind: PhantomData,
         }))
     }
 
+    /// The way to an inbox. `None`: it is gone.
     #[inline]
-    fn route(&mut self, inbox: u64) -> Arc<Route> {
+    fn route(&mut self, inbox: u64) -> Option<Arc<Route>> {
         match &self.last {
-            Some(last) if last.inbox == inbox => Arc::clone(last),
+            Some(last) if last.inbox == inbox => Some(Arc::clone(last)),
             _ => self.find_route(inbox),
         }
     }
 
-    fn find_route(&mut self, inbox: u64) -> Arc<Route> {
-        let new = || Arc::new(Route::new(&self.service, inbox, R::describe()));
-        let route = Arc::clone(self.routes.entry(inbox).or_insert_with(new));
+    fn find_route(&mut self, inbox: u64) -> Option<Arc<Route>> {
+        let route = match self.routes.get(&inbox) {
+            Some(route) => Arc::clone(route),
+            None => {
+                let route = Route::new(&self.service, inbox, R::describe(), self.patience)?;
+                let route = Arc::new(route);
+                self.routes.insert(inbox, Arc::clone(&route));
+                route
+            }
+        };
         self.last = Some(Arc::clone(&route));
-        route
+        Some(route)
     }
 
     /// Forgets the clients that have left, and those that it has never answered.
@@ -285,19 +291,28 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Receive for Server<Q, R> {
 pub struct Request<Q: ?Sized + Payload = [u8], R: ?Sized + Payload = [u8]> {
     /// `None`: it is done with.
     delivery: Option<Delivery<Q>>,
-    head: EnvelopeHead,
     /// `None`: nobody waits for a reply.
     route: Option<Arc<Route>>,
-    service: Arc<str>,
-    patience: Duration,
     kind: PhantomData<fn(&R)>,
 }
+
+/// What a message says that has none.
+const NO_ENVELOPE: EnvelopeHead = EnvelopeHead {
+    correlation: 0,
+    reply_to: 0,
+    deadline_ns: 0,
+    sent_ns: 0,
+    type_id: 0,
+    part: 0,
+    kind: 0,
+    flags: 0,
+    hops: 0,
+    extension_len: 0,
+};
 
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> fmt::Debug for Request<Q, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
-            .field("service", &self.service)
-            .field("correlation", &self.head.correlation)
             .field("delivery", &self.delivery)
             .finish_non_exhaustive()
     }
@@ -312,6 +327,12 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Deref for Request<Q, R> {
 }
 
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
+    #[inline]
+    fn head(&self) -> &EnvelopeHead {
+        self.delivery().head().unwrap_or(&NO_ENVELOPE)
+    }
+
+    #[inline]
     fn delivery(&self) -> &Delivery<Q> {
         self.delivery
             .as_ref()
@@ -321,8 +342,8 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// What kind of message it is; `None`: it has no envelope.
     #[must_use]
     pub fn message_kind(&self) -> Option<Kind> {
-        let kind = Kind::from_number(self.head.kind);
-        (self.head.kind != 0).then_some(kind)
+        let kind = self.head().kind;
+        (kind != 0).then(|| Kind::from_number(kind))
     }
 
     /// All that goes with it, if it has an envelope.
@@ -346,7 +367,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// How long the reply is worth anything yet; `None`: as long as it takes.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
-        envelope::time_left(&self.head)
+        envelope::time_left(self.head())
     }
 
     /// Whether the reply is not wanted any more: its client has cancelled the request or has left, or the time has passed. A
@@ -379,16 +400,13 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         self.answer(EnvelopeHead::REFUSED, Body::Bytes(&payload))
     }
 
+    #[inline]
     fn answer(mut self, flags: u8, body: Body<'_>) -> Result<()> {
         let time_left = self.check_wanted()?;
         let Some(route) = &self.route else {
             return self.ack();
         };
-        let sent = route.send(
-            &self.envelope_of(flags, 0),
-            body,
-            self.patience.min(time_left),
-        );
+        let sent = route.send(&self.envelope_of(flags, 0), body, time_left);
         sent.map_err(|e| self.conclude(e))?;
         self.ack()
     }
@@ -406,6 +424,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         failed
     }
 
+    #[inline]
     fn ack(&mut self) -> Result<()> {
         self.delivery.take().map_or(Ok(()), Delivery::ack)
     }
@@ -436,32 +455,36 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// How long a reply is wanted yet; an error, if it is not.
     #[inline]
     fn while_wanted(&self) -> Result<Duration> {
-        let time_left = self.time_left().unwrap_or(Duration::MAX);
-        if self.delivery().is_wanted()? && !time_left.is_zero() {
-            return Ok(time_left);
+        if self.delivery().is_wanted()? {
+            match self.time_left() {
+                Some(Duration::ZERO) => {}
+                time_left => return Ok(time_left.unwrap_or(Duration::MAX)),
+            }
         }
         let why = "the client has cancelled it, or its deadline has passed";
-        Err(route::cancelled(self.head.reply_to, why))
+        Err(route::cancelled(self.head().reply_to, why))
     }
 
     /// The envelope of a reply.
+    #[inline]
     fn envelope_of(&self, flags: u8, part: u64) -> Envelope {
+        let head = self.head();
         let mut envelope = Envelope::new(Kind::Reply);
-        if self.head.hops > 0
+        if head.hops > 0
             && let Some(ours) = self.envelope()
         {
             envelope = ours.trace().fold(envelope, Envelope::passed_on_by);
         }
         let envelope = envelope.with_head(EnvelopeHead {
-            correlation: self.head.correlation,
+            correlation: head.correlation,
             type_id: R::type_id(),
             part,
             kind: Kind::Reply.number(),
             flags,
-            hops: self.head.hops,
+            hops: head.hops,
             ..EnvelopeHead::default()
         });
-        match self.head.sent_ns {
+        match head.sent_ns {
             0 => envelope,
             _ => envelope.sent_now(),
         }
@@ -501,7 +524,9 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
             type_id: P::type_id(),
             ..*ours.head()
         };
-        let envelope = ours.with_head(head).passed_on_by(&self.service);
+        let envelope = ours
+            .with_head(head)
+            .passed_on_by(self.delivery().queue_name());
         to.push_within(&envelope, message, Some(time_left))?;
         self.ack()
     }
@@ -521,8 +546,8 @@ impl<Q: ?Sized + Payload> Request<Q, [u8]> {
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for Request<Q, R> {
     fn drop(&mut self) {
         let is_ours = |delivery: &Delivery<Q>| delivery.is_wanted().is_ok();
-        if self.head.flags & EnvelopeHead::ONCE == 0 || !self.delivery.as_ref().is_some_and(is_ours)
-        {
+        let is_ours = self.delivery.as_ref().is_some_and(is_ours);
+        if !is_ours || self.head().flags & EnvelopeHead::ONCE == 0 {
             // Given back, if it is there.
             return;
         }

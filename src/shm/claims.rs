@@ -82,22 +82,26 @@ pub fn has_waited(lane: &LaneHeader, capacity: u64) -> bool {
 }
 
 impl Claims {
+    #[inline]
     fn word(&self, sequence: u32) -> &AtomicU64 {
         &self.table[sequence as usize & (self.table.len() - 1)]
     }
 
     /// The lane, and the head in it.
+    #[inline]
     pub fn slot(&self) -> &Slot {
         &self.slots[0]
     }
 
     /// Where the head is, [`LEFT`] included: then the group was removed.
+    #[inline]
     pub fn head(&self) -> u64 {
         // Pairs with the `Release` in `advance`: the word at the head is none that an earlier lap left.
         self.slot().position.load(Ordering::Acquire)
     }
 
     /// The claim on a message, to change it.
+    #[inline]
     fn claim(&self, sequence: u32) -> Claim {
         let claim = Claim(self.word(sequence).load(Ordering::Relaxed));
         // Pairs with the `Release` in `swap`.
@@ -105,6 +109,7 @@ impl Claims {
         claim
     }
 
+    #[inline]
     fn swap(&self, old: Claim, sequence: u32, new: Claim) -> bool {
         // Pairs with the fence in `claim`: our loads of the payload, and what we did because of it.
         self.word(sequence)
@@ -112,12 +117,14 @@ impl Claims {
             .is_ok()
     }
 
+    #[inline]
     fn is_acked(&self, sequence: u32) -> bool {
         let claim = self.claim(sequence);
         claim.is_done() && claim.sequence() == sequence
     }
 
     /// How often a message was delivered that may be claimed, whose claim is `claim`. `None`: somebody has it, or had it.
+    #[inline]
     fn attempts_of(&self, claim: Claim, sequence: u32) -> Option<u64> {
         let before = sequence.wrapping_sub(self.table.len() as u32);
         if claim.0 == 0 || (claim.sequence() == before && claim.is_done()) {
@@ -130,6 +137,7 @@ impl Claims {
     }
 
     /// Whether `claim` is still what its owner was given.
+    #[inline]
     pub fn holds(&self, claim: Claim) -> bool {
         // Pairs with the `Release` of who overwrites because of a later claim: what was copied before this is whole.
         fence(Ordering::Acquire);
@@ -262,6 +270,7 @@ impl Claims {
     }
 
     /// Moves the head over all that is acknowledged, after [`ack`](Self::ack), and wakes the writer if that was waited for.
+    #[inline]
     pub fn advance(&self) {
         // Total order with the fence of who acknowledges a neighbour: one of us sees the other's claim.
         swap_fence();
@@ -295,6 +304,7 @@ impl Claims {
 
     /// The first boundary from `head` on where the message is not acknowledged. If another moves the head meanwhile, what
     /// is found may be anything.
+    #[inline]
     fn acked_from(&self, head: u64) -> u64 {
         let mut at = head;
         let mut next = None;
@@ -319,6 +329,7 @@ impl Claims {
     }
 
     /// Wakes the writer if the head has passed what it waits for.
+    #[inline]
     fn answer(&self, from: u64, to: u64) {
         // With the heavy fence in `park::arm_room`: either the writer sees the head, or we see its `want`.
         light_fence(self.fences || self.lane.owner.fences.load(Ordering::Relaxed) != 0);
@@ -427,6 +438,7 @@ impl Walk {
     }
 
     /// Passes what [`find`](Self::find) has found, unclaimed.
+    #[inline]
     pub fn pass(&mut self, found: Found) {
         self.position = found.position.wrapping_add(found.word.size());
     }

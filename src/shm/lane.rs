@@ -343,6 +343,7 @@ impl Writer {
 
     /// The same of a frame whose `len` bytes begin with an envelope.
     #[cfg(not(loom))]
+    #[inline]
     pub fn commit_with_envelope(&mut self, len: usize) {
         self.commit_word(Word::message(len as u64, self.sequence).with_envelope());
     }

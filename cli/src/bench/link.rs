@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use buslane::{Publisher, Subscriber};
+use buslane::{Client, Publisher, Request, Server, Subscriber};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -255,5 +255,70 @@ impl Link for BusLink {
             self.senders.len() - 1
         });
         Ok((sender, sum(&frame)))
+    }
+}
+
+/// Who asks. The whole call is made in the place of sending, and summed where the reply lies.
+#[derive(Debug)]
+pub struct ClientLink {
+    client: Client,
+    sum: u64,
+}
+
+impl ClientLink {
+    /// Of a service.
+    pub fn new(client: Client) -> Self {
+        Self { client, sum: 0 }
+    }
+}
+
+impl Link for ClientLink {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
+        match self.client.call(message)? {
+            Ok(reply) => {
+                self.sum = sum(&reply);
+                Ok(())
+            }
+            Err(refusal) => Err(Failure::Error(refusal.to_string())),
+        }
+    }
+
+    #[inline]
+    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
+        Ok(self.sum)
+    }
+}
+
+/// Who answers. The request is held until there is an answer.
+#[derive(Debug)]
+pub struct ServerLink {
+    server: Server,
+    request: Option<Request>,
+}
+
+impl ServerLink {
+    /// Of a service.
+    pub fn new(server: Server) -> Self {
+        let request = None;
+        Self { server, request }
+    }
+}
+
+impl Link for ServerLink {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
+        match self.request.take() {
+            Some(request) => Ok(request.reply(message)?),
+            None => Err(gone()),
+        }
+    }
+
+    #[inline]
+    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
+        let request = self.server.recv()?;
+        let sum = sum(&request);
+        self.request = Some(request);
+        Ok(sum)
     }
 }

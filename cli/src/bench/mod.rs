@@ -38,6 +38,7 @@ use setup::{Links, Offer, Setup, Side};
 /// trips, so that percentiles are those of means of 16.
 /// rate is how many messages a second go one way, from the first that is sent to the acknowledgement of the last.
 /// wake is the time of a round trip for which both sides sleep; its clock is read at each.
+/// request is the time of a request and its reply, through a service; its clock is read as that of rtt.
 /// fanout is the rate of one process that sends to several, each of which gets everything; fanin that of several
 /// together that send to one.
 ///
@@ -48,6 +49,7 @@ use setup::{Links, Offer, Setup, Side};
 #[command(after_help = "\
 Transports:
   buslane  the library, each message copied in and summed where it lies
+  pubsub   the same over two topics, beside request: what a bare round trip of the library costs
   raw      one 8-byte word in shared memory each way, whatever the size: the floor of a round trip
   futex    the same, with both sides asleep until woken: the floor of wake
   pipe     two pipes of 1MiB, one write a message, reads as large as they come
@@ -66,7 +68,7 @@ pub struct Args {
     /// How many rounds, each of some 20 ms a transport and size (and for fanout and fanin, 50 ms)
     #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// What to compare with; the first is what ratios refer to [default: rtt raw,pipe; wake futex; else pipe]
+    /// What to compare with; the first is what ratios refer to [default: rtt raw,pipe; request raw,pubsub,pipe; wake futex; else pipe]
     #[arg(long, value_enum, value_name = "TRANSPORT", value_delimiter = ',')]
     against: Vec<Against>,
     /// How buslane waits: looking, looking and then sleeping, or sleeping at once; wake always parks
@@ -94,6 +96,8 @@ pub enum What {
     Fanout,
     /// Messages a second from several processes to one
     Fanin,
+    /// Requests and their replies between two processes that wait as --wait says
+    Request,
 }
 
 impl What {
@@ -104,6 +108,7 @@ impl What {
             Self::Wake => "wake",
             Self::Fanout => "fanout",
             Self::Fanin => "fanin",
+            Self::Request => "request",
         }
     }
 
@@ -123,6 +128,8 @@ impl What {
 pub enum Transport {
     /// The library.
     Buslane,
+    /// Its topics, where it is something else of it that is measured.
+    Pubsub,
     /// A cache line.
     Raw,
     /// Two pipes.
@@ -137,6 +144,7 @@ impl Transport {
     fn name(self) -> &'static str {
         match self {
             Self::Buslane => "buslane",
+            Self::Pubsub => "pubsub",
             Self::Raw => "raw",
             Self::Pipe => "pipe",
             Self::Uds => "uds",
@@ -153,6 +161,7 @@ impl Transport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Against {
     Raw,
+    Pubsub,
     Pipe,
     Uds,
     Futex,
@@ -265,6 +274,7 @@ fn against(args: &Args) -> Result<Vec<Transport>, Failure> {
     if args.against.is_empty() {
         return Ok(match args.what {
             What::Rtt => vec![Transport::Raw, Transport::Pipe],
+            What::Request => vec![Transport::Raw, Transport::Pubsub, Transport::Pipe],
             What::Rate | What::Fanout | What::Fanin => vec![Transport::Pipe],
             What::Wake => vec![Transport::Futex],
         });
@@ -273,12 +283,19 @@ fn against(args: &Args) -> Result<Vec<Transport>, Failure> {
     for choice in &args.against {
         let transport = match choice {
             Against::Raw => Transport::Raw,
+            Against::Pubsub => Transport::Pubsub,
             Against::Pipe => Transport::Pipe,
             Against::Uds => Transport::Uds,
             Against::Futex => Transport::Futex,
             Against::None => continue,
         };
-        if !matches!(args.what, What::Rtt | What::Wake) && transport.is_floor() {
+        if transport == Transport::Pubsub && args.what != What::Request {
+            return Err(Failure::Usage(
+                "pubsub is what buslane is here; compare it with `bench request`".into(),
+            ));
+        }
+        let carries_words = matches!(args.what, What::Rtt | What::Wake | What::Request);
+        if !carries_words && transport.is_floor() {
             let (name, what) = (transport.name(), args.what.name());
             return Err(Failure::Usage(format!(
                 "{name} has room for one word and no rate; use --against pipe, uds or none with `bench {what}`"
@@ -400,6 +417,7 @@ impl<'a> Crew<'a> {
             transports: connected,
             capacity: plan.capacity,
             wait: plan.wait,
+            requests: plan.what == What::Request,
         };
         let offer = Offer::new(&setup)?;
         let mut peers = Vec::new();
@@ -470,7 +488,7 @@ impl<'a> Crew<'a> {
 
     fn turn(&mut self, transport: Transport, size: usize, count: u64) -> Result<Turn, Failure> {
         match self.plan.what {
-            What::Rtt | What::Wake => {
+            What::Rtt | What::Wake | What::Request => {
                 let result = self.round_trips(transport, size, count, self.plan.batch())?;
                 Ok(Turn {
                     elapsed: result.elapsed,

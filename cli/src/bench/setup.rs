@@ -12,7 +12,7 @@ use nix::unistd::{Pid, mkfifo};
 use serde::{Deserialize, Serialize};
 
 use super::floor::{FutexLink, RawLink, Segment};
-use super::link::{BusLink, Link};
+use super::link::{BusLink, ClientLink, Link, ServerLink};
 use super::stream::StreamLink;
 use super::{Transport, Wait};
 use crate::failure::Failure;
@@ -32,6 +32,8 @@ pub struct Setup {
     pub capacity: Option<usize>,
     /// How buslane waits.
     pub wait: Wait,
+    /// buslane is measured with requests.
+    pub requests: bool,
 }
 
 /// Which of the processes this is.
@@ -108,6 +110,24 @@ impl Setup {
         Ok(builder.at(self.dir.join("bus"))?)
     }
 
+    fn bus_link(&self, bus: &Bus, side: Side) -> Result<Box<dyn Link>, Failure> {
+        if !self.requests {
+            return Ok(Box::new(topics_link(bus, side)?));
+        }
+        let mut service = bus.service_builder("service");
+        let mut inbox = buslane::DEFAULT_SERVICE_CAPACITY;
+        if let Some(bytes) = self.capacity {
+            (service, inbox) = (service.capacity(bytes), bytes);
+        }
+        let service = service.open()?;
+        Ok(match side {
+            Side::Clock => Box::new(ClientLink::new(
+                service.client_builder().inbox(inbox).open()?,
+            )),
+            Side::Peer(_) => Box::new(ServerLink::new(service.server()?)),
+        })
+    }
+
     fn floor_link(&self, transport: Transport, side: Side, segment: Segment) -> Box<dyn Link> {
         match transport {
             Transport::Futex => Box::new(FutexLink::new(segment, side)),
@@ -152,7 +172,8 @@ impl Links {
         let side = Side::Peer(number);
         let join = |transport| -> Result<Box<dyn Link>, Failure> {
             Ok(match transport {
-                Transport::Buslane => Box::new(bus_link(&setup.bus()?, side)?),
+                Transport::Buslane => setup.bus_link(&setup.bus()?, side)?,
+                Transport::Pubsub => Box::new(topics_link(&setup.bus()?, side)?),
                 Transport::Raw | Transport::Futex => {
                     setup.floor_link(transport, side, Segment::open(&setup.segment(transport))?)
                 }
@@ -183,7 +204,7 @@ impl Links {
 pub struct Offer(Vec<Offered>);
 
 enum Offered {
-    Bus(Bus),
+    Bus(Transport, Bus),
     Floor(Transport, Segment),
     /// All pipes, open at both ends, so that neither side waits for the other to open them.
     Pipes(Vec<File>),
@@ -195,7 +216,7 @@ impl Offer {
     pub fn new(setup: &Setup) -> Result<Self, Failure> {
         let offer = |transport: &Transport| {
             Ok(match *transport {
-                Transport::Buslane => Offered::Bus(setup.bus()?),
+                Transport::Buslane | Transport::Pubsub => Offered::Bus(*transport, setup.bus()?),
                 Transport::Raw | Transport::Futex => {
                     Offered::Floor(*transport, Segment::create(&setup.segment(*transport))?)
                 }
@@ -221,7 +242,10 @@ impl Offer {
         let side = Side::Clock;
         let accept = |offered| -> Result<(Transport, Box<dyn Link>), Failure> {
             Ok(match offered {
-                Offered::Bus(bus) => (Transport::Buslane, Box::new(bus_link(&bus, side)?)),
+                Offered::Bus(Transport::Pubsub, bus) => {
+                    (Transport::Pubsub, Box::new(topics_link(&bus, side)?))
+                }
+                Offered::Bus(transport, bus) => (transport, setup.bus_link(&bus, side)?),
                 Offered::Floor(transport, segment) => {
                     (transport, setup.floor_link(transport, side, segment))
                 }
@@ -248,7 +272,7 @@ impl Offer {
     }
 }
 
-fn bus_link(bus: &Bus, side: Side) -> Result<BusLink, Failure> {
+fn topics_link(bus: &Bus, side: Side) -> Result<BusLink, Failure> {
     let topic = |direction| bus.topic(["ping", "pong"][direction]);
     let subscriber = topic(side.incoming())?.subscriber()?;
     let publisher = topic(side.outgoing())?.publisher()?;
