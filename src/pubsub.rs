@@ -1602,21 +1602,21 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.receiver.find()
     }
 
-    /// Looks at the source that is read now, and at nothing else, so often: whether something is there.
+    /// Looks at the source that is read now, and at nothing else, so often.
     #[inline]
-    pub(crate) fn look_closely(&mut self, looks: u32) -> bool {
+    pub(crate) fn look_closely(&mut self, looks: u32) -> Option<Found> {
         self.receiver.looks = looks;
-        self.receiver.look_closely().is_some()
+        self.receiver.look_closely()
     }
 
-    /// The beginning of the envelope of what was found just now. `None`: it has none, or contradicts itself, which is told
-    /// when it is taken.
+    /// The envelope of what was found just now: its beginning, and how many bytes it has. `None`: it has none, or
+    /// contradicts itself, which is told when it is taken.
     #[inline]
-    pub(crate) fn head_of(&self, found: Found) -> Option<&EnvelopeHead> {
+    pub(crate) fn envelope_of(&self, found: Found) -> Option<(&EnvelopeHead, usize)> {
         let source = &self.receiver.sources[self.receiver.at];
         let (envelope, _) = source.reader.parts(found)?;
         let (head, _) = EnvelopeHead::ref_from_prefix(envelope).ok()?;
-        Some(head)
+        Some((head, envelope.len()))
     }
 
     pub(crate) fn has_news(&mut self) -> Result<bool> {
@@ -1700,18 +1700,24 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         if len != T::SIZE.unwrap_or(len) {
             return Err(self.wrong_size(len));
         }
+        Ok(self.frame_behind(found, before))
+    }
+
+    /// The same, with so many bytes of an envelope, of a size that was looked at.
+    #[inline]
+    pub(crate) fn frame_behind(&mut self, found: Found, before: usize) -> Frame<'_, T> {
         let born = self.receiver.born;
         let source = &mut self.receiver.sources[self.receiver.at];
         let (body, track) = source.reader.take(found);
         let (envelope, payload) = body.split_at(before);
-        Ok(Frame {
+        Frame {
             payload: T::in_frame(payload),
             envelope,
             track,
             found,
             lane: source.id,
             born,
-        })
+        }
     }
 
     #[cold]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::pending::{Pending, Shared};
-use super::post::{Ask, Awaited, Body, Post};
+use super::post::{Arrived, Ask, Awaited, Body, Post};
 use super::{Answer, DEFAULT_SERVICE_CAPACITY, Refusal, Undelivered};
 use crate::bus::TopicInner;
 use crate::envelope::{Envelope, Kind};
@@ -15,7 +15,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Payload;
 use crate::pubsub::Frame;
 use crate::reactor::{Ready, Sleep};
-use crate::shm::lane::Found;
 use crate::shm::layout::EnvelopeHead;
 
 /// How a request is to be treated. By default: waited for as long as it takes, at least once, an error if no server is
@@ -240,14 +239,14 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
             none => none.insert(desk.open::<Q, R>()?),
         };
         let ask = post.ask(options.unwrap_or(&self.options), body)?;
-        let found = post.wait(&ask)?;
+        let arrived = post.wait(&ask)?;
         let Post {
             service,
             inbox,
             claims,
             ..
         } = post;
-        let frame = inbox.frame(found)?;
+        let frame = arrived.frame(inbox);
         // Answered, it can't be cancelled; where there are more replies, the rest is not wanted.
         let answer = judge::<R>(&service.files.name, &frame, false)
             .inspect_err(|_| claims.cancel(ask.sequence))?;
@@ -538,13 +537,10 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
         })
     }
 
-    fn take(&mut self, next: Result<Found>) -> Result<Answer<Option<Reply<'_, R>>>> {
-        let found = next.inspect_err(|_| self.give_up())?;
-        let head = self
-            .post
-            .as_ref()
-            .and_then(|post| post.inbox.head_of(found));
-        let head = head.copied().unwrap_or_default();
+    fn take(&mut self, next: Result<Arrived>) -> Result<Answer<Option<Reply<'_, R>>>> {
+        let arrived = next.inspect_err(|_| self.give_up())?;
+        let head = self.post.as_ref().map(|post| post.head(arrived));
+        let head = head.unwrap_or_default();
         let has = |flag: u8| head.flags & flag != 0;
         let is_end = has(EnvelopeHead::END);
         let has_payload = !has(EnvelopeHead::UNDELIVERED | EnvelopeHead::REFUSED) && !is_end;
@@ -556,9 +552,7 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
                 .advise("ask again, if it may be done twice"));
         }
         if has_payload {
-            let before = EnvelopeHead::SIZE as u64 + u64::from(head.extension_len);
-            let len = found.word.len().saturating_sub(before);
-            check_size::<R>(&self.service, len).inspect_err(|_| self.give_up())?;
+            check_size::<R>(&self.service, arrived.len()).inspect_err(|_| self.give_up())?;
         }
         self.part += 1;
         self.is_last = !has(EnvelopeHead::MORE);
@@ -566,10 +560,10 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
             return Ok(Ok(None));
         };
         if is_end {
-            drop(post.inbox.frame(found)?);
+            drop(arrived.frame(&mut post.inbox));
             return Ok(Ok(None));
         }
-        let frame = post.inbox.frame(found)?;
+        let frame = arrived.frame(&mut post.inbox);
         let answer = judge::<R>(&self.service, &frame, true)?;
         Ok(answer.map(|()| Some(Reply::new(frame))))
     }

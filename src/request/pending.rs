@@ -179,11 +179,11 @@ impl Desk {
             return Ok(Some(answer.map(|()| R::read(&payload))));
         }
         let found = post.find(ask, |correlation, reply| book.file(correlation, reply))?;
-        let Some(found) = found else {
+        let Some(arrived) = found else {
             return Ok(None);
         };
         let Post { service, inbox, .. } = post;
-        let frame = inbox.frame(found)?;
+        let frame = arrived.frame(inbox);
         let answer = judge::<R>(&service.files.name, &frame, false)?;
         Ok(Some(answer.map(|()| R::read(&frame))))
     }

@@ -54,6 +54,27 @@ impl Ask {
     }
 }
 
+/// A reply that is next in the inbox.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived {
+    found: Found,
+    /// Bytes of its envelope.
+    envelope: usize,
+}
+
+impl Arrived {
+    /// In place.
+    #[inline]
+    pub fn frame(self, inbox: &mut Subscriber) -> Frame<'_> {
+        inbox.frame_behind(self.found, self.envelope)
+    }
+
+    /// Bytes in its payload.
+    pub fn len(&self) -> u64 {
+        self.found.word.len() - self.envelope as u64
+    }
+}
+
 /// What a request is made of, beside its options.
 pub(super) enum Body<'a> {
     Bytes(&'a [u8]),
@@ -207,18 +228,34 @@ impl Post {
         &mut self,
         ask: &Ask,
         mut others: impl FnMut(u64, &Frame<'_>),
-    ) -> Result<Option<Found>> {
+    ) -> Result<Option<Arrived>> {
         while let Some(found) = self.inbox.find()? {
-            let head = self.inbox.head_of(found);
-            let head = head.filter(|head| head.kind == Kind::Reply.number());
-            match head.map(|head| head.correlation) {
-                Some(correlation) if correlation == ask.correlation => return Ok(Some(found)),
-                Some(correlation) => others(correlation, &self.inbox.frame(found)?),
+            match self.answered_by(found) {
+                Some((correlation, arrived)) if correlation == ask.correlation => {
+                    return Ok(Some(arrived));
+                }
+                Some((correlation, arrived)) => {
+                    others(correlation, &arrived.frame(&mut self.inbox))
+                }
                 // What is no reply is for nobody.
                 None => drop(self.inbox.frame(found)?),
             }
         }
         Ok(None)
+    }
+
+    /// Which request it answers. `None`: it is no reply.
+    #[inline]
+    fn answered_by(&self, found: Found) -> Option<(u64, Arrived)> {
+        let (head, envelope) = self.inbox.envelope_of(found)?;
+        let arrived = Arrived { found, envelope };
+        (head.kind == Kind::Reply.number()).then_some((head.correlation, arrived))
+    }
+
+    /// The beginning of its envelope.
+    pub fn head(&self, arrived: Arrived) -> EnvelopeHead {
+        let envelope = self.inbox.envelope_of(arrived.found);
+        envelope.map_or_else(EnvelopeHead::default, |(head, _)| *head)
     }
 
     /// Takes what is next in the inbox: replies go to `others`.
@@ -236,11 +273,16 @@ impl Post {
 
     /// The reply to `ask`, waited for as long as that may take.
     #[inline]
-    pub fn wait(&mut self, ask: &Ask) -> Result<Found> {
+    pub fn wait(&mut self, ask: &Ask) -> Result<Arrived> {
         let mut waiter = None;
         let mut checks = Checks::default();
         loop {
-            self.inbox.look_closely(CLOSE_LOOKS);
+            if let Some(found) = self.inbox.look_closely(CLOSE_LOOKS)
+                && let Some((correlation, arrived)) = self.answered_by(found)
+                && correlation == ask.correlation
+            {
+                return Ok(arrived);
+            }
             if let Some(reply) = self.find(ask, |_, _| {})? {
                 return Ok(reply);
             }
@@ -282,7 +324,7 @@ impl Post {
     }
 
     /// The reply to `ask`, if it is there.
-    pub fn poll(&mut self, ask: &Ask) -> Result<Option<Found>> {
+    pub fn poll(&mut self, ask: &Ask) -> Result<Option<Arrived>> {
         if let Some(reply) = self.find(ask, |_, _| {})? {
             return Ok(Some(reply));
         }
