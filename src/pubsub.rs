@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::bus::{TopicInner, forked};
 use crate::envelope::Envelope;
@@ -133,8 +133,9 @@ impl Sender {
         self.look_around();
     }
 
-    /// Claims a frame for an envelope and `len` bytes, and writes the former: where the latter go, and the bytes before
-    /// them.
+    /// Claims a frame for an envelope and `len` bytes: where the latter go, and the bytes before them. The beginning of the
+    /// envelope is written by [`commit_with`](Self::commit_with): a reader polls that line, and takes it away again if it
+    /// is written long before the word.
     #[inline]
     fn claim_with(
         &mut self,
@@ -153,19 +154,25 @@ impl Sender {
             Ok(at) => at,
             Err(_) => self.claim_slowly(before + len, patience)?,
         };
-        self.lane.write(at, head);
         if !extension.is_empty() {
             self.lane.write(at + head.len() as u64, extension);
         }
         Ok((at + before as u64, before))
     }
 
+    /// Commits a frame with an envelope of `before` bytes, which begins with `head`, and `len` bytes at `at`.
+    #[inline]
+    fn commit_with(&mut self, head: &EnvelopeHead, (at, before): (u64, usize), len: usize) {
+        self.lane.write(at - before as u64, head.as_bytes());
+        self.lane.commit_with_envelope(before + len);
+        self.look_around();
+    }
+
     #[inline]
     fn send_with(&mut self, envelope: &Envelope, payload: &[u8], patience: Patience) -> Result<()> {
-        let (at, before) = self.claim_with(envelope, payload.len(), patience)?;
-        self.lane.write(at, payload);
-        self.lane.commit_with_envelope(before + payload.len());
-        self.look_around();
+        let place = self.claim_with(envelope, payload.len(), patience)?;
+        self.lane.write(place.0, payload);
+        self.commit_with(envelope.head(), place, payload.len());
         Ok(())
     }
 
@@ -859,8 +866,8 @@ pub struct Loan<'a, T: ?Sized = [u8]> {
     sender: &'a mut Sender,
     at: u64,
     len: usize,
-    /// Bytes of the envelope before it.
-    envelope: usize,
+    /// The beginning of the envelope before it, and how many bytes that has.
+    envelope: Option<(EnvelopeHead, usize)>,
     committed: bool,
     kind: PhantomData<fn(&T)>,
 }
@@ -869,7 +876,7 @@ impl<'a, T: ?Sized> Loan<'a, T> {
     #[inline]
     fn open(sender: &'a mut Sender, len: usize, patience: Patience) -> Result<Self> {
         let at = sender.claim(len, patience)?;
-        Ok(Self::lend(sender, at, len, 0))
+        Ok(Self::lend(sender, at, len, None))
     }
 
     fn open_with(
@@ -879,11 +886,21 @@ impl<'a, T: ?Sized> Loan<'a, T> {
         patience: Patience,
     ) -> Result<Self> {
         let (at, before) = sender.claim_with(envelope, len, patience)?;
-        Ok(Self::lend(sender, at, len, before))
+        Ok(Self::lend(
+            sender,
+            at,
+            len,
+            Some((*envelope.head(), before)),
+        ))
     }
 
     #[inline]
-    fn lend(sender: &'a mut Sender, at: u64, len: usize, envelope: usize) -> Self {
+    fn lend(
+        sender: &'a mut Sender,
+        at: u64,
+        len: usize,
+        envelope: Option<(EnvelopeHead, usize)>,
+    ) -> Self {
         sender.lane.open_loan();
         Self {
             sender,
@@ -900,10 +917,11 @@ impl<'a, T: ?Sized> Loan<'a, T> {
     pub fn commit(mut self) {
         if self.sender.check_fork().is_ok() {
             match self.envelope {
-                0 => self.sender.lane.commit(self.len),
-                before => self.sender.lane.commit_with_envelope(before + self.len),
+                None => self.sender.commit(self.len),
+                Some((head, before)) => {
+                    self.sender.commit_with(&head, (self.at, before), self.len);
+                }
             }
-            self.sender.look_around();
         }
         self.committed = true;
     }
