@@ -1,6 +1,6 @@
 //! Requests that are under way beside each other: one inbox, and a table of who waits for what.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::hint;
@@ -9,6 +9,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
 
 use super::Answer;
 use super::client::{CallOptions, judge, judge_parts};
@@ -56,7 +58,7 @@ struct Desk {
 #[derive(Debug, Default)]
 struct Book {
     /// By correlation.
-    waiting: HashMap<u64, Waiting>,
+    waiting: FxHashMap<u64, Waiting>,
     /// How many of them have their reply.
     arrived: usize,
     /// How many of them have a task.
