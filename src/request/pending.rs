@@ -340,8 +340,8 @@ impl Waitable for Desk {
 #[must_use = "dropping it cancels the request"]
 pub struct Pending<R: ?Sized = [u8]> {
     shared: Arc<Shared>,
+    /// Its correlation is 0 when it is done.
     ask: Ask,
-    done: bool,
     kind: PhantomData<fn() -> Box<R>>,
 }
 
@@ -371,7 +371,6 @@ impl<R: ?Sized + Payload> Pending<R> {
         Ok(Self {
             shared: Arc::clone(shared),
             ask,
-            done: false,
             kind: PhantomData,
         })
     }
@@ -418,7 +417,10 @@ impl<R: ?Sized + Payload> Pending<R> {
     /// Looks for the reply; `hard`: and whether it will come at all. After an answer, and after an error, it is done.
     #[inline]
     fn look(&mut self, hard: bool) -> Result<Option<Answer<R::Owned>>> {
-        assert!(!self.done, "the answer to a request can be had once");
+        assert!(
+            self.ask.correlation != 0,
+            "the answer to a request can be had once"
+        );
         self.shared.check_fork()?;
         let ask = self.ask;
         let looked = self.shared.with(|table| {
@@ -431,7 +433,9 @@ impl<R: ?Sized + Payload> Pending<R> {
             }
             looked
         });
-        self.done = !matches!(looked, Ok(None));
+        if !matches!(looked, Ok(None)) {
+            self.ask.correlation = 0;
+        }
         looked
     }
 
@@ -507,7 +511,7 @@ impl<R: ?Sized + Payload> Future for Pending<R> {
 
 impl<R: ?Sized> Drop for Pending<R> {
     fn drop(&mut self) {
-        if !self.done && self.shared.check_fork().is_ok() {
+        if self.ask.correlation != 0 && self.shared.check_fork().is_ok() {
             self.shared.with(|table| table.forget(&self.ask, true));
         }
     }
