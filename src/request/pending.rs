@@ -98,6 +98,7 @@ impl Shared {
     }
 
     /// Works on the table, then wakes the tasks whose replies have come.
+    #[inline]
     fn with<T>(&self, work: impl FnOnce(&mut Table) -> T) -> T {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let done = work(&mut table);
@@ -108,6 +109,7 @@ impl Shared {
     }
 
     /// A forked child has no part in it, nor may it touch a lock that its parent may have held.
+    #[inline]
     fn check_fork(&self) -> Result<()> {
         if self.born == fork::generation() {
             Ok(())
@@ -279,6 +281,7 @@ impl Book {
     }
 
     /// Nobody wants the reply any more, or has it.
+    #[inline]
     fn forget(&mut self, ask: &Ask) {
         if let Some(waiting) = self.waiting.remove(&ask.correlation) {
             self.arrived -= usize::from(waiting.reply.is_some());
@@ -355,6 +358,7 @@ impl<R: ?Sized> fmt::Debug for Pending<R> {
 }
 
 impl<R: ?Sized + Payload> Pending<R> {
+    #[inline]
     pub(super) fn start(
         shared: &Arc<Shared>,
         options: &CallOptions,
@@ -380,7 +384,11 @@ impl<R: ?Sized + Payload> Pending<R> {
     /// # Errors
     ///
     /// As for [`Client::call`](super::Client::call).
+    #[inline]
     pub fn wait(mut self) -> Result<Answer<R::Owned>> {
+        if let Some(answer) = self.look(false)? {
+            return Ok(answer);
+        }
         loop {
             if let Some(answer) = self.settle(None)? {
                 return Ok(answer);
@@ -440,6 +448,7 @@ impl<R: ?Sized + Payload> Pending<R> {
     }
 
     /// Waits for the reply, at most `patience`.
+    #[inline(never)]
     fn settle(&mut self, patience: Option<Duration>) -> Result<Option<Answer<R::Owned>>> {
         let mut waiter = None;
         let mut checks = Checks::default();
@@ -474,6 +483,7 @@ impl<R: ?Sized + Payload> Pending<R> {
 
 impl Table {
     /// Nobody wants the reply any more, or has it.
+    #[inline]
     fn forget(&mut self, ask: &Ask, cancel: bool) {
         let Self { desk, sleep } = self;
         desk.book.forget(ask);
