@@ -10,8 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
-
 use super::Answer;
 use super::client::{CallOptions, judge, judge_parts};
 use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Post};
@@ -57,8 +55,10 @@ struct Desk {
 /// Who waits for what.
 #[derive(Debug, Default)]
 struct Book {
-    /// By correlation.
-    waiting: FxHashMap<u64, Waiting>,
+    /// Each request at its correlation modulo their number, which is a power of two.
+    places: Vec<Waiting>,
+    /// How many are taken.
+    taken: usize,
     /// How many of them have their reply.
     arrived: usize,
     /// How many of them have a task.
@@ -72,6 +72,8 @@ struct Book {
 /// A request whose reply somebody will want.
 #[derive(Debug, Default)]
 struct Waiting {
+    /// 0: none.
+    correlation: u64,
     /// Its flags, and what it carries.
     reply: Option<(u8, Vec<u8>)>,
     task: Option<Waker>,
@@ -224,7 +226,7 @@ impl Desk {
     }
 
     fn is_ready_for(&mut self, ask: &Ask) -> Result<bool> {
-        let waiting = self.book.waiting.get(&ask.correlation);
+        let waiting = self.book.of(ask.correlation);
         let has_reply = waiting.is_some_and(|waiting| waiting.reply.is_some());
         let mut awaited = Awaited {
             post: &mut self.post,
@@ -242,18 +244,64 @@ impl Desk {
 }
 
 impl Book {
+    /// A place for a request with a higher number than this one: its number.
+    #[inline]
+    fn take_place(&mut self, after: u64) -> u64 {
+        if 2 * self.taken >= self.places.len() {
+            self.grow();
+        }
+        let mut correlation = after + 1;
+        // Who waits for long is gone around.
+        while self.place(correlation).correlation != 0 {
+            correlation += 1;
+        }
+        self.place(correlation).correlation = correlation;
+        self.taken += 1;
+        correlation
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let len = (2 * self.places.len()).max(64);
+        let before = std::mem::take(&mut self.places);
+        self.places.resize_with(len, Waiting::default);
+        // Numbers that differ modulo the old length do so modulo the new one.
+        for waiting in before {
+            let correlation = waiting.correlation;
+            *self.place(correlation) = waiting;
+        }
+    }
+
+    #[inline]
+    fn place(&mut self, correlation: u64) -> &mut Waiting {
+        let mask = self.places.len() - 1;
+        &mut self.places[correlation as usize & mask]
+    }
+
+    /// The request with this number, while somebody will want its reply.
+    #[inline]
+    fn of(&mut self, correlation: u64) -> Option<&mut Waiting> {
+        let at = correlation as usize & self.places.len().wrapping_sub(1);
+        let waiting = self.places.get_mut(at)?;
+        (waiting.correlation == correlation).then_some(waiting)
+    }
+
     /// Keeps a reply for who waits for it.
     fn file(&mut self, correlation: u64, reply: &Frame<'_>) {
-        let waiting = self.waiting.get_mut(&correlation);
         // Who does not wait has cancelled it, or has had the answer of another server.
-        if let Some(waiting) = waiting.filter(|waiting| waiting.reply.is_none()) {
-            let flags = reply.head().map_or(0, |head| head.flags);
-            waiting.reply = Some((flags, reply.to_vec()));
-            self.arrived += 1;
-            if let Some(task) = waiting.task.take() {
-                self.tasks -= 1;
-                self.woken.push(task);
-            }
+        let Some(waiting) = self
+            .of(correlation)
+            .filter(|waiting| waiting.reply.is_none())
+        else {
+            return;
+        };
+        let flags = reply.head().map_or(0, |head| head.flags);
+        waiting.reply = Some((flags, reply.to_vec()));
+        let task = waiting.task.take();
+        self.arrived += 1;
+        if let Some(task) = task {
+            self.tasks -= 1;
+            self.woken.push(task);
         }
     }
 
@@ -262,14 +310,14 @@ impl Book {
         if self.arrived == 0 {
             return None;
         }
-        let reply = self.waiting.get_mut(&ask.correlation)?.reply.take()?;
+        let reply = self.of(ask.correlation)?.reply.take()?;
         self.arrived -= 1;
         Some(reply)
     }
 
     /// Has `task` woken when the reply may be there. Whether no other is late before it.
     fn wait_for(&mut self, ask: &Ask, task: &Waker) -> bool {
-        let Some(waiting) = self.waiting.get_mut(&ask.correlation) else {
+        let Some(waiting) = self.of(ask.correlation) else {
             return false;
         };
         if waiting.task.replace(task.clone()).is_none() {
@@ -282,18 +330,21 @@ impl Book {
 
     /// Nobody wants the reply any more, or has it.
     #[inline]
-    fn forget(&mut self, ask: &Ask) {
-        if let Some(waiting) = self.waiting.remove(&ask.correlation) {
-            self.arrived -= usize::from(waiting.reply.is_some());
-            self.tasks -= usize::from(waiting.task.is_some());
+    fn forget(&mut self, correlation: u64, deadline_ns: u64) {
+        if let Some(waiting) = self.of(correlation) {
+            let (reply, task) = (waiting.reply.take(), waiting.task.take());
+            waiting.correlation = 0;
+            self.taken -= 1;
+            self.arrived -= usize::from(reply.is_some());
+            self.tasks -= usize::from(task.is_some());
         }
         if !self.deadlines.is_empty() {
-            self.deadlines.remove(&(ask.deadline_ns, ask.correlation));
+            self.deadlines.remove(&(deadline_ns, correlation));
         }
     }
 
     fn wake_all(&mut self) {
-        let waiting = self.waiting.values_mut();
+        let waiting = self.places.iter_mut();
         self.woken
             .extend(waiting.filter_map(|waiting| waiting.task.take()));
         self.tasks = 0;
@@ -304,7 +355,7 @@ impl Book {
             && deadline_ns <= now_ns()
         {
             self.deadlines.pop_first();
-            let waiting = self.waiting.get_mut(&correlation);
+            let waiting = self.of(correlation);
             if let Some(task) = waiting.and_then(|waiting| waiting.task.take()) {
                 self.tasks -= 1;
                 self.woken.push(task);
@@ -366,11 +417,9 @@ impl<R: ?Sized + Payload> Pending<R> {
     ) -> Result<Self> {
         shared.check_fork()?;
         let ask = shared.with(|Table { desk, .. }| {
-            let ask = desk.post.ask(options, body)?;
-            desk.book
-                .waiting
-                .insert(ask.correlation, Waiting::default());
-            Ok(ask)
+            let correlation = desk.book.take_place(desk.post.correlation);
+            let asked = desk.post.ask(correlation, options, body);
+            asked.inspect_err(|_| desk.book.forget(correlation, 0))
         })?;
         Ok(Self {
             shared: Arc::clone(shared),
@@ -486,7 +535,7 @@ impl Table {
     #[inline]
     fn forget(&mut self, ask: &Ask, cancel: bool) {
         let Self { desk, sleep } = self;
-        desk.book.forget(ask);
+        desk.book.forget(ask.correlation, ask.deadline_ns);
         if cancel {
             desk.post.cancel(ask);
         }

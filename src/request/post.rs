@@ -119,7 +119,7 @@ pub(super) struct Post {
     /// The inbox's.
     number: u64,
     /// The last one.
-    correlation: u64,
+    pub correlation: u64,
     /// The requests' type.
     type_id: u64,
     /// The roster with which there was a server, and for which kind.
@@ -180,13 +180,18 @@ impl Post {
         Ok(!has_server)
     }
 
-    /// Sends a request.
+    /// Sends a request, with a number that is higher than the last one.
     #[inline]
-    pub fn ask(&mut self, options: &CallOptions, mut body: Body<'_>) -> Result<Ask> {
+    pub fn ask(
+        &mut self,
+        correlation: u64,
+        options: &CallOptions,
+        mut body: Body<'_>,
+    ) -> Result<Ask> {
         let kind = options.kind.number();
-        self.correlation += 1;
+        self.correlation = correlation;
         let mut ask = Ask {
-            correlation: self.correlation,
+            correlation,
             sequence: 0,
             needs: if options.waits_for_server {
                 0

@@ -1,12 +1,11 @@
 //! Servers: a consumer of requests, and a way to each inbox that it has answered.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
-
-use rustc_hash::FxHashMap;
 
 use super::post::Body;
 use super::route::{self, Lane, Route};
@@ -83,7 +82,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ServerBuilder<Q, R> {
     pub fn open(self) -> Result<Server<Q, R>> {
         Ok(Server {
             consumer: self.consumer.open()?,
-            routes: FxHashMap::default(),
+            routes: HashMap::new(),
             last: None,
             seen_roster: roster::state(&self.service.files.control),
             service: self.service,
@@ -100,7 +99,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ServerBuilder<Q, R> {
 pub struct Server<Q: ?Sized = [u8], R: ?Sized = [u8]> {
     consumer: Consumer<Q>,
     /// By the number of the inbox.
-    routes: FxHashMap<u64, Arc<Route>>,
+    routes: HashMap<u64, Arc<Route>>,
     /// Where the last request came from.
     last: Option<Arc<Route>>,
     /// The roster of clients when routes were last thinned out.
