@@ -145,6 +145,17 @@ impl Drop for Watched {
     }
 }
 
+/// What a look at an end has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// It is ready.
+    Ready,
+    /// It is armed, and sleeps.
+    Asleep,
+    /// Something has rung meanwhile: it is to be looked at again.
+    Again,
+}
+
 /// What sleeps on many signals with one waker. Signals that are the same as the last time need no word with the thread.
 #[derive(Debug, Default)]
 pub(crate) struct Sleep {
@@ -189,39 +200,50 @@ impl Sleep {
         end: &mut dyn Waitable,
         context: &mut Context<'_>,
     ) -> Poll<Result<()>> {
-        let ready = self.is_ready(end, context.waker());
-        if !matches!(ready, Ok(false)) {
-            self.give_up(end);
-        }
-        match ready {
-            Ok(false) => Poll::Pending,
-            Ok(true) => Poll::Ready(Ok(())),
+        match self.look(end, context.waker()) {
+            Ok(Look::Ready) => Poll::Ready(Ok(())),
+            Ok(Look::Asleep) => Poll::Pending,
+            Ok(Look::Again) => {
+                // Others may want to run before we look again.
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
             Err(e) => Poll::Ready(Err(e)),
         }
     }
 
-    fn is_ready(&mut self, end: &mut dyn Waitable, waker: &Waker) -> Result<bool> {
+    /// Whether `end` is ready. If not, it is armed, and `waker` is woken when it may be: later, by another thread.
+    pub(crate) fn look(&mut self, end: &mut dyn Waitable, waker: &Waker) -> Result<Look> {
+        let look = self.look_or_sleep(end, waker);
+        if !matches!(look, Ok(Look::Asleep | Look::Again)) {
+            self.give_up(end);
+        }
+        look
+    }
+
+    fn look_or_sleep(&mut self, end: &mut dyn Waitable, waker: &Waker) -> Result<Look> {
         if end.is_ready()? {
-            return Ok(true);
+            return Ok(Look::Ready);
         }
         // Polled for another reason than a signal: still armed. (A signal after this wakes.)
         let still_holds =
             self.is_armed && !self.tickets.is_empty() && !self.tickets.iter().any(Ticket::is_due);
         if still_holds && self.fall_asleep(end.due(), waker)? {
-            return Ok(false);
+            return Ok(Look::Asleep);
         }
         self.is_armed = true;
         self.tickets.clear();
         end.arm(&mut self.tickets)?;
         heavy_fence();
         if end.is_ready()? {
-            return Ok(true);
+            return Ok(Look::Ready);
         }
-        if self.tickets.is_empty() || !self.fall_asleep(end.due(), waker)? {
-            // Others may want to run before we look again.
-            waker.wake_by_ref();
-        }
-        Ok(false)
+        Ok(
+            match self.tickets.is_empty() || !self.fall_asleep(end.due(), waker)? {
+                true => Look::Again,
+                false => Look::Asleep,
+            },
+        )
     }
 
     /// For a future that is dropped, or ready.

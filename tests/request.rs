@@ -887,3 +887,118 @@ fn _assert_shareable(
 fn _unused(_: Process) {
     let _ = (role(), say(""));
 }
+
+// ----------------------------------------------------------------------------------------------------------- tasks
+
+/// A server in a task, with as many requests in hand as come. It answers the later ones sooner.
+async fn serve_tasks(mut server: Server, count: usize) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..count {
+        let request = server.recv_async().await.unwrap();
+        tasks.spawn(async move {
+            tokio::time::sleep(Duration::from_millis((n as u64 * 7) % 20)).await;
+            let reply = request.to_ascii_uppercase();
+            request.reply(&reply).unwrap();
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+}
+
+fn in_tasks(threads: usize) {
+    let private = private();
+    let service = service(&private);
+    let (server, client) = (service.server().unwrap(), service.client().unwrap());
+    let client = Arc::new(client);
+    let mut runtime = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    runtime.enable_time().build().unwrap().block_on(async {
+        let serving = tokio::spawn(serve_tasks(server, 1000));
+        let mut asking = tokio::task::JoinSet::new();
+        for n in 0..1000 {
+            let client = Arc::clone(&client);
+            asking.spawn(async move {
+                let request = format!("request {n}");
+                let pending = client.start(request.as_bytes()).unwrap();
+                let reply = pending.await.unwrap().unwrap();
+                assert_eq!(reply, request.to_ascii_uppercase().into_bytes());
+            });
+        }
+        while let Some(done) = asking.join_next().await {
+            done.unwrap();
+        }
+        serving.await.unwrap();
+    });
+}
+
+#[test]
+fn a_thousand_requests_are_under_way_in_one_thread() {
+    in_tasks(1);
+}
+
+#[test]
+fn a_thousand_requests_are_under_way_in_many_threads() {
+    in_tasks(4);
+}
+
+#[tokio::test]
+async fn a_task_sees_deadlines_deaths_and_what_is_dropped() {
+    let private = private();
+    let service = service(&private);
+    let mut server = service.server().unwrap();
+    let client = service.client().unwrap();
+    // Late, in the order of the deadlines, not of the requests.
+    let (long, short) = (Duration::from_millis(60), Duration::from_millis(20));
+    let started = Instant::now();
+    let one = client.start_with(&within(long), b"?").unwrap();
+    let two = client.start_with(&within(short), b"?").unwrap();
+    let (one, two) = tokio::join!(async { (one.await, started.elapsed()) }, async {
+        (two.await, started.elapsed())
+    });
+    assert_eq!(one.0.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(two.0.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert!(one.1 >= long && two.1 >= short && two.1 < one.1);
+    // Dropped while it is awaited.
+    let pending = client.start(b"dropped").unwrap();
+    let request = server.recv_async().await.unwrap();
+    assert!(tokio::time::timeout(short, pending).await.is_err());
+    assert!(request.is_cancelled());
+    drop(request);
+    // The others are not disturbed, and a refusal is an answer.
+    let pending = client.start(b"?").unwrap();
+    let (refused, ()) = tokio::join!(pending, async {
+        server.recv_async().await.unwrap().refuse(1, "no").unwrap();
+    });
+    assert_eq!(refused.unwrap().unwrap_err().code, 1);
+    // A stream of replies.
+    let mut replies = client.stream(b"count").unwrap();
+    let (all, ()) = tokio::join!(
+        async {
+            let mut all = 0;
+            while let Some(reply) = replies.recv_async().await.unwrap().unwrap() {
+                assert_eq!(reply.len(), 10_000);
+                all += 1;
+            }
+            all
+        },
+        async {
+            let request = server.recv_async().await.unwrap();
+            let mut sink = request.stream().unwrap();
+            for _ in 0..100 {
+                sink.send_async(&[7; 10_000]).await.unwrap();
+            }
+            sink.finish_async().await.unwrap();
+        }
+    );
+    assert_eq!(all, 100);
+    // The last server leaves.
+    let pending = client.start(b"?").unwrap();
+    let (left, ()) = tokio::join!(pending, async {
+        tokio::time::sleep(short).await;
+        drop(server);
+    });
+    assert_eq!(left.unwrap_err().kind(), ErrorKind::NoServer);
+}

@@ -17,7 +17,7 @@ use crate::bus::forked;
 use crate::error::{Error, Result};
 use crate::message::Payload;
 use crate::pubsub::Frame;
-use crate::reactor::Sleep;
+use crate::reactor::{Look, Sleep};
 use crate::shm::fork;
 use crate::shm::park::Ticket;
 use crate::shm::sync::heavy_fence;
@@ -150,11 +150,13 @@ impl Shared {
                 if desk.book.tasks == 0 {
                     return sleep.give_up(desk);
                 }
-                match sleep.poll(desk, &mut Context::from_waker(&waker)) {
-                    Poll::Pending => return,
-                    Poll::Ready(looked) => desk.failed = looked.err(),
+                // A waker that is woken here would wait for the lock that we hold.
+                match sleep.look(desk, &waker) {
+                    Ok(Look::Asleep) => return,
+                    Ok(Look::Ready | Look::Again) => {}
+                    Err(e) => desk.failed = Some(e),
                 }
-                rung = desk.failed.is_some();
+                rung = false;
             }
         });
     }
@@ -474,6 +476,16 @@ impl<R: ?Sized + Payload> Pending<R> {
     /// Looks for the reply; `hard`: and whether it will come at all. After an answer, and after an error, it is done.
     #[inline]
     fn look(&mut self, hard: bool) -> Result<Option<Answer<R::Owned>>> {
+        self.look_or(hard, |_| {})
+    }
+
+    /// The same; and what else to do with the table, before it is unlocked, if there is nothing.
+    #[inline]
+    fn look_or(
+        &mut self,
+        hard: bool,
+        or: impl FnOnce(&mut Desk),
+    ) -> Result<Option<Answer<R::Owned>>> {
         assert!(
             self.ask.correlation != 0,
             "the answer to a request can be had once"
@@ -485,8 +497,9 @@ impl<R: ?Sized + Payload> Pending<R> {
                 true => table.desk.look_hard::<R>(&ask),
                 false => table.desk.look::<R>(&ask),
             };
-            if !matches!(looked, Ok(None)) {
-                table.forget(&ask, looked.is_err());
+            match looked {
+                Ok(None) => or(&mut table.desk),
+                _ => table.forget(&ask, looked.is_err()),
             }
             looked
         });
@@ -553,14 +566,14 @@ impl<R: ?Sized + Payload> Future for Pending<R> {
     /// If it was ready already.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let pending = self.get_mut();
-        if let Some(done) = pending.look(true).transpose() {
+        let (ask, mut is_new) = (pending.ask, false);
+        let looked = pending.look_or(true, |desk| {
+            let is_first = desk.book.wait_for(&ask, context.waker());
+            is_new = is_first || !desk.has_reactor;
+        });
+        if let Some(done) = looked.transpose() {
             return Poll::Ready(done);
         }
-        let (ask, task) = (&pending.ask, context.waker());
-        let is_new = pending.shared.with(|Table { desk, .. }| {
-            let is_first = desk.book.wait_for(ask, task);
-            is_first || !desk.has_reactor
-        });
         if is_new {
             pending.shared.look_for_tasks(false);
         }

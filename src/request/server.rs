@@ -632,6 +632,19 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
         self.end(EnvelopeHead::END, &[])
     }
 
+    /// The same, as a future: the task sleeps while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`finish`](Self::finish); `Unsupported` if it must wait before Linux 5.16.
+    pub async fn finish_async(mut self) -> Result<()> {
+        let envelope = self.request.envelope_of(EnvelopeHead::END, self.part);
+        if let Some(lane) = &mut self.lane {
+            lane.wait_for_room(&envelope, 0).await?;
+        }
+        self.finish()
+    }
+
     /// There are no more, and not all that there should be.
     ///
     /// # Errors
