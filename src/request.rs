@@ -19,6 +19,7 @@ pub use self::server::{ReplySink, Request, Server, ServerBuilder};
 use crate::bus::{Bus, TopicBuilder, TopicInner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Payload};
+use crate::presence::Presence;
 use crate::queue::Producer;
 use crate::shm::layout::{Pattern, max_len};
 use crate::wait::WaitStrategy;
@@ -188,6 +189,15 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Service<Q, R> {
     /// Joins as a server otherwise than by default.
     pub fn server_builder(&self) -> ServerBuilder<Q, R> {
         ServerBuilder::new(&self.inner)
+    }
+
+    /// Watches who asks and who serves, without being counted: clients are its publishers, servers its subscribers.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`, and the system's.
+    pub fn presence(&self) -> Result<Presence> {
+        Presence::watch(&self.inner)
     }
 
     /// What puts messages to this service that ask for no reply, or passes requests on to it

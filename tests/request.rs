@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use buslane::{
-    Bus, CallOptions, Client, Envelope, ErrorKind, Kind, Request, Server, Service, Subscriber,
+    CallOptions, Client, Envelope, ErrorKind, Kind, Request, Server, Service, Subscriber,
 };
 use common::{PATIENCE, Process, private, role, say};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

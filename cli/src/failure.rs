@@ -72,7 +72,9 @@ impl From<buslane::Error> for Failure {
             ErrorKind::InvalidName | ErrorKind::InvalidCapacity => Self::Usage(why),
             ErrorKind::TimedOut => Self::Deadline(why),
             ErrorKind::Lost => Self::Lost(why),
-            ErrorKind::SubscribersGone => Self::PeerGone(why),
+            ErrorKind::SubscribersGone | ErrorKind::NoServer | ErrorKind::ServerDied => {
+                Self::PeerGone(why)
+            }
             _ => Self::Error(why),
         }
     }

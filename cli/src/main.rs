@@ -5,6 +5,7 @@
 //! [`failure`] (the exit status).
 
 mod bench;
+mod call;
 mod demo;
 mod doctor;
 mod failure;
@@ -20,6 +21,7 @@ mod push;
 mod recv;
 mod rm;
 mod send;
+mod serve;
 mod signals;
 mod size;
 mod state;
@@ -90,6 +92,8 @@ impl Common {
 enum Command {
     Send(send::Args),
     Recv(recv::Args),
+    Call(call::Args),
+    Serve(serve::Args),
     Push(push::Args),
     Work(work::Args),
     State(state::Args),
@@ -126,6 +130,8 @@ fn command(cli: Cli) -> Result<(), Failure> {
     let result = match command {
         Command::Send(args) => send::run(&common, &args, &stop),
         Command::Recv(args) => recv::run(&common, &args, &stop),
+        Command::Call(args) => call::run(&common, &args, &stop),
+        Command::Serve(args) => serve::run(&common, &args, &stop),
         Command::Push(args) => push::run(&common, &args, &stop),
         Command::Work(args) => work::run(&common, &args, &stop),
         Command::State(args) => state::run(&common, &args, &stop),

@@ -698,7 +698,7 @@ impl Desk {
             said.inspect_err(|_| share.give_back(item))?;
         }
         let max = self.home.max_attempts;
-        let len = share.payload(&item).len() as u64;
+        let len = share.payload(item).len() as u64;
         let reason = if max != 0 && item.attempts() > max {
             format!("it was delivered {max} times, and never acknowledged")
         } else if self.size.is_some_and(|size| size != len) {

@@ -239,7 +239,11 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
             none => none.insert(desk.open::<Q, R>()?),
         };
         let ask = post.ask(post.correlation + 1, options.unwrap_or(&self.options), body)?;
-        let arrived = post.wait(&ask)?;
+        let arrived = loop {
+            if let Some(arrived) = post.wait(&ask, None)? {
+                break arrived;
+            }
+        };
         let Post {
             service,
             inbox,
@@ -492,9 +496,31 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
     /// with what has come. After an error, and after a refusal, the stream has ended.
     pub fn recv(&mut self) -> Result<Answer<Option<Reply<'_, R>>>> {
         let ask = self.ask;
-        match self.going_on().map(|post| post.wait(&ask)) {
-            Some(next) => self.take(next),
-            None => Ok(Ok(None)),
+        loop {
+            match self.going_on().map(|post| post.wait(&ask, None)) {
+                None => return Ok(Ok(None)),
+                Some(Ok(None)) => {}
+                Some(Ok(Some(next))) => return self.take(Ok(next)),
+                Some(Err(e)) => return self.take(Err(e)),
+            }
+        }
+    }
+
+    /// The same, if it comes within `timeout`; else it may still come.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    pub fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<Option<Answer<Option<Reply<'_, R>>>>> {
+        let ask = self.ask;
+        match self.going_on().map(|post| post.wait(&ask, Some(timeout))) {
+            None => Ok(Some(Ok(None))),
+            Some(Ok(None)) => Ok(None),
+            Some(Ok(Some(next))) => self.take(Ok(next)).map(Some),
+            Some(Err(e)) => self.take(Err(e)).map(Some),
         }
     }
 

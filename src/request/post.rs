@@ -283,9 +283,9 @@ impl Post {
         self.find(&nobody, others).map(drop)
     }
 
-    /// The reply to `ask`, waited for as long as that may take.
+    /// The reply to `ask`, waited for as long as that may take; `None` if that is longer than `patience`.
     #[inline]
-    pub fn wait(&mut self, ask: &Ask) -> Result<Arrived> {
+    pub fn wait(&mut self, ask: &Ask, patience: Option<Duration>) -> Result<Option<Arrived>> {
         let mut waiter = None;
         let mut checks = Checks::default();
         loop {
@@ -293,29 +293,28 @@ impl Post {
                 && let Some((correlation, arrived)) = self.answered_by(found)
                 && correlation == ask.correlation
             {
-                return Ok(arrived);
+                return Ok(Some(arrived));
             }
             if let Some(reply) = self.find(ask, |_, _| {})? {
-                return Ok(reply);
+                return Ok(Some(reply));
             }
             if checks.are_due(self)
                 && let Some(error) = self.trouble(ask)?
             {
                 // It may have come before that.
-                return self.find(ask, |_, _| {})?.ok_or(error);
+                return self.find(ask, |_, _| {})?.ok_or(error).map(Some);
             }
-            let waiter =
-                waiter.get_or_insert_with(|| Waiter::new(self.service.wait, ask.time_left()));
+            let waiter = waiter.get_or_insert_with(|| {
+                let patience = patience.into_iter().chain(ask.time_left()).min();
+                Waiter::new(self.service.wait, patience)
+            });
             match waiter.next(1) {
                 Next::Look => {}
                 Next::Sleep(time) => {
                     self.sleep(ask, time)?;
                     checks.force();
                 }
-                Next::TimedOut => {
-                    self.cancel(ask);
-                    return Err(self.timed_out());
-                }
+                Next::TimedOut => return self.poll(ask),
             }
         }
     }
