@@ -80,6 +80,55 @@ mod child {
         }
     }
 
+    /// Answers whatever the storm asks, in any order; gives some back, refuses some, and takes its time.
+    #[test]
+    fn storm_server() {
+        let Some((path, seed)) = role() else { return };
+        let mut random = super::Random(seed.parse().unwrap());
+        let mut server = Bus::at(path)
+            .unwrap()
+            .service("s")
+            .unwrap()
+            .server()
+            .unwrap();
+        let mut held = Vec::new();
+        loop {
+            let request = server
+                .recv_timeout(std::time::Duration::from_millis(5))
+                .unwrap();
+            if let Some(request) = request {
+                held.push(request);
+            }
+            while held.len() > random.below(6) as usize {
+                let request = held.swap_remove(random.below(held.len() as u64) as usize);
+                super::answer(request, &mut random);
+            }
+        }
+    }
+
+    /// Asks in all ways for so long, and checks that each reply is its own.
+    #[test]
+    fn storm_client() {
+        let Some((path, argument)) = role() else {
+            return;
+        };
+        let (seed, millis) = argument.split_once(' ').unwrap();
+        let mut random = super::Random(seed.parse().unwrap());
+        let time = std::time::Duration::from_millis(millis.parse().unwrap());
+        let service = Bus::at(path).unwrap().service("s").unwrap();
+        let end = std::time::Instant::now() + time;
+        let mut answered = 0;
+        let mut n = 0;
+        while std::time::Instant::now() < end {
+            let mut client = service.client().unwrap();
+            for _ in 0..random.below(200) {
+                n += 1;
+                answered += super::ask(&mut client, seed, n, &mut random);
+            }
+        }
+        say(answered);
+    }
+
     /// Asks, and waits to be killed.
     #[test]
     fn asking() {
@@ -92,6 +141,208 @@ mod child {
         loop {
             pause();
         }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- storm
+
+/// Marsaglia's xorshift; the seed is not 0.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// The only right reply to a request, as long as that tells.
+fn reply_to(request: &[u8]) -> Vec<u8> {
+    let len = 20 + 97 * request.iter().map(|&byte| usize::from(byte)).sum::<usize>() % 3000;
+    request.iter().copied().cycle().take(len).collect()
+}
+
+/// How many parts the reply has.
+const PARTS: u64 = 5;
+
+fn answer(request: Request, random: &mut Random) {
+    let kind = request.message_kind();
+    let reply = reply_to(&request);
+    let done = match random.below(32) {
+        0 => return,
+        1 => {
+            let text = String::from_utf8(request.to_vec()).unwrap();
+            request.refuse(9, &text)
+        }
+        2 => {
+            thread::sleep(Duration::from_millis(random.below(8)));
+            request.reply(&reply)
+        }
+        // By the kind the client says that it wants several.
+        _ if kind == Some(Kind::Document) => request.stream().and_then(|mut sink| {
+            for part in 0..PARTS {
+                sink.send(&reply_to(&[&reply[..], &[part as u8]].concat()))?;
+            }
+            sink.finish()
+        }),
+        _ => request.reply(&reply),
+    };
+    if let Err(e) = done {
+        let kinds = [ErrorKind::Cancelled, ErrorKind::TimedOut, ErrorKind::Full];
+        assert!(kinds.contains(&e.kind()), "{e}");
+    }
+}
+
+/// One turn of a client: how many replies it got.
+fn ask(client: &mut Client, seed: &str, n: u64, random: &mut Random) -> u64 {
+    let request = |k: u64| format!("{seed}/{n}/{k}").into_bytes();
+    let mut options = CallOptions::new();
+    if random.below(4) == 0 {
+        options = options.timeout(Duration::from_micros(200 + random.below(20_000)));
+    } else {
+        // Against hangs: nothing takes so long.
+        options = options.timeout(PATIENCE / 2);
+    }
+    if random.below(3) == 0 {
+        options = options.at_most_once();
+    }
+    if random.below(2) == 0 {
+        options = options.wait_for_server();
+    }
+    let is_patient = options.clone();
+    let check = |error: &buslane::Error| {
+        let kinds = [
+            ErrorKind::NoServer,
+            ErrorKind::ServerDied,
+            ErrorKind::TimedOut,
+        ];
+        assert!(kinds.contains(&error.kind()), "{error} ({is_patient:?})");
+    };
+    let judge = |k: u64, answer: buslane::Answer<Vec<u8>>| match answer {
+        Ok(reply) => assert_eq!(reply, reply_to(&request(k))),
+        Err(refusal) => assert_eq!(refusal.message.as_bytes(), request(k)),
+    };
+    let mut answered = 0;
+    match random.below(4) {
+        0 => match client.call_with(&options, &request(0)) {
+            Ok(answer) => {
+                judge(0, answer.map(|reply| reply.to_owned()));
+                answered += 1;
+            }
+            Err(e) => check(&e),
+        },
+        1 => {
+            let options = options.kind(Kind::Document);
+            let Ok(mut replies) = client.stream_with(&options, &request(0)).inspect_err(check)
+            else {
+                return 0;
+            };
+            let whole = reply_to(&request(0));
+            for part in 0..=PARTS {
+                match replies.recv() {
+                    // Refused, or a single one, from a server that is slow.
+                    Ok(Err(refusal)) => {
+                        assert_eq!(refusal.message.as_bytes(), request(0));
+                        break;
+                    }
+                    Ok(Ok(None)) => {
+                        assert!(part == PARTS || part == 1);
+                        break;
+                    }
+                    Ok(Ok(Some(reply))) if part == 0 && *reply == whole => answered += 1,
+                    Ok(Ok(Some(reply))) => {
+                        let expected = reply_to(&[&whole[..], &[part as u8]].concat());
+                        assert_eq!(*reply, expected);
+                        answered += 1;
+                    }
+                    Err(e) => {
+                        check(&e);
+                        break;
+                    }
+                }
+                if random.below(16) == 0 {
+                    break;
+                }
+            }
+        }
+        _ => {
+            let mut pending = Vec::new();
+            for k in 0..1 + random.below(20) {
+                match client.start_with(&options, &request(k)) {
+                    Ok(one) => pending.push((k, one)),
+                    Err(e) => check(&e),
+                }
+            }
+            while !pending.is_empty() {
+                let (k, one) = pending.swap_remove(random.below(pending.len() as u64) as usize);
+                if random.below(8) == 0 {
+                    continue;
+                }
+                match one.wait() {
+                    Ok(answer) => {
+                        judge(k, answer);
+                        answered += 1;
+                    }
+                    Err(e) => check(&e),
+                }
+            }
+        }
+    }
+    answered
+}
+
+/// `BUSLANE_STORM_SECONDS` for longer.
+#[test]
+fn a_storm_of_clients_and_servers() {
+    const SERVERS: usize = 5;
+    let seconds = std::env::var("BUSLANE_STORM_SECONDS").map_or(4, |s| s.parse().unwrap());
+    let private = private();
+    let bus = private.bus();
+    bus.service("s").unwrap();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut seed = 0;
+    let mut start = |place: usize| {
+        seed += 1;
+        let left = end.saturating_duration_since(Instant::now()).as_millis();
+        match place < SERVERS {
+            true => private.child("storm_server", seed),
+            false => private.child("storm_client", format!("{seed} {left}")),
+        }
+    };
+    let mut processes: Vec<Process> = (0..SERVERS + 20).map(&mut start).collect();
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(5 + random.below(60)));
+        let victim = random.below(processes.len() as u64) as usize;
+        let ended = processes[victim].child.try_wait().unwrap();
+        if Instant::now() < end {
+            assert!(ended.is_none(), "process {victim} has ended: {ended:?}");
+            processes[victim].kill();
+            processes[victim] = start(victim);
+        }
+    }
+    let mut answered = 0;
+    for client in processes.split_off(SERVERS) {
+        let mut client = client;
+        answered += client.hear().parse::<u64>().unwrap();
+        client.join();
+    }
+    for mut server in processes {
+        assert_eq!(server.child.try_wait().unwrap(), None);
+        server.kill();
+    }
+    println!("{answered} replies to the clients that were not killed");
+    assert!(answered > 0);
+    let started = Instant::now();
+    while private.names("topics") != ["s"] {
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{:?}",
+            private.names("topics")
+        );
+        bus.reclaim().unwrap();
     }
 }
 
