@@ -29,6 +29,8 @@ use crate::wait::WaitStrategy;
 pub const DEFAULT_CAPACITY: usize = 4 << 20;
 /// Where buses are, unless `BUSLANE_DIR` says otherwise: `buslane-<uid>` in here.
 const ROOT: &str = "/dev/shm";
+/// How often an inbox is made that is taken away before it is one.
+const INBOX_TRIES: u32 = 100;
 /// What a file name holds.
 const NAME_MAX: usize = 255;
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
@@ -373,18 +375,24 @@ impl Bus {
                 .advise("use at most 192")
         })?;
         capacity_or_error("make an inbox", carries.name(), capacity)?;
-        loop {
+        let make = || -> Result<_> {
             let random = files::random();
             let number = random.map_err(|e| Error::system("make", "an inbox", e))?;
-            let dir = self.0.topics.dir(&reclaim::inbox_name(number), true)?;
-            match TopicFiles::create(dir, &reclaim::inbox_name(number), capacity, &config) {
+            let name = reclaim::inbox_name(number);
+            let dir = self.0.topics.dir(&name, true)?;
+            let files = TopicFiles::create(dir, &name, capacity, &config)?;
+            Ok(files.map(|files| (number, self.inner(files, wait))))
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match make() {
+                // 0 is that of nobody.
+                Ok(Some((number, inbox))) if number != 0 => return Ok((number, inbox)),
+                Ok(_) => {}
                 // Who puts away what the dead have left may have taken it for that, while it was empty.
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                made => {
-                    if let Some(files) = made?.filter(|_| number != 0) {
-                        return Ok((number, self.inner(files, wait)));
-                    }
-                }
+                Err(e) if e.kind() == ErrorKind::NotFound && tries < INBOX_TRIES => {}
+                Err(e) => return Err(e),
             }
         }
     }

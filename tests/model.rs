@@ -30,6 +30,8 @@ use loom::thread;
 mod lossy;
 #[path = "model/queue.rs"]
 mod queue;
+#[path = "model/request.rs"]
+mod request;
 #[path = "model/table.rs"]
 mod table;
 #[path = "model/waiting.rs"]

@@ -17,15 +17,15 @@ use loom::thread;
 use super::{CAPACITY, LARGE, SMALL, Sender, Topic, check, content, model, model_of, spawn};
 
 /// A topic with one lane, a group that begins at its start, and consumers with cursors 2 and up.
-struct Queue {
+pub(super) struct Queue {
     topic: Arc<Topic>,
-    claims: Claims,
+    pub(super) claims: Claims,
     /// To check payloads with: plain reads that race are reported.
     ring: Ring,
 }
 
 impl Queue {
-    fn new(consumers: usize) -> (Self, Sender) {
+    pub(super) fn new(consumers: usize) -> (Self, Sender) {
         let mut topic = Topic::new(1, 1 + consumers, CAPACITY);
         let cursors = &mut Arc::get_mut(&mut topic).unwrap().cursors;
         cursors[0].role = Role::Group;
@@ -60,7 +60,7 @@ impl Queue {
         )
     }
 
-    fn consumer(&self, index: usize) -> Consumer {
+    pub(super) fn consumer(&self, index: usize) -> Consumer {
         Consumer {
             topic: Arc::clone(&self.topic),
             walk: Walk::new(self.claims.clone()),
@@ -73,10 +73,10 @@ impl Queue {
 }
 
 /// `queue::Consumer`.
-struct Consumer {
+pub(super) struct Consumer {
     topic: Arc<Topic>,
     walk: Walk,
-    claims: Claims,
+    pub(super) claims: Claims,
     ring: Ring,
     index: usize,
     /// The last message that was delivered for the first time.
@@ -84,12 +84,12 @@ struct Consumer {
 }
 
 impl Consumer {
-    fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         self.topic.cursors[self.index].id
     }
 
     /// The next message that nobody has, checked: its claim.
-    fn take(&mut self) -> Option<Claim> {
+    pub(super) fn take(&mut self) -> Option<Claim> {
         loop {
             let offer = self.walk.find().unwrap()?;
             if let Some(claim) = self.walk.take(offer, self.id()) {
@@ -104,7 +104,7 @@ impl Consumer {
         }
     }
 
-    fn finish(&self, claim: Claim) -> bool {
+    pub(super) fn finish(&self, claim: Claim) -> bool {
         let acked = self.claims.ack(claim);
         if acked {
             self.claims.advance();
