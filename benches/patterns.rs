@@ -3,53 +3,26 @@
 //!
 //! The contenders take turns in short rounds; a ratio is divided round by round. Contents are checked by a sum.
 
+mod common;
+
 use std::env;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::pin::pin;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use buslane::{Bus, Publisher, Subscriber, WaitStrategy};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use buslane::{Publisher, Subscriber, WaitStrategy};
+use common::{Other, PATH, bus, message, pin_to, spread, sum};
+use nix::sched::{sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 const ROUNDS: usize = 21;
 const MESSAGES: u64 = 500_000;
 const ROUND_TRIPS: u64 = 500;
 const KILLS: usize = 100;
-const SIZE: usize = 64;
 const IDLE: usize = 64;
-const PATH: &str = "BUSLANE_BENCH_BUS";
-
-fn bus(path: &Path, wait: WaitStrategy) -> Bus {
-    Bus::builder().wait(wait).at(path).unwrap()
-}
-
-/// The first, or the second, processor that this process may use.
-fn pin_to(which: usize) {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    let mut cpus = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false));
-    let mut only = CpuSet::new();
-    only.set(cpus.nth(which).expect("two processors")).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &only).unwrap();
-}
-
-fn message(number: u64) -> [u8; SIZE] {
-    let mut message = [7; SIZE];
-    message[..8].copy_from_slice(&number.to_le_bytes());
-    message
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let (words, _) = bytes.as_chunks();
-    words
-        .iter()
-        .fold(0, |sum, &word| sum.wrapping_add(u64::from_le_bytes(word)))
-}
 
 fn expected(count: u64) -> u64 {
     (0..count).fold(0, |all, number| all.wrapping_add(sum(&message(number))))
@@ -130,60 +103,6 @@ fn child(path: &Path) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- this side
-
-struct Other {
-    child: Child,
-    ears: ChildStdin,
-    mouth: BufReader<ChildStdout>,
-}
-
-impl Other {
-    fn start(path: &Path) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .env(PATH, path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let ears = child.stdin.take().unwrap();
-        let mouth = BufReader::new(child.stdout.take().unwrap());
-        let mut other = Self { child, ears, mouth };
-        other.hear("@ready");
-        other
-    }
-
-    fn hear(&mut self, what: &str) {
-        let mut line = String::new();
-        self.mouth.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), what);
-    }
-
-    fn tell(&mut self, what: &str) {
-        writeln!(self.ears, "{what}").unwrap();
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Median, least and most.
-fn spread(mut values: Vec<f64>) -> String {
-    values.sort_unstable_by(f64::total_cmp);
-    let median = values[values.len() / 2];
-    format!(
-        "{median:.2} ({:.2} to {:.2})",
-        values[0],
-        values[values.len() - 1]
-    )
-}
 
 /// Millions a second, from the first message on.
 fn rate(mut receive: impl FnMut() -> (u64, u64)) -> f64 {

@@ -165,6 +165,7 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
             retries: None,
             at: 0,
             turn: 0,
+            looks: 1,
             size: T::SIZE,
             look_at_all: None,
             leases: Leases::default(),
@@ -574,6 +575,8 @@ struct Desk {
     at: usize,
     /// Messages from it; every [`TURN`]th, everything else is looked at.
     turn: u32,
+    /// Looks at it before anything else is done: many, while messages come singly and soon.
+    looks: u32,
     /// Bytes of each payload, if they are always the same.
     size: Option<u64>,
     /// When to go back to what could not become a dead letter.
@@ -590,9 +593,11 @@ impl Desk {
     fn next(&mut self, patience: Option<Duration>) -> Result<Option<(Arc<Share>, Item)>> {
         self.queue.seat.check_fork()?;
         let mut waiter = None;
-        let mut looks = 1;
+        if patience == Some(Duration::ZERO) {
+            self.looks = 1;
+        }
         loop {
-            if let Some(taken) = self.look_closely(looks)? {
+            if let Some(taken) = self.look_closely()? {
                 return Ok(Some(taken));
             }
             if let Some(taken) = self.look_around()? {
@@ -602,9 +607,9 @@ impl Desk {
                 return Ok(None);
             }
             let waiter = waiter.get_or_insert_with(|| Waiter::new(self.home.topic.wait, patience));
-            looks = 1;
+            self.looks = 1;
             match waiter.next(1) {
-                Next::Look => looks = CLOSE_LOOKS,
+                Next::Look => self.looks = CLOSE_LOOKS,
                 Next::Sleep(time) => self.sleep(time)?,
                 Next::TimedOut => return Ok(None),
             }
@@ -613,11 +618,11 @@ impl Desk {
 
     /// Looks at the lane that is walked now, and at nothing else.
     #[inline]
-    fn look_closely(&mut self, looks: u32) -> Result<Option<(Arc<Share>, Item)>> {
+    fn look_closely(&mut self) -> Result<Option<(Arc<Share>, Item)>> {
         if self.turn >= TURN || self.at >= self.queue.sources.len() {
             return Ok(None);
         }
-        for look in 0..looks {
+        for look in 0..self.looks {
             if look > 0 {
                 hint::spin_loop();
             }

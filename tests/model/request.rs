@@ -37,7 +37,11 @@ fn request_is_withdrawn_or_claimed() {
         let withdrawn = queue.claims.withdraw(0);
         assert!(withdrawn.is_none_or(|attempts| attempts == 0));
         assert!(serving.join().unwrap() != withdrawn.is_some());
-        assert_eq!(queue.claims.head(), sender.lane.visible(), "the head stays behind");
+        assert_eq!(
+            queue.claims.head(),
+            sender.lane.visible(),
+            "the head stays behind"
+        );
     });
 }
 
@@ -90,7 +94,10 @@ fn request_is_answered_before_it_is_ended() {
                 Progress::Died | Progress::Unanswered => read(&inbox),
             }
             serving.join().unwrap();
-            assert_eq!(queue.claims.progress(0) == Progress::Died, fate == Fate::Died);
+            assert_eq!(
+                queue.claims.progress(0) == Progress::Died,
+                fate == Fate::Died
+            );
             assert_eq!(queue.claims.head(), sender.lane.visible());
         });
     }
@@ -157,7 +164,11 @@ fn request_survives_its_server() {
                 let done = queue.claims.progress(0);
                 assert!(steps > 2 || (is_once && done == Progress::Died));
             }
-            assert_eq!(queue.claims.head(), sender.lane.visible(), "the head stays behind");
+            assert_eq!(
+                queue.claims.head(),
+                sender.lane.visible(),
+                "the head stays behind"
+            );
         });
     }
 }
@@ -179,7 +190,11 @@ fn request_is_cancelled_and_put_away() {
             queue.claims.cancel(0);
             sweeping.join().unwrap();
             thread::yield_now();
-            assert_eq!(queue.claims.head(), sender.lane.visible(), "the head stays behind");
+            assert_eq!(
+                queue.claims.head(),
+                sender.lane.visible(),
+                "the head stays behind"
+            );
         });
     }
 }
