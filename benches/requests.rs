@@ -127,9 +127,28 @@ fn idle(path: &Path) {
     );
 }
 
-/// Clients that each ask again and again, each in a thread: the slowest to the mean.
+/// Clients that each have a request under way at any time: the slowest to the mean.
 fn fair(path: &Path) {
-    // They are more than there are processors: who looks keeps another from asking.
+    let service = bus(path, WaitStrategy::Adaptive).service("many").unwrap();
+    let clients: Vec<_> = (0..CLIENTS).map(|_| service.client().unwrap()).collect();
+    let start = |client: &Client| client.start(&message(7)).unwrap();
+    let mut under_way: Vec<_> = clients.iter().map(start).collect();
+    let mut counts = [0_u64; CLIENTS];
+    let started = Instant::now();
+    while started.elapsed() < TURN {
+        for (i, pending) in under_way.iter_mut().enumerate() {
+            if let Some(answer) = pending.try_wait().unwrap() {
+                assert_eq!(answer.unwrap(), message(7));
+                *pending = start(&clients[i]);
+                counts[i] += 1;
+            }
+        }
+    }
+    report_shares("one thread for all", &counts);
+}
+
+/// Clients that each ask again and again, each in a thread of its own, which all want the processor.
+fn crowded(path: &Path) {
     let service = bus(path, WaitStrategy::Sleep).service("many").unwrap();
     let barrier = Barrier::new(CLIENTS);
     let counts: Vec<u64> = thread::scope(|scope| {
@@ -148,17 +167,21 @@ fn fair(path: &Path) {
                 })
             })
             .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
+        let counts = threads.into_iter().map(|thread| thread.join().unwrap());
+        counts.collect()
     });
-    let mean = counts.iter().sum::<u64>() as f64 / CLIENTS as f64;
-    let slowest = *counts.iter().min().unwrap() as f64;
+    report_shares("a thread for each", &counts);
+}
+
+fn report_shares(how: &str, counts: &[u64]) {
+    let all = counts.iter().sum::<u64>() as f64;
+    let share = |count: Option<&u64>| *count.unwrap() as f64 * counts.len() as f64 / all;
     println!(
-        "{CLIENTS} clients on one server: {:.0} calls a second in all, the slowest client {:.2} of the mean",
-        mean * CLIENTS as f64 / TURN.as_secs_f64(),
-        slowest / mean
+        "{} clients on one server, {how}: {:.0} calls a second in all, the slowest client {:.2} of the mean, the fastest {:.2}",
+        counts.len(),
+        all / TURN.as_secs_f64(),
+        share(counts.iter().min()),
+        share(counts.iter().max())
     );
 }
 
@@ -244,6 +267,7 @@ fn main() {
     let other = serve("serve");
     first_call(&path);
     fair(&path);
+    crowded(&path);
     let others: Vec<_> = (1..SERVERS).map(|_| serve("serve")).collect();
     servers(&path);
     drop((other, others));
