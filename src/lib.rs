@@ -26,8 +26,8 @@
 //!
 //! To read the code in that order: [`Publisher`] and [`Subscriber`] (`pubsub`), the lane (`shm/lane`), the bytes
 //! (`shm/bytes`), sleeping and waking (`shm/park`), joining and leaving (`shm/roster`), who is alive (`shm/members`),
-//! and what the dead leave (`shm/reclaim`). On that stand the queues (`queue`, `shm/claims`) and the latest state (`state`,
-//! `shm/table`). Waiting for more than one thing, or in a task: `waitset`, `futures`, and the `reactor` behind both. `docs/design.md` says why it is so, `docs/layout.md` what each byte means.
+//! and what the dead leave (`shm/reclaim`). On that stand the queues (`queue`, `shm/claims`), on
+//! these requests and replies (`request`), and the latest state (`state`, `shm/table`). Waiting for more than one thing, or in a task: `waitset`, `futures`, and the `reactor` behind both. `docs/design.md` says why it is so, `docs/layout.md` what each byte means.
 //!
 //! # Limits
 //!
