@@ -693,6 +693,43 @@ fn a_client_that_never_reads_is_an_error_and_nobody_else_notices() {
 }
 
 #[test]
+fn many_are_started_before_one_is_waited_for() {
+    let private = private();
+    let service = service(&private);
+    let echo = echo(&service);
+    let client = service.client_builder().inbox(64 << 10).open().unwrap();
+    // More than lane and inbox have room for together.
+    let pending: Vec<_> = (0..20_000)
+        .map(|n| client.start(format!("request {n}").as_bytes()).unwrap())
+        .collect();
+    for (n, pending) in pending.into_iter().enumerate() {
+        let reply = pending.wait().unwrap().unwrap();
+        assert_eq!(reply, format!("REQUEST {n}").into_bytes());
+    }
+    client.start(b"end").unwrap().wait().unwrap().unwrap();
+    echo.join().unwrap();
+}
+
+#[test]
+fn a_request_that_is_given_up_is_an_error() {
+    let private = private();
+    let service = service(&private);
+    // The group's consumers have agreed on an end.
+    let queue = private.bus().queue("s").unwrap();
+    drop(queue.consumer_builder().max_attempts(2).open().unwrap());
+    let mut server = service.server().unwrap();
+    let mut client = service.client().unwrap();
+    let asking = thread::spawn(move || client.call(b"?").unwrap_err().kind());
+    drop(next(&mut server));
+    drop(next(&mut server));
+    assert!(server.try_recv().unwrap().is_none());
+    assert_eq!(asking.join().unwrap(), ErrorKind::ServerDied);
+    let mut dead = private.bus().queue("s.dead").unwrap().consumer().unwrap();
+    let letter = dead.try_recv().unwrap().unwrap();
+    assert_eq!(buslane::DeadLetter::parse(&letter).unwrap().payload, b"?");
+}
+
+#[test]
 fn what_is_answered_twice_is_answered_once() {
     let private = private();
     let service = service(&private);

@@ -285,7 +285,10 @@ impl Share {
         self.copy_to(&home.dead_letter, envelope, &letter, |outbox| {
             &mut outbox.dead
         })?;
-        self.ack(item)
+        self.end(item, Fate::Died)?;
+        // If it was a request, its client looks what has become of it.
+        roster::changed(&home.topic.files.control);
+        Ok(())
     }
 
     /// Puts it off. If that can't be done it is still ours.

@@ -238,7 +238,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
             Some(post) => post,
             none => none.insert(desk.open::<Q, R>()?),
         };
-        let ask = post.ask(post.correlation + 1, options.unwrap_or(&self.options), body)?;
+        let ask = post.ask(options.unwrap_or(&self.options), body)?;
         let arrived = loop {
             if let Some(arrived) = post.wait(&ask, None)? {
                 break arrived;
@@ -340,7 +340,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
             Some(post) => post,
             None => self.desk.open::<Q, R>()?,
         };
-        let ask = post.ask(post.correlation + 1, options, Body::Bytes(request.bytes()))?;
+        let ask = post.ask(options, Body::Bytes(request.bytes()))?;
         Ok(ReplyStream {
             service: Arc::clone(&post.service.files.name),
             post: Some(post),

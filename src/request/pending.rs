@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::Answer;
 use super::client::{CallOptions, judge, judge_parts};
-use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Post};
+use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Draft, Post};
 use crate::bus::forked;
 use crate::error::{Error, Result};
 use crate::message::Payload;
@@ -22,6 +22,11 @@ use crate::shm::fork;
 use crate::shm::park::Ticket;
 use crate::shm::sync::heavy_fence;
 use crate::wait::{Next, WaitStrategy, Waitable, Waiter, now_ns};
+
+/// From how many requests under way on replies are taken out of the inbox also while more are started.
+const MANY: usize = 256;
+/// How long to wait for room while the table is locked.
+const TURN: Duration = Duration::from_millis(1);
 
 /// What all requests share that one client has started.
 #[derive(Debug)]
@@ -74,6 +79,8 @@ struct Book {
 struct Waiting {
     /// 0: none.
     correlation: u64,
+    /// The low 32 bits of its number in the lane.
+    sequence: u32,
     /// Its flags, and what it carries.
     reply: Option<(u8, Vec<u8>)>,
     task: Option<Waker>,
@@ -212,17 +219,52 @@ impl Desk {
         Ok(None)
     }
 
-    /// Takes what is in the inbox, and wakes the tasks that it is for, and all that have to look for themselves.
-    fn attend(&mut self, rung: bool) {
+    /// A request, with a place for its reply.
+    #[inline]
+    fn draft(&mut self, options: &CallOptions) -> Draft {
+        let correlation = self.book.take_place(self.post.correlation);
+        if self.book.taken >= MANY && correlation.is_multiple_of(MANY as u64 / 2) {
+            // Who starts many before it waits for one must not keep servers waiting for room.
+            self.file_all();
+        }
+        self.post.draft(correlation, options)
+    }
+
+    /// Sends it, if there is room within `patience`. After an error its place is free.
+    #[inline]
+    fn send(
+        &mut self,
+        draft: &Draft,
+        body: &mut Body<'_>,
+        patience: Duration,
+    ) -> Result<Option<Ask>> {
+        let sent = self.post.send(draft, body, patience);
+        match &sent {
+            Ok(Some(ask)) => self.book.place(ask.correlation).sequence = ask.sequence(),
+            Ok(None) => {}
+            Err(_) => self.book.forget(draft.ask.correlation, 0),
+        }
+        sent
+    }
+
+    /// Takes what is in the inbox, and wakes the tasks that it is for.
+    fn file_all(&mut self) {
         let Self { post, book, .. } = self;
-        let before = book.woken.len();
         let taken = post.take_all(|correlation, reply| book.file(correlation, reply));
         self.failed = self.failed.take().or(taken.err());
+    }
+
+    /// The same, and wakes those that have to look for themselves.
+    fn attend(&mut self, rung: bool) {
+        let before = self.book.woken.len();
+        self.file_all();
+        let Self { post, book, .. } = self;
         let roster = post.roster_state();
         let changed = std::mem::replace(&mut self.seen_roster, roster) != roster;
-        let nothing_came = rung && book.woken.len() == before;
-        if changed || nothing_came || self.failed.is_some() {
-            book.wake_all();
+        if changed || self.failed.is_some() {
+            book.wake(|_| true);
+        } else if rung && book.woken.len() == before {
+            book.wake(|waiting| post.has_ended(waiting.sequence));
         }
         book.wake_late();
     }
@@ -345,11 +387,14 @@ impl Book {
         }
     }
 
-    fn wake_all(&mut self) {
-        let waiting = self.places.iter_mut();
-        self.woken
-            .extend(waiting.filter_map(|waiting| waiting.task.take()));
-        self.tasks = 0;
+    /// Wakes the tasks of those that are so.
+    fn wake(&mut self, which: impl Fn(&Waiting) -> bool) {
+        for waiting in &mut self.places {
+            if waiting.task.is_some() && which(waiting) {
+                self.woken.extend(waiting.task.take());
+                self.tasks -= 1;
+            }
+        }
     }
 
     fn wake_late(&mut self) {
@@ -415,19 +460,37 @@ impl<R: ?Sized + Payload> Pending<R> {
     pub(super) fn start(
         shared: &Arc<Shared>,
         options: &CallOptions,
-        body: Body<'_>,
+        mut body: Body<'_>,
     ) -> Result<Self> {
         shared.check_fork()?;
-        let ask = shared.with(|Table { desk, .. }| {
-            let correlation = desk.book.take_place(desk.post.correlation);
-            let asked = desk.post.ask(correlation, options, body);
-            asked.inspect_err(|_| desk.book.forget(correlation, 0))
+        let sent = shared.with(|Table { desk, .. }| {
+            let draft = desk.draft(options);
+            let sent = desk.send(&draft, &mut body, Duration::ZERO)?;
+            Ok(sent.ok_or_else(|| Box::new(draft)))
         })?;
+        let ask = match sent {
+            Ok(ask) => ask,
+            Err(draft) => Self::start_slowly(shared, &draft, body)?,
+        };
         Ok(Self {
             shared: Arc::clone(shared),
             ask,
             kind: PhantomData,
         })
+    }
+
+    #[cold]
+    fn start_slowly(shared: &Arc<Shared>, draft: &Draft, mut body: Body<'_>) -> Result<Ask> {
+        loop {
+            // Not for long while it is locked: others look for replies, and servers wait for room for them.
+            let sent = shared.with(|Table { desk, .. }| {
+                desk.file_all();
+                desk.send(draft, &mut body, TURN)
+            })?;
+            if let Some(ask) = sent {
+                return Ok(ask);
+            }
+        }
     }
 
     /// Waits for the reply.

@@ -59,6 +59,12 @@ impl Ask {
     }
 }
 
+/// A request that is to be sent.
+pub(super) struct Draft {
+    envelope: Envelope,
+    pub ask: Ask,
+}
+
 /// A reply that is next in the inbox.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrived {
@@ -180,58 +186,76 @@ impl Post {
         Ok(!has_server)
     }
 
-    /// Sends a request, with a number that is higher than the last one.
+    /// A request, with a number that is higher than the last one.
     #[inline]
-    pub fn ask(
-        &mut self,
-        correlation: u64,
-        options: &CallOptions,
-        mut body: Body<'_>,
-    ) -> Result<Ask> {
+    pub fn draft(&mut self, correlation: u64, options: &CallOptions) -> Draft {
         let kind = options.kind.number();
         self.correlation = correlation;
-        let mut ask = Ask {
+        let deadline_ns = options.timeout.map_or(0, |timeout| {
+            let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+            now_ns().saturating_add(timeout_ns).max(1)
+        });
+        let envelope = Envelope::new(options.kind).with_head(EnvelopeHead {
             correlation,
-            sequence: 0,
-            needs: if options.waits_for_server {
-                0
-            } else {
-                kind.into()
-            },
-            deadline_ns: options.timeout.map_or(0, |timeout| {
-                let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
-                now_ns().saturating_add(timeout_ns).max(1)
-            }),
-        };
-        let mut envelope = Envelope::new(options.kind).with_head(EnvelopeHead {
-            correlation: ask.correlation,
             reply_to: self.number,
-            deadline_ns: ask.deadline_ns,
+            deadline_ns,
             type_id: self.type_id,
             kind,
             flags: if options.once { EnvelopeHead::ONCE } else { 0 },
             ..EnvelopeHead::default()
         });
-        if options.stamped {
-            envelope = envelope.sent_now();
+        Draft {
+            envelope: match options.stamped {
+                true => envelope.sent_now(),
+                false => envelope,
+            },
+            ask: Ask {
+                correlation,
+                deadline_ns,
+                sequence: 0,
+                needs: match options.waits_for_server {
+                    true => 0,
+                    false => kind.into(),
+                },
+            },
         }
+    }
+
+    /// Sends a request, if there is room for it within `patience`.
+    #[inline]
+    pub fn send(
+        &mut self,
+        draft: &Draft,
+        body: &mut Body<'_>,
+        patience: Duration,
+    ) -> Result<Option<Ask>> {
+        let mut ask = draft.ask;
+        if self.lacks_server(&ask)? {
+            return Err(self.no_server());
+        }
+        ask.sequence = self.requests.next_sequence().into();
+        match body.send(&mut self.requests, &draft.envelope, Some(patience)) {
+            Ok(()) => Ok(Some(ask)),
+            Err(e) if !matches!(e.kind(), ErrorKind::Full | ErrorKind::TimedOut) => Err(e),
+            Err(_) if ask.is_late() => {
+                let why = "its lane is full of requests that no server has taken in time";
+                let late = self.failed(ErrorKind::TimedOut, why);
+                Err(late.advise("start more servers, or wait longer"))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Sends a request, once there is room for it.
+    #[inline]
+    pub fn ask(&mut self, options: &CallOptions, mut body: Body<'_>) -> Result<Ask> {
+        let draft = self.draft(self.correlation + 1, options);
         let mut patience = Duration::ZERO;
         loop {
-            if self.lacks_server(&ask)? {
-                return Err(self.no_server());
+            if let Some(ask) = self.send(&draft, &mut body, patience)? {
+                return Ok(ask);
             }
-            ask.sequence = self.requests.next_sequence().into();
-            match body.send(&mut self.requests, &envelope, Some(patience)) {
-                Err(e) if matches!(e.kind(), ErrorKind::Full | ErrorKind::TimedOut) => {}
-                sent => return sent.map(|()| ask),
-            }
-            patience = ask.time_left().unwrap_or(SLICE).min(SLICE);
-            if patience.is_zero() {
-                let why = "its lane is full of requests that no server has taken in time";
-                return Err(self
-                    .failed(ErrorKind::TimedOut, why)
-                    .advise("start more servers, or wait longer"));
-            }
+            patience = draft.ask.time_left().unwrap_or(SLICE).min(SLICE);
         }
     }
 
@@ -368,6 +392,12 @@ impl Post {
             Progress::Waits { .. } => self.lacks_server(ask)?,
             Progress::Died | Progress::Unanswered => true,
         })
+    }
+
+    /// Whether a request was ended in such a way that no reply will come.
+    pub fn has_ended(&self, sequence: u32) -> bool {
+        let progress = self.claims.progress(sequence);
+        matches!(progress, Progress::Died | Progress::Unanswered)
     }
 
     /// Why no reply will come. One that has come before this was seen is in the inbox.
