@@ -926,6 +926,9 @@ fn demo() {
     assert_eq!(shown[0]["ok"], true, "{}", shown[0]);
     assert_eq!(shown[0]["file"]["identical"], true);
     assert_eq!(shown[0]["events"]["subscribers"], 3);
+    assert_eq!(shown[0]["requests"]["all_answered"], true);
+    assert_eq!(shown[0]["killed_worker"]["attempts"], 2);
+    assert!(shown[0]["killed_server"]["noticed_us"].is_number());
     assert!(!stage.bus().exists());
 }
 

@@ -21,6 +21,14 @@ pub const PUBLISHER: &str = "publisher";
 /// Subscribes, and never reads.
 pub const IDLER: &str = "idler";
 
+/// Takes the first message of a work queue, and keeps it.
+pub const WORKER: &str = "worker";
+/// Serves: replies with what it is asked, and keeps [`UNANSWERED`].
+pub const SERVER: &str = "server";
+
+/// What no server answers.
+pub const UNANSWERED: u64 = u64::MAX;
+
 /// Between two events of the publisher, so that its subscriber keeps up and a death is not behind a backlog.
 const PACE: Duration = Duration::from_micros(20);
 
@@ -80,7 +88,28 @@ pub fn run(part: &str) -> Result<(), Failure> {
     let Some(Scene { bus, topic }) = director.next()? else {
         return Ok(());
     };
-    let topic = Bus::at(bus)?.topic(&topic)?;
+    let bus = Bus::at(bus)?;
+    if part == WORKER {
+        let mut consumer = bus.queue(&topic)?.consumer()?;
+        director.answer(&"joined")?;
+        let _kept = consumer.recv()?;
+        director.answer(&"has it")?;
+        return director.next::<()>().map(drop);
+    }
+    if part == SERVER {
+        let mut server = bus.service(&topic)?.server()?;
+        director.answer(&"joined")?;
+        loop {
+            let request = server.recv()?;
+            if *request == event(UNANSWERED) {
+                director.answer(&"has it")?;
+                return director.next::<()>().map(drop);
+            }
+            let reply = request.to_vec();
+            request.reply(&reply)?;
+        }
+    }
+    let topic = bus.topic(&topic)?;
     if part == PUBLISHER {
         let mut publisher = topic.publisher()?;
         director.answer(&"joined")?;

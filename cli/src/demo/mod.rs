@@ -8,29 +8,31 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use buslane::{Bus, ErrorKind};
+use buslane::{Bus, CallOptions, Client, ErrorKind};
 use serde::Serialize;
 
 use crate::Common;
 use crate::bench::{self, Plan, Report, Transport, What};
 use crate::failure::Failure;
 use crate::output::{Output, json_line, stdout};
-use crate::private::{self, Running};
+use crate::private::{self, Actor, Running};
 use crate::signals::Stop;
 use crate::size;
 use actors::{Scene, Seen, event};
 
 /// Show the main things at once, between real processes on a bus of their own, and verify them
 ///
-/// A file is sent through; events reach several subscribers; a publisher is killed, and its subscriber learns of it; a
-/// subscriber is killed, and its publisher goes on; rate and round trip are measured beside a pipe. It takes some
-/// seconds, and leaves nothing behind.
+/// A file is sent through; events reach several subscribers; requests are answered; a publisher is killed, and its
+/// subscriber learns of it; a subscriber is killed, and its publisher goes on; a worker is killed, and another has its job;
+/// a server is killed, and its client learns of it; rate and round trip are measured beside a pipe. It takes some seconds,
+/// and leaves nothing behind.
 #[derive(clap::Args)]
 pub struct Args {}
 
 const FILE_BYTES: usize = 64 << 20;
 const SUBSCRIBERS: usize = 3;
 const EVENTS: u64 = 100_000;
+const REQUESTS: u64 = 10_000;
 const EVENTS_BEFORE_DEATH: u64 = 2_000;
 const MESSAGE_BYTES: usize = 64;
 const ROUNDS: u32 = 5;
@@ -43,11 +45,32 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Shown {
     file: FileShown,
     events: EventsShown,
+    requests: RequestsShown,
     killed_publisher: KilledPublisher,
     killed_subscriber: KilledSubscriber,
+    killed_worker: KilledWorker,
+    killed_server: KilledServer,
     rate: Vec<Report>,
     rtt: Vec<Report>,
     ok: bool,
+}
+
+#[derive(Serialize)]
+struct RequestsShown {
+    requests: u64,
+    seconds: f64,
+    all_answered: bool,
+}
+
+#[derive(Serialize)]
+struct KilledWorker {
+    attempts: u64,
+    noticed_us: f64,
+}
+
+#[derive(Serialize)]
+struct KilledServer {
+    noticed_us: f64,
 }
 
 #[derive(Serialize)]
@@ -98,22 +121,35 @@ pub fn run(common: &Common, stop: &Stop) -> Result<(), Failure> {
     program.line("file", &file.describe())?;
     let events = stage.events()?;
     program.line("events", &events.describe())?;
+    let (requests, server) = stage.requests()?;
+    program.line("requests", &requests.describe())?;
     let killed_publisher = stage.killed_publisher()?;
     program.line("death", &killed_publisher.describe())?;
     let killed_subscriber = stage.killed_subscriber()?;
     program.line("death", &killed_subscriber.describe())?;
+    let killed_worker = stage.killed_worker()?;
+    program.line("death", &killed_worker.describe())?;
+    let killed_server = stage.killed_server(server)?;
+    program.line("death", &killed_server.describe())?;
     let rate = bench::measure(&rate_plan, stop)?;
     program.line("rate", &describe_rate(&rate))?;
     let rtt = bench::measure(&rtt_plan, stop)?;
     program.line("round trip", &describe_rtt(&rtt))?;
 
-    let ok = file.identical && events.all_in_order && killed_publisher.in_order;
+    let ok = file.identical
+        && events.all_in_order
+        && requests.all_answered
+        && killed_publisher.in_order
+        && killed_worker.attempts == 2;
     if common.json {
         let shown = Shown {
             file,
             events,
+            requests,
             killed_publisher,
             killed_subscriber,
+            killed_worker,
+            killed_server,
             rate,
             rtt,
             ok,
@@ -276,6 +312,70 @@ impl Stage<'_> {
     }
 }
 
+/// A client, and the server that it has.
+type Served = (Client, Actor);
+
+impl Stage<'_> {
+    fn requests(&self) -> Result<(RequestsShown, Served), Failure> {
+        let scene = self.scene("requests");
+        let server = actors::start(actors::SERVER, &scene, self.stop)?;
+        let mut client = self.bus.service(&scene.topic)?.client()?;
+        let options = CallOptions::new().timeout(PATIENCE);
+        let mut all_answered = true;
+        let started = Instant::now();
+        for number in 0..REQUESTS {
+            let answer = client.call_with(&options, &event(number))?;
+            all_answered &= answer.is_ok_and(|reply| *reply == event(number));
+        }
+        let shown = RequestsShown {
+            requests: REQUESTS,
+            seconds: started.elapsed().as_secs_f64(),
+            all_answered,
+        };
+        Ok((shown, (client, server)))
+    }
+
+    fn killed_worker(&self) -> Result<KilledWorker, Failure> {
+        let scene = self.scene("jobs");
+        let mut worker = actors::start(actors::WORKER, &scene, self.stop)?;
+        let queue = self.bus.queue(&scene.topic)?;
+        queue.producer()?.push(&event(0))?;
+        worker.answer::<String>(self.stop)?;
+        let mut consumer = queue.consumer()?;
+        let killed = Instant::now();
+        worker.kill();
+        match consumer.recv_timeout(PATIENCE)? {
+            Some(job) => {
+                let noticed_us = microseconds(killed);
+                let attempts = job.attempts();
+                job.ack()?;
+                Ok(KilledWorker {
+                    attempts,
+                    noticed_us,
+                })
+            }
+            None => Err(Failure::Deadline(
+                "nobody noticed that the worker was killed".into(),
+            )),
+        }
+    }
+
+    fn killed_server(&self, (client, mut server): Served) -> Result<KilledServer, Failure> {
+        let options = CallOptions::new().timeout(PATIENCE);
+        let pending = client.start_with(&options, &event(actors::UNANSWERED))?;
+        server.answer::<String>(self.stop)?;
+        let killed = Instant::now();
+        server.kill();
+        match pending.wait() {
+            Err(e) if e.kind() == ErrorKind::ServerDied => Ok(KilledServer {
+                noticed_us: microseconds(killed),
+            }),
+            Err(e) => Err(e.into()),
+            Ok(_) => Err(Failure::Error("a killed server has answered".into())),
+        }
+    }
+}
+
 /// A file of bytes that no two places have in common.
 fn noise() -> io::Result<File> {
     let mut file = tempfile::tempfile()?;
@@ -378,6 +478,39 @@ impl KilledSubscriber {
         let Self { unread, went_on_us } = *self;
         format!(
             "a subscriber that held up its publisher, {unread} events behind, was killed: it went on after {went_on_us} µs"
+        )
+    }
+}
+
+impl RequestsShown {
+    fn describe(&self) -> String {
+        let Self {
+            requests,
+            seconds,
+            all_answered,
+        } = *self;
+        let verdict = if all_answered {
+            "each got its own reply"
+        } else {
+            "NOT EACH GOT ITS OWN REPLY"
+        };
+        let each = seconds / requests as f64 * 1e6;
+        format!("{requests}, one after the other: {verdict}, {each:.2} µs each")
+    }
+}
+
+impl KilledWorker {
+    fn describe(&self) -> String {
+        let Self { noticed_us, .. } = *self;
+        format!("a worker was killed with a job in hand: another had it after {noticed_us} µs")
+    }
+}
+
+impl KilledServer {
+    fn describe(&self) -> String {
+        let Self { noticed_us } = *self;
+        format!(
+            "the only server was killed with a request in hand: its client knew after {noticed_us} µs"
         )
     }
 }
