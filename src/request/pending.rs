@@ -310,7 +310,10 @@ impl Book {
         let before = std::mem::take(&mut self.places);
         self.places.resize_with(len, Waiting::default);
         // Numbers that differ modulo the old length do so modulo the new one.
-        for waiting in before {
+        for waiting in before
+            .into_iter()
+            .filter(|waiting| waiting.correlation != 0)
+        {
             let correlation = waiting.correlation;
             *self.place(correlation) = waiting;
         }
@@ -648,6 +651,35 @@ impl<R: ?Sized> Drop for Pending<R> {
     fn drop(&mut self) {
         if self.ask.correlation != 0 && self.shared.check_fork().is_ok() {
             self.shared.with(|table| table.forget(&self.ask, true));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        /// Whoever waits, and however long, is found, and nobody else.
+        #[test]
+        fn a_book_finds_who_waits(turns: Vec<(bool, u8)>, first in 0..1_000_000_u64) {
+            let (mut book, mut last) = (Book::default(), first);
+            let mut waiting = Vec::new();
+            for (takes, which) in turns.into_iter().cycle().take(1000) {
+                if takes || waiting.is_empty() {
+                    let taken = book.take_place(last);
+                    assert!(taken > last);
+                    last = taken;
+                    waiting.push(taken);
+                } else {
+                    let gone = waiting.swap_remove(usize::from(which) % waiting.len());
+                    book.forget(gone, 0);
+                    assert!(book.of(gone).is_none());
+                }
+                assert_eq!(book.taken, waiting.len());
+            }
+            assert!(waiting.iter().all(|&correlation| book.of(correlation).is_some()));
+            assert!(book.of(last + 1).is_none());
         }
     }
 }

@@ -17,7 +17,7 @@
 //! |---|---|---|
 //! | `roster` | who joins or leaves | `Release` in [`changed`], with the `Acquire` in [`state`]: what was changed before it was bumped |
 //! | `attention` | the same, and sleepers | `Release` in [`changed`] and `park`, with the `Acquire` in `park::Watch` |
-//! | `bell` | the same, and senders | none: see `park` |
+//! | `bell` | the same, and senders | `Release` in [`changed`], with the heavy fence in `park::arm_room`: the slot of who has joined; else `park` |
 //! | slot `position` | the reader | see `lane`; on joining it is stored before `lane` |
 //! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
 //! | `used` | the reader | `Release` in [`Cursor::take_slot`], with the same fence |
@@ -34,8 +34,8 @@ pub fn changed(control: &Control) {
     control.roster.fetch_add(1, Ordering::Release);
     // Pairs with the `Acquire` in `Watch::disturbed`: who sees it finds the roster changed.
     control.attention.fetch_add(1, Ordering::Release);
-    // No ordering: who sleeps on it looks at the roster behind a fence of its own.
-    control.bell.fetch_add(1, Ordering::Relaxed);
+    // Pairs with the heavy fence of a sleeper that reads the bell as rung: it sees what has changed.
+    control.bell.fetch_add(1, Ordering::Release);
     futex::wake(&control.bell);
     futex::wake(&control.roster);
 }
