@@ -169,6 +169,12 @@ impl Envelope {
         self.head.correlation
     }
 
+    /// Where a reply to it goes: the number of an inbox, which is the same on the whole way of a request; 0: nowhere.
+    #[must_use]
+    pub fn reply_to(&self) -> u64 {
+        self.head.reply_to
+    }
+
     /// How long it is worth anything yet: zero if that time has passed, `None` if it always is.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {

@@ -866,7 +866,8 @@ fn a_request_goes_through_several_services_and_is_answered_by_the_last() {
         let envelope = request.envelope().unwrap();
         assert_eq!(envelope.hops(), 2);
         assert_eq!(envelope.trace().collect::<Vec<_>>(), ["a", "b"]);
-        assert!(envelope.correlation() != 0 && envelope.sent().is_some());
+        assert!(envelope.correlation() != 0 && envelope.reply_to() != 0);
+        assert!(envelope.sent().is_some());
         assert!(request.time_left().unwrap() <= PATIENCE);
         let reply = request.to_vec();
         request.reply(&reply).unwrap();

@@ -64,6 +64,14 @@ pub struct EnvelopeJson {
     sent_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     correlation: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_to: Option<String>,
+    /// 0: it is late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_left_ns: Option<u64>,
+    /// The services that have passed it on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trace: Vec<String>,
 }
 
 impl EnvelopeJson {
@@ -80,6 +88,11 @@ impl EnvelopeJson {
             type_id: type_id.map(|id| format!("{id:016x}")),
             sent_ns: sent.map(|since| since.as_nanos() as u64),
             correlation: Some(envelope.correlation()).filter(|&correlation| correlation != 0),
+            reply_to: Some(envelope.reply_to())
+                .filter(|&inbox| inbox != 0)
+                .map(|inbox| format!("{inbox:016x}")),
+            time_left_ns: envelope.time_left().map(|left| left.as_nanos() as u64),
+            trace: envelope.trace().map(String::from).collect(),
         }
     }
 }

@@ -81,6 +81,32 @@ fn a_request_is_answered() {
     assert!(output.stdout == text.to_ascii_uppercase());
 }
 
+/// What waits for a server can be looked at, and where its reply goes.
+#[test]
+fn a_request_is_inspected() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("bus");
+    let bus = buslane::Bus::at(&path).unwrap();
+    let client = bus.service("a").unwrap().client().unwrap();
+    let options = buslane::CallOptions::new().wait_for_server();
+    let options = options
+        .timeout(std::time::Duration::from_secs(60))
+        .stamped();
+    let _pending = client.start_with(&options, b"pears").unwrap();
+    let mut server = bus.service("a").unwrap().server().unwrap();
+    let mut next = bus.service("b").unwrap().producer().unwrap();
+    server.recv().unwrap().forward(&mut next, b"pears").unwrap();
+    let arguments = ["inspect", "b", "--tail", "1", "--json"];
+    let output = buslane(&path, &arguments).output().unwrap();
+    let shown: serde_json::Value = serde_json::from_str(said(&output)).unwrap();
+    let envelope = &shown["tail"][0]["envelope"];
+    assert_eq!(envelope["kind"], "command", "{shown}");
+    assert_eq!(envelope["trace"], serde_json::json!(["a"]));
+    assert_eq!(envelope["reply_to"].as_str().unwrap().len(), 16);
+    assert!(envelope["time_left_ns"].as_u64().unwrap() > 0);
+    assert!(envelope["sent_ns"].is_u64() && envelope["correlation"] == 1);
+}
+
 #[test]
 fn what_is_not_answered() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
