@@ -97,10 +97,12 @@ enum Tag {
 impl Envelope {
     /// An envelope of a message of a kind, which says nothing else.
     pub fn new(kind: Kind) -> Self {
-        let head = EnvelopeHead {
-            kind: kind.number(),
-            ..EnvelopeHead::default()
-        };
+        Self::bare(EnvelopeHead::new(kind.number(), 0))
+    }
+
+    /// An envelope of this alone, which tells of no extension.
+    #[inline]
+    pub(crate) fn bare(head: EnvelopeHead) -> Self {
         Self {
             head,
             extension: Vec::new(),
@@ -116,8 +118,7 @@ impl Envelope {
 
     /// Says when it was sent.
     pub fn sent_at(mut self, time: SystemTime) -> Self {
-        let since = time.duration_since(SystemTime::UNIX_EPOCH);
-        self.head.sent_ns = since.unwrap_or_default().as_nanos() as u64;
+        self.head.sent_ns = since_1970(time);
         self
     }
 
@@ -135,7 +136,7 @@ impl Envelope {
     /// What the message is for.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        Kind::from_number(self.head.kind)
+        Kind::from_number(self.head.kind())
     }
 
     /// The name of the payload's type, if it says it.
@@ -178,13 +179,13 @@ impl Envelope {
     /// How long it is worth anything yet: zero if that time has passed, `None` if it always is.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
-        time_left(&self.head)
+        time_left(self.head.deadline_ns)
     }
 
     /// How many services have passed it on.
     #[must_use]
     pub fn hops(&self) -> u16 {
-        self.head.hops
+        self.head.hops()
     }
 
     /// The services that have passed it on, the first one first.
@@ -195,29 +196,33 @@ impl Envelope {
 
     /// Passes it on: one more service that it came through.
     pub(crate) fn passed_on_by(mut self, service: &str) -> Self {
-        self.head.hops = self.head.hops.saturating_add(1);
+        let hops = self.head.hops().saturating_add(1);
+        self.head = self.head.with(hops, self.head.extension_len());
         self.extend(Tag::Hop, service.as_bytes());
         self
     }
 
-    /// With this head, and the extension that it has.
-    pub(crate) fn with_head(self, head: EnvelopeHead) -> Self {
-        let extension_len = self.head.extension_len;
-        let head = EnvelopeHead {
-            extension_len,
-            ..head
-        };
-        Self { head, ..self }
+    /// Of a type with this number.
+    pub(crate) fn of_type_id(mut self, id: u64) -> Self {
+        self.head.type_id = id;
+        self
     }
 
+    #[inline]
     pub(crate) fn head(&self) -> &EnvelopeHead {
         &self.head
     }
 
-    /// What stands before a payload.
+    /// What stands between the head and a payload.
     #[inline]
-    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
-        (self.head.as_bytes(), &self.extension)
+    pub(crate) fn extension(&self) -> &[u8] {
+        &self.extension
+    }
+
+    /// Bytes in it.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        EnvelopeHead::SIZE + self.extension.len()
     }
 
     /// What was read before a payload; `None` if that is nothing.
@@ -235,7 +240,7 @@ impl Envelope {
         self.extension.extend_from_slice(bytes);
         let len = self.extension.len().next_multiple_of(8);
         self.extension.resize(len, 0);
-        self.head.extension_len = len as u32;
+        self.head = self.head.with(self.head.hops(), len as u32);
     }
 
     /// The first entry of that tag.
@@ -258,10 +263,16 @@ impl Envelope {
     }
 }
 
-/// How long a message is worth anything yet; `None`: always.
-pub(crate) fn time_left(head: &EnvelopeHead) -> Option<Duration> {
-    let deadline_ns = Some(head.deadline_ns).filter(|&ns| ns != 0)?;
-    Some(Duration::from_nanos(deadline_ns.saturating_sub(now_ns())))
+/// Nanoseconds.
+pub(crate) fn since_1970(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_nanos() as u64
+}
+
+/// How long a message with this deadline is worth anything yet; `None`: always.
+#[inline]
+pub(crate) fn time_left(deadline_ns: u64) -> Option<Duration> {
+    (deadline_ns != 0).then(|| Duration::from_nanos(deadline_ns.saturating_sub(now_ns())))
 }
 
 #[cfg(test)]
@@ -275,10 +286,10 @@ mod tests {
             .correlated(7)
             .sent_now();
         for envelope in [Envelope::new(Kind::Other(200)), full] {
-            let (head, extension) = envelope.parts();
+            let head = envelope.head().as_bytes();
             assert_eq!(head.len(), 56);
-            assert!(extension.len().is_multiple_of(8));
-            let read = Envelope::read(&[head, extension].concat()).unwrap();
+            assert!(envelope.extension().len().is_multiple_of(8));
+            let read = Envelope::read(&[head, envelope.extension()].concat()).unwrap();
             assert_eq!(read, envelope);
             assert_eq!(read.type_name(), envelope.type_name());
         }

@@ -1,8 +1,8 @@
 //! What a topic can carry: plain bytes, or values of one type.
 
+use xxhash_rust::const_xxh3::xxh3_64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::envelope::Envelope;
 use crate::shm::layout::{Pattern, TopicConfig};
 
 /// A type whose values can be sent as they lie in memory, and read in place.
@@ -54,6 +54,10 @@ pub trait Payload: sealed::Sealed + 'static {
     #[doc(hidden)]
     const SIZE: Option<u64>;
 
+    /// The hash of the type's name; 0 if it has none.
+    #[doc(hidden)]
+    const TYPE_ID: u64;
+
     /// The payload of a frame that has this size.
     #[doc(hidden)]
     fn in_frame(bytes: &[u8]) -> &Self;
@@ -72,10 +76,6 @@ pub trait Payload: sealed::Sealed + 'static {
     #[doc(hidden)]
     fn bytes(&self) -> &[u8];
 
-    /// The hash of the type's name; 0 if it has none.
-    #[doc(hidden)]
-    fn type_id() -> u64;
-
     /// How a topic describes it.
     #[doc(hidden)]
     fn describe() -> Description;
@@ -87,6 +87,7 @@ impl Payload for [u8] {
     type Owned = Vec<u8>;
 
     const SIZE: Option<u64> = None;
+    const TYPE_ID: u64 = 0;
 
     #[inline]
     fn in_frame(bytes: &[u8]) -> &Self {
@@ -100,10 +101,6 @@ impl Payload for [u8] {
     #[inline]
     fn bytes(&self) -> &[u8] {
         self
-    }
-
-    fn type_id() -> u64 {
-        0
     }
 
     fn describe() -> Description {
@@ -122,6 +119,8 @@ impl<T: Message + 'static> Payload for T {
     type Owned = T;
 
     const SIZE: Option<u64> = Some(size_of::<T>() as u64);
+    // As `Envelope::id_of_type`, which is fast for what is known only then.
+    const TYPE_ID: u64 = xxh3_64(T::NAME.as_bytes());
 
     #[inline]
     fn in_frame(bytes: &[u8]) -> &Self {
@@ -137,10 +136,6 @@ impl<T: Message + 'static> Payload for T {
     #[inline]
     fn bytes(&self) -> &[u8] {
         self.as_bytes()
-    }
-
-    fn type_id() -> u64 {
-        Envelope::id_of_type(T::NAME)
     }
 
     fn describe() -> Description {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use crate::bus::{TopicInner, forked};
 use crate::envelope::Envelope;
@@ -136,39 +136,40 @@ impl Sender {
     /// Claims a frame for an envelope and `len` bytes: where the latter go, and the bytes before them. The beginning of the
     /// envelope is written by [`commit_with`](Self::commit_with): a reader polls that line, and takes it away again if it
     /// is written long before the word.
-    #[inline]
+    #[inline(always)]
     fn claim_with(
         &mut self,
         envelope: &Envelope,
         len: usize,
         patience: Patience,
     ) -> Result<(u64, usize)> {
-        let (head, extension) = envelope.parts();
-        let before = head.len() + extension.len();
+        let before = envelope.len();
         // There is room for the head beside the longest message.
-        if len.saturating_add(extension.len()) > self.max_len {
-            return Err(self.too_long(len.saturating_add(extension.len())));
+        let counted = len.saturating_add(before - EnvelopeHead::SIZE);
+        if counted > self.max_len {
+            return Err(self.too_long(counted));
         }
         self.check_fork()?;
         let at = match self.lane.claim(before + len) {
             Ok(at) => at,
             Err(_) => self.claim_slowly(before + len, patience)?,
         };
-        if !extension.is_empty() {
-            self.lane.write(at + head.len() as u64, extension);
+        if before > EnvelopeHead::SIZE {
+            let behind = at + EnvelopeHead::SIZE as u64;
+            self.lane.write(behind, envelope.extension());
         }
         Ok((at + before as u64, before))
     }
 
     /// Commits a frame with an envelope of `before` bytes, which begins with `head`, and `len` bytes at `at`.
-    #[inline]
+    #[inline(always)]
     fn commit_with(&mut self, head: &EnvelopeHead, (at, before): (u64, usize), len: usize) {
-        self.lane.write(at - before as u64, head.as_bytes());
+        self.lane.write_head(at - before as u64, head);
         self.lane.commit_with_envelope(before + len);
         self.look_around();
     }
 
-    #[inline]
+    #[inline(always)]
     fn send_with(&mut self, envelope: &Envelope, payload: &[u8], patience: Patience) -> Result<()> {
         let place = self.claim_with(envelope, payload.len(), patience)?;
         self.lane.write(place.0, payload);
@@ -539,7 +540,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
     }
 
     /// Sends a copy of `bytes` in an envelope, waiting at most so long for room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_within(
         &mut self,
         envelope: &Envelope,
@@ -552,8 +553,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
     /// Waits until there is room for an envelope and `len` bytes.
     pub(crate) async fn wait_for_room(&mut self, envelope: &Envelope, len: usize) -> Result<()> {
         let Self { sender, sleep, .. } = self;
-        let (head, extension) = envelope.parts();
-        let len = head.len() + extension.len() + len;
+        let len = envelope.len() + len;
         Ready::new(Room { sender, len }, sleep).await
     }
 
@@ -563,7 +563,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
     }
 
     /// Sends what `fill` writes into `len` bytes behind an envelope, waiting at most so long for room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_filled(
         &mut self,
         envelope: &Envelope,
@@ -1151,7 +1151,7 @@ impl Receiver {
     }
 
     /// The next message of the source that is read now, if it is there.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self) -> Option<Found> {
         let found = self.sources.get_mut(self.at)?.reader.next().ok()??;
         self.turn += 1;
@@ -1159,7 +1159,7 @@ impl Receiver {
     }
 
     /// The next message of the source that is then at `at`, waited for as long as it takes.
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Result<Found> {
         self.check_fork()?;
         let mut waiter = None;
@@ -1187,7 +1187,7 @@ impl Receiver {
     }
 
     /// The same, if it is there.
-    #[inline]
+    #[inline(always)]
     fn next_now(&mut self) -> Result<Option<Found>> {
         match self.find()? {
             None if self.take_end() => Err(self.ended()),
@@ -1196,7 +1196,7 @@ impl Receiver {
     }
 
     /// The same, if it is there, without a word about the end.
-    #[inline]
+    #[inline(always)]
     fn find(&mut self) -> Result<Option<Found>> {
         self.check_fork()?;
         if self.turn < TURN
@@ -1212,7 +1212,7 @@ impl Receiver {
 
     /// Looks at the source that is read now, and at nothing else: while messages come singly, for about as long as a
     /// round trip takes.
-    #[inline]
+    #[inline(always)]
     fn look_closely(&mut self) -> Option<Found> {
         if self.turn >= TURN {
             return None;
@@ -1660,7 +1660,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// `Ended` when at least one publisher was there, the last has left, and all is received; called again, it waits
     /// for the next publisher. `Lost` where messages of a lossy topic are missing; called again, it goes on behind them.
     /// `Corrupt` (once for each lane) when a lane contradicts itself. `Forked`, and the system's.
-    #[inline]
+    #[inline(always)]
     pub fn recv(&mut self) -> Result<Frame<'_, T>> {
         let found = self.receiver.next()?;
         self.frame(found)
@@ -1671,7 +1671,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// # Errors
     ///
     /// As for [`recv`](Self::recv).
-    #[inline]
+    #[inline(always)]
     pub fn try_recv(&mut self) -> Result<Option<Frame<'_, T>>> {
         let found = self.receiver.next_now()?;
         found.map(|found| self.frame(found)).transpose()
@@ -1711,7 +1711,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     }
 
     /// What was found just now.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
         let before = self.receiver.envelope_len(found)?;
         let len = found.word.len() - before as u64;
@@ -1722,7 +1722,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     }
 
     /// The same, with so many bytes of an envelope, of a size that was looked at.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn frame_behind(&mut self, found: Found, before: usize) -> Frame<'_, T> {
         let born = self.receiver.born;
         let source = &mut self.receiver.sources[self.receiver.at];

@@ -243,7 +243,7 @@ impl<T: ?Sized + Payload> Consumer<T> {
     /// What kept a message that is due for it from the dead-letter topic (`Full`, `NoSpace`, `Mismatch`): it stays where it
     /// is, and is looked at again after a second. `Corrupt` (once for each lane) when a lane contradicts itself. `NotFound`
     /// if the group or the queue was removed; `Forked`, and the system's.
-    #[inline]
+    #[inline(always)]
     pub fn recv(&mut self) -> Result<Delivery<T>> {
         loop {
             if let Some(delivery) = self.within(None)? {
@@ -257,7 +257,7 @@ impl<T: ?Sized + Payload> Consumer<T> {
     /// # Errors
     ///
     /// As for [`recv`](Self::recv).
-    #[inline]
+    #[inline(always)]
     pub fn try_recv(&mut self) -> Result<Option<Delivery<T>>> {
         self.within(Some(Duration::ZERO))
     }
@@ -296,7 +296,7 @@ impl<T: ?Sized + Payload> Consumer<T> {
         MessageStream::new(self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn within(&mut self, patience: Option<Duration>) -> Result<Option<Delivery<T>>> {
         let taken = self.desk.next(patience)?;
         Ok(taken.map(|(share, item)| Delivery::new(share, item)))
@@ -361,7 +361,7 @@ struct Source {
 
 impl Source {
     /// The next message that nobody has. Those that are put off are passed until they are due.
-    #[inline]
+    #[inline(always)]
     fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
         let kinds = self.share.seat.home.kinds;
         loop {
@@ -387,9 +387,13 @@ impl Source {
         } else {
             (0, !offer.found.word.is_plain())
         };
-        let at = envelope + offset_of!(EnvelopeHead, kind);
+        let at = envelope + offset_of!(EnvelopeHead, marks);
         match has_one && offer.found.word.len() as usize > at {
-            true => self.walk.peek(offer, at as u64 / 8).to_le_bytes()[at % 8],
+            true => EnvelopeHead {
+                marks: self.walk.peek(offer, at as u64 / 8),
+                ..EnvelopeHead::default()
+            }
+            .kind(),
             false => 0,
         }
     }
@@ -508,11 +512,7 @@ impl Inbox {
         claims.repair();
         self.sources.push(Source {
             walk: Walk::new(claims.clone()),
-            share: Arc::new(Share {
-                seat: Arc::clone(&self.seat),
-                lane: id,
-                claims,
-            }),
+            share: Arc::new(Share::new(&self.seat, id, claims)),
             due_ns: u64::MAX,
             closed: false,
         });
@@ -541,8 +541,15 @@ impl Inbox {
         self.seat.topic.files.corrupt_frame(lane, corrupt)
     }
 
+    /// Whether a lane has a message that nobody has.
+    fn offers(&mut self, index: usize) -> Result<bool> {
+        let found = self.sources[index].find();
+        let found = found.map_err(|corrupt| self.abandon(index, corrupt))?;
+        Ok(found.is_some())
+    }
+
     /// Claims the next message of a lane, if there is one that nobody has.
-    #[inline]
+    #[inline(always)]
     fn claim(&mut self, index: usize) -> Result<Option<(Arc<Share>, Item)>> {
         loop {
             let source = &mut self.sources[index];
@@ -567,6 +574,16 @@ struct Leases {
     next: Option<Instant>,
 }
 
+/// What is found beyond the lane that is walked now.
+enum Further {
+    /// Nothing, in the time that there was.
+    Nothing,
+    /// What is worth another look.
+    Look,
+    /// A message of another topic.
+    Taken(Box<(Arc<Share>, Item)>),
+}
+
 /// A consumer of whatever type.
 struct Desk {
     queue: Inbox,
@@ -589,35 +606,27 @@ struct Desk {
 
 impl Desk {
     /// The next message, waited for at most so long; `None` waits for ever, zero not at all.
-    #[inline]
+    #[inline(always)]
     fn next(&mut self, patience: Option<Duration>) -> Result<Option<(Arc<Share>, Item)>> {
         self.queue.seat.check_fork()?;
-        let mut waiter = None;
         if patience == Some(Duration::ZERO) {
             self.looks = 1;
         }
+        let mut waiter = None;
         loop {
             if let Some(taken) = self.look_closely()? {
                 return Ok(Some(taken));
             }
-            if let Some(taken) = self.look_around()? {
-                return Ok(Some(taken));
-            }
-            if patience == Some(Duration::ZERO) {
-                return Ok(None);
-            }
-            let waiter = waiter.get_or_insert_with(|| Waiter::new(self.home.topic.wait, patience));
-            self.looks = 1;
-            match waiter.next(1) {
-                Next::Look => self.looks = CLOSE_LOOKS,
-                Next::Sleep(time) => self.sleep(time)?,
-                Next::TimedOut => return Ok(None),
+            match self.look_further(patience, &mut waiter)? {
+                Further::Look => {}
+                Further::Taken(taken) => return Ok(Some(*taken)),
+                Further::Nothing => return Ok(None),
             }
         }
     }
 
     /// Looks at the lane that is walked now, and at nothing else.
-    #[inline]
+    #[inline(always)]
     fn look_closely(&mut self) -> Result<Option<(Arc<Share>, Item)>> {
         if self.turn >= TURN || self.at >= self.queue.sources.len() {
             return Ok(None);
@@ -628,17 +637,38 @@ impl Desk {
             }
             if let Some((share, item)) = self.queue.claim(self.at)? {
                 self.turn += 1;
-                if self.fit(&share, &item)? {
-                    return Ok(Some((share, item)));
+                let taken = self.fit(share, item)?;
+                if taken.is_some() {
+                    return Ok(taken);
                 }
             }
         }
         Ok(None)
     }
 
-    /// Looks at everything once, beginning behind the lane that was walked last.
+    /// Looks at everything else, and waits if there is nothing.
     #[inline(never)]
-    fn look_around(&mut self) -> Result<Option<(Arc<Share>, Item)>> {
+    fn look_further(
+        &mut self,
+        patience: Option<Duration>,
+        waiter: &mut Option<Waiter>,
+    ) -> Result<Further> {
+        let found = self.look_around()?;
+        if !matches!(found, Further::Nothing) || patience == Some(Duration::ZERO) {
+            return Ok(found);
+        }
+        let waiter = waiter.get_or_insert_with(|| Waiter::new(self.home.topic.wait, patience));
+        self.looks = 1;
+        match waiter.next(1) {
+            Next::Look => self.looks = CLOSE_LOOKS,
+            Next::Sleep(time) => self.sleep(time)?,
+            Next::TimedOut => return Ok(Further::Nothing),
+        }
+        Ok(Further::Look)
+    }
+
+    /// Looks at everything once, beginning behind the lane that was walked last.
+    fn look_around(&mut self) -> Result<Further> {
         self.turn = 0;
         self.attend()?;
         for _ in 0..self.queue.sources.len() {
@@ -647,10 +677,8 @@ impl Desk {
             } else {
                 0
             };
-            while let Some((share, item)) = self.queue.claim(self.at)? {
-                if self.fit(&share, &item)? {
-                    return Ok(Some((share, item)));
-                }
+            if self.queue.offers(self.at)? {
+                return Ok(Further::Look);
             }
         }
         let retries = self.retries.as_ref().map_or(0, |inbox| inbox.sources.len());
@@ -658,8 +686,8 @@ impl Desk {
             while let Some(inbox) = &mut self.retries
                 && let Some((share, item)) = inbox.claim(index)?
             {
-                if self.fit(&share, &item)? {
-                    return Ok(Some((share, item)));
+                if let Some(taken) = self.fit(share, item)? {
+                    return Ok(Further::Taken(Box::new(taken)));
                 }
             }
         }
@@ -667,7 +695,7 @@ impl Desk {
         if let Some(inbox) = &mut self.retries {
             inbox.put_away();
         }
-        Ok(None)
+        Ok(Further::Nothing)
     }
 
     /// More of the same lane, `max` with the first.
@@ -695,15 +723,26 @@ impl Desk {
         items
     }
 
-    /// What was claimed, if it may be delivered; else it becomes a dead letter.
-    #[inline]
-    fn fit(&mut self, share: &Arc<Share>, item: &Item) -> Result<bool> {
+    /// What was claimed, if it may be delivered; else it becomes a dead letter. (By value, so that a common one need not go
+    /// through memory.)
+    #[inline(always)]
+    fn fit(&mut self, share: Arc<Share>, item: Item) -> Result<Option<(Arc<Share>, Item)>> {
+        let max = self.home.max_attempts;
+        let is_common = item.is_plain() && (max == 0 || item.attempts() <= max);
+        if is_common && self.size.is_none_or(|size| size == item.len()) {
+            return Ok(Some((share, item)));
+        }
+        self.fit_slowly(share, item)
+    }
+
+    #[inline(never)]
+    fn fit_slowly(&mut self, share: Arc<Share>, item: Item) -> Result<Option<(Arc<Share>, Item)>> {
         if let Some(put_off) = item.put_off() {
             let said = self.say_moved(put_off);
-            said.inspect_err(|_| share.give_back(item))?;
+            said.inspect_err(|_| share.give_back(&item))?;
         }
         let max = self.home.max_attempts;
-        let len = share.payload(item).len() as u64;
+        let len = share.payload(&item).len() as u64;
         let reason = if max != 0 && item.attempts() > max {
             format!("it was delivered {max} times, and never acknowledged")
         } else if self.size.is_some_and(|size| size != len) {
@@ -713,10 +752,10 @@ impl Desk {
         } else if share.seat.is_for_retries() && item.put_off().is_none() {
             String::from("it is no message that was put off")
         } else {
-            return Ok(true);
+            return Ok(Some((share, item)));
         };
-        self.bury(share, item, &reason)?;
-        Ok(false)
+        self.bury(&share, &item, &reason)?;
+        Ok(None)
     }
 
     /// Before a message is handed out that was put off: who put it off may have died, or be about to, before it has said so.

@@ -114,6 +114,8 @@ pub(super) struct Share {
     pub seat: Arc<Seat>,
     pub lane: u64,
     pub claims: Claims,
+    /// Its items have nothing [`Beside`] them.
+    is_plain: bool,
 }
 
 /// A message that was claimed.
@@ -136,6 +138,18 @@ struct Beside {
 }
 
 impl Item {
+    /// Whether it has nothing beside it, and no envelope that contradicts itself.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.beside.is_none() && (self.found.word.is_plain() || self.envelope != 0)
+    }
+
+    /// Bytes in its payload, if it is plain.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.found.word.len() - self.envelope as u64
+    }
+
     #[inline]
     pub fn put_off(&self) -> Option<&PutOff> {
         self.beside.as_ref()?.put_off.as_ref()
@@ -149,6 +163,15 @@ impl Item {
 }
 
 impl Share {
+    pub fn new(seat: &Arc<Seat>, lane: u64, claims: Claims) -> Self {
+        Self {
+            is_plain: seat.home.lease.is_none() && !seat.is_for_retries(),
+            seat: Arc::clone(seat),
+            lane,
+            claims,
+        }
+    }
+
     /// Whether one that was put off, and is not done with, was put off from there.
     pub fn has_copy_of(&self, from: &Self, moving: Claim) -> bool {
         let mut words = Vec::new();
@@ -168,7 +191,7 @@ impl Share {
     }
 
     /// What was claimed, fit to be handed out. `None`: its lease has ended already.
-    #[inline]
+    #[inline(always)]
     pub fn accept(&self, found: Found, claim: Claim) -> Option<Item> {
         let mut item = Item {
             found,
@@ -176,38 +199,58 @@ impl Share {
             envelope: 0,
             beside: None,
         };
-        if self.seat.home.lease.is_some() {
-            let mut words = Vec::new();
-            let len = found.word.len() as usize;
-            self.claims.ring.copy_out(found.body(), len, &mut words);
-            if !self.claims.holds(claim) {
-                return None;
-            }
-            item.beside.get_or_insert_default().copy = Some(words);
+        if !self.is_plain {
+            item.beside = Some(self.beside(found, claim)?);
         }
-        if self.seat.is_for_retries() {
-            let put_off = PutOff::split(self.bytes(&item)).map(|(put_off, ..)| put_off);
-            item.beside.get_or_insert_default().put_off = put_off;
-        } else if !found.word.is_plain() {
+        let is_put_off = item.put_off().is_some();
+        if !found.word.is_plain() && !is_put_off {
             let parts = lane::parts(found.word, self.bytes(&item));
             item.envelope = parts.map_or(0, |(envelope, _)| envelope.len());
         }
         Some(item)
     }
 
-    #[inline]
+    #[inline(never)]
+    fn beside(&self, found: Found, claim: Claim) -> Option<Box<Beside>> {
+        let mut beside = Beside::default();
+        let len = found.word.len() as usize;
+        if self.seat.home.lease.is_some() {
+            let mut words = Vec::new();
+            self.claims.ring.copy_out(found.body(), len, &mut words);
+            if !self.claims.holds(claim) {
+                return None;
+            }
+            beside.copy = Some(words);
+        }
+        if self.seat.is_for_retries() {
+            let bytes = match &beside.copy {
+                Some(words) => &words.as_bytes()[..len],
+                None => self.lent(found),
+            };
+            beside.put_off = PutOff::split(bytes).map(|(put_off, ..)| put_off);
+        }
+        Some(Box::new(beside))
+    }
+
+    /// What it carries, where it lies.
+    #[inline(always)]
+    fn lent(&self, found: Found) -> &[u8] {
+        // Not overwritten while the claim is ours: the head can't pass it, and without a lease nobody takes it away.
+        let len = found.word.len() as usize;
+        self.claims.ring.payload(found.body(), len)
+    }
+
+    #[inline(always)]
     fn bytes<'a>(&'a self, item: &'a Item) -> &'a [u8] {
-        let len = item.found.word.len() as usize;
         let copy = item.beside.as_ref().and_then(|beside| beside.copy.as_ref());
         match copy {
-            Some(words) => &words.as_bytes()[..len],
-            // Not overwritten while the claim is ours: the head can't pass it, and without a lease nobody takes it away.
-            None => self.claims.ring.payload(item.found.body(), len),
+            Some(words) => &words.as_bytes()[..item.found.word.len() as usize],
+            None => self.lent(item.found),
         }
     }
 
     /// Its envelope, and its payload.
-    #[inline]
+    #[inline(always)]
     fn parts<'a>(&'a self, item: &'a Item) -> (&'a [u8], &'a [u8]) {
         let bytes = self.bytes(item);
         match item.put_off() {
@@ -233,12 +276,12 @@ impl Share {
         )
     }
 
-    #[inline]
+    #[inline(always)]
     fn ack(&self, item: &Item) -> Result<()> {
         self.end(item, Fate::Acked)
     }
 
-    #[inline]
+    #[inline(always)]
     fn end(&self, item: &Item, fate: Fate) -> Result<()> {
         self.seat.check_fork()?;
         if !self.claims.end(item.claim, fate) {
@@ -413,7 +456,7 @@ impl<T: ?Sized + Payload> Delivery<T> {
     }
 
     /// The beginning of its envelope.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn head(&self) -> Option<&EnvelopeHead> {
         let (envelope, _) = self.share.parts(&self.item);
         let (head, _) = EnvelopeHead::ref_from_prefix(envelope).ok()?;
@@ -436,7 +479,7 @@ impl<T: ?Sized + Payload> Delivery<T> {
     }
 
     /// It is done with, in this way.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn end(self, fate: Fate) -> Result<()> {
         self.finish(|share, item| share.end(item, fate))
     }
@@ -462,7 +505,7 @@ impl<T: ?Sized + Payload> Delivery<T> {
     /// # Errors
     ///
     /// `LeaseLost` if it was taken away before: then another has it, or has done it. `Forked`.
-    #[inline]
+    #[inline(always)]
     pub fn ack(mut self) -> Result<()> {
         let acked = self.share.ack(&self.item);
         self.item.claim = DONE;

@@ -183,7 +183,7 @@ type Spare = Arc<Mutex<Vec<Post>>>;
 
 impl Desk {
     fn open<Q: ?Sized + Payload, R: ?Sized + Payload>(&self) -> Result<Post> {
-        Post::open(&self.service, Q::type_id(), &R::describe(), self.inbox)
+        Post::open(&self.service, Q::TYPE_ID, &R::describe(), self.inbox)
     }
 }
 
@@ -211,6 +211,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
     /// more, but somebody may have it. `TooLong` if the request is, or the reply for this client's inbox. `Full` if there
     /// was no room for the reply. `Mismatch` if the server means another type of reply, or answers with several. `NoSpace`
     /// and the like when lane and inbox are made, `Corrupt`, `Forked`, and the system's.
+    #[inline(always)]
     pub fn call(&mut self, request: &Q) -> Result<Answer<Reply<'_, R>>> {
         self.call_body(None, Body::Bytes(request.bytes()))
     }
@@ -220,6 +221,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
     /// # Errors
     ///
     /// As for [`call`](Self::call).
+    #[inline(always)]
     pub fn call_with(
         &mut self,
         options: &CallOptions,
@@ -228,6 +230,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
         self.call_body(Some(options), Body::Bytes(request.bytes()))
     }
 
+    #[inline(always)]
     fn call_body(
         &mut self,
         options: Option<&CallOptions>,
@@ -240,7 +243,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
         };
         let ask = post.ask(options.unwrap_or(&self.options), body)?;
         let arrived = loop {
-            if let Some(arrived) = post.wait(&ask, None)? {
+            if let Some(arrived) = post.wait(ask, None)? {
                 break arrived;
             }
         };
@@ -276,6 +279,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
     /// # Errors
     ///
     /// As for [`call`](Self::call), as far as the request goes: the rest comes when the reply is waited for.
+    #[inline(always)]
     pub fn start(&self, request: &Q) -> Result<Pending<R>> {
         self.start_with(&self.options, request)
     }
@@ -285,6 +289,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
     /// # Errors
     ///
     /// As for [`start`](Self::start).
+    #[inline(always)]
     pub fn start_with(&self, options: &CallOptions, request: &Q) -> Result<Pending<R>> {
         let shared = match self.shared.get() {
             Some(shared) => shared,
@@ -364,6 +369,7 @@ impl<R: ?Sized + Payload> Client<[u8], R> {
     /// # Errors
     ///
     /// As for [`call`](Self::call).
+    #[inline(always)]
     pub fn call_filled(
         &mut self,
         len: usize,
@@ -406,7 +412,7 @@ pub(super) fn judge<R: ?Sized + Payload>(
     reply: &Frame<'_>,
     several: bool,
 ) -> Result<Answer<()>> {
-    let flags = reply.head().map_or(0, |head| head.flags);
+    let flags = reply.head().map_or(0, EnvelopeHead::flags);
     judge_parts::<R>(service, flags, reply, several)
 }
 
@@ -497,7 +503,7 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
     pub fn recv(&mut self) -> Result<Answer<Option<Reply<'_, R>>>> {
         let ask = self.ask;
         loop {
-            match self.going_on().map(|post| post.wait(&ask, None)) {
+            match self.going_on().map(|post| post.wait(ask, None)) {
                 None => return Ok(Ok(None)),
                 Some(Ok(None)) => {}
                 Some(Ok(Some(next))) => return self.take(Ok(next)),
@@ -516,7 +522,7 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
         timeout: Duration,
     ) -> Result<Option<Answer<Option<Reply<'_, R>>>>> {
         let ask = self.ask;
-        match self.going_on().map(|post| post.wait(&ask, Some(timeout))) {
+        match self.going_on().map(|post| post.wait(ask, Some(timeout))) {
             None => Ok(Some(Ok(None))),
             Some(Ok(None)) => Ok(None),
             Some(Ok(Some(next))) => self.take(Ok(next)).map(Some),
@@ -543,8 +549,8 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
             return Ok(Ok(None));
         };
         let next = loop {
-            match post.poll(ask) {
-                Ok(None) => Ready::new(Awaited { post, ask }, sleep).await?,
+            match post.poll(*ask) {
+                Ok(None) => Ready::new(Awaited { post, ask: *ask }, sleep).await?,
                 Ok(Some(found)) => break Ok(found),
                 Err(e) => break Err(e),
             }
@@ -567,9 +573,9 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
         let arrived = next.inspect_err(|_| self.give_up())?;
         let head = self.post.as_ref().map(|post| post.head(arrived));
         let head = head.unwrap_or_default();
-        let has = |flag: u8| head.flags & flag != 0;
-        let is_end = has(EnvelopeHead::END);
-        let has_payload = !has(EnvelopeHead::UNDELIVERED | EnvelopeHead::REFUSED) && !is_end;
+        let is_end = head.has(EnvelopeHead::END);
+        let has_payload =
+            !head.has(EnvelopeHead::UNDELIVERED | EnvelopeHead::REFUSED | EnvelopeHead::END);
         if has_payload && head.part != self.part {
             self.give_up();
             let why = "the server died in the midst, and another began anew";
@@ -581,7 +587,7 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
             check_size::<R>(&self.service, arrived.len()).inspect_err(|_| self.give_up())?;
         }
         self.part += 1;
-        self.is_last = !has(EnvelopeHead::MORE);
+        self.is_last = !head.has(EnvelopeHead::MORE);
         let Some(post) = &mut self.post else {
             return Ok(Ok(None));
         };
@@ -612,7 +618,7 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
     /// The server is told, and does not wait for room any more: the inbox goes.
     fn give_up(&mut self) {
         if let Some(post) = self.post.take() {
-            post.cancel(&self.ask);
+            post.cancel(self.ask);
         }
     }
 }
@@ -622,7 +628,7 @@ impl<R: ?Sized> Drop for ReplyStream<R> {
         if let Some(post) = self.post.take() {
             match self.is_last {
                 true => lock(&self.spare).push(post),
-                false => post.cancel(&self.ask),
+                false => post.cancel(self.ask),
             }
         }
     }

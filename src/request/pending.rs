@@ -19,6 +19,7 @@ use crate::message::Payload;
 use crate::pubsub::Frame;
 use crate::reactor::{Look, Sleep};
 use crate::shm::fork;
+use crate::shm::layout::EnvelopeHead;
 use crate::shm::park::Ticket;
 use crate::shm::sync::heavy_fence;
 use crate::wait::{Next, WaitStrategy, Waitable, Waiter, now_ns};
@@ -107,7 +108,7 @@ impl Shared {
     }
 
     /// Works on the table, then wakes the tasks whose replies have come.
-    #[inline]
+    #[inline(always)]
     fn with<T>(&self, work: impl FnOnce(&mut Table) -> T) -> T {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let done = work(&mut table);
@@ -128,7 +129,7 @@ impl Shared {
     }
 
     /// Sleeps until the reply may be there, at most `time`.
-    fn sleep(&self, ask: &Ask, time: Duration) -> Result<()> {
+    fn sleep(&self, ask: Ask, time: Duration) -> Result<()> {
         let mut tickets = Vec::new();
         let ready = self.with(|Table { desk, .. }| {
             desk.threads += 1;
@@ -183,8 +184,8 @@ impl Wake for Shared {
 
 impl Desk {
     /// The reply to `ask`, if it is there.
-    #[inline]
-    fn look<R: ?Sized + Payload>(&mut self, ask: &Ask) -> Result<Option<Answer<R::Owned>>> {
+    #[inline(always)]
+    fn look<R: ?Sized + Payload>(&mut self, ask: Ask) -> Result<Option<Answer<R::Owned>>> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -204,7 +205,7 @@ impl Desk {
     }
 
     /// The same; an error, if it won't come.
-    fn look_hard<R: ?Sized + Payload>(&mut self, ask: &Ask) -> Result<Option<Answer<R::Owned>>> {
+    fn look_hard<R: ?Sized + Payload>(&mut self, ask: Ask) -> Result<Option<Answer<R::Owned>>> {
         if let Some(answer) = self.look::<R>(ask)? {
             return Ok(Some(answer));
         }
@@ -220,7 +221,7 @@ impl Desk {
     }
 
     /// A request, with a place for its reply.
-    #[inline]
+    #[inline(always)]
     fn draft(&mut self, options: &CallOptions) -> Draft {
         let correlation = self.book.take_place(self.post.correlation);
         if self.book.taken >= MANY && correlation.is_multiple_of(MANY as u64 / 2) {
@@ -231,7 +232,7 @@ impl Desk {
     }
 
     /// Sends it, if there is room within `patience`. After an error its place is free.
-    #[inline]
+    #[inline(always)]
     fn send(
         &mut self,
         draft: &Draft,
@@ -269,7 +270,7 @@ impl Desk {
         book.wake_late();
     }
 
-    fn is_ready_for(&mut self, ask: &Ask) -> Result<bool> {
+    fn is_ready_for(&mut self, ask: Ask) -> Result<bool> {
         let waiting = self.book.of(ask.correlation);
         let has_reply = waiting.is_some_and(|waiting| waiting.reply.is_some());
         let mut awaited = Awaited {
@@ -289,7 +290,7 @@ impl Desk {
 
 impl Book {
     /// A place for a request with a higher number than this one: its number.
-    #[inline]
+    #[inline(always)]
     fn take_place(&mut self, after: u64) -> u64 {
         if 2 * self.taken >= self.places.len() {
             self.grow();
@@ -319,14 +320,14 @@ impl Book {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, correlation: u64) -> &mut Waiting {
         let mask = self.places.len() - 1;
         &mut self.places[correlation as usize & mask]
     }
 
     /// The request with this number, while somebody will want its reply.
-    #[inline]
+    #[inline(always)]
     fn of(&mut self, correlation: u64) -> Option<&mut Waiting> {
         let at = correlation as usize & self.places.len().wrapping_sub(1);
         let waiting = self.places.get_mut(at)?;
@@ -342,7 +343,7 @@ impl Book {
         else {
             return;
         };
-        let flags = reply.head().map_or(0, |head| head.flags);
+        let flags = reply.head().map_or(0, EnvelopeHead::flags);
         waiting.reply = Some((flags, reply.to_vec()));
         let task = waiting.task.take();
         self.arrived += 1;
@@ -352,8 +353,8 @@ impl Book {
         }
     }
 
-    #[inline]
-    fn take_reply(&mut self, ask: &Ask) -> Option<(u8, Vec<u8>)> {
+    #[inline(always)]
+    fn take_reply(&mut self, ask: Ask) -> Option<(u8, Vec<u8>)> {
         if self.arrived == 0 {
             return None;
         }
@@ -363,7 +364,7 @@ impl Book {
     }
 
     /// Has `task` woken when the reply may be there. Whether no other is late before it.
-    fn wait_for(&mut self, ask: &Ask, task: &Waker) -> bool {
+    fn wait_for(&mut self, ask: Ask, task: &Waker) -> bool {
         let Some(waiting) = self.of(ask.correlation) else {
             return false;
         };
@@ -376,7 +377,7 @@ impl Book {
     }
 
     /// Nobody wants the reply any more, or has it.
-    #[inline]
+    #[inline(always)]
     fn forget(&mut self, correlation: u64, deadline_ns: u64) {
         if let Some(waiting) = self.of(correlation) {
             let (reply, task) = (waiting.reply.take(), waiting.task.take());
@@ -459,7 +460,7 @@ impl<R: ?Sized> fmt::Debug for Pending<R> {
 }
 
 impl<R: ?Sized + Payload> Pending<R> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn start(
         shared: &Arc<Shared>,
         options: &CallOptions,
@@ -501,7 +502,7 @@ impl<R: ?Sized + Payload> Pending<R> {
     /// # Errors
     ///
     /// As for [`Client::call`](super::Client::call).
-    #[inline]
+    #[inline(always)]
     pub fn wait(mut self) -> Result<Answer<R::Owned>> {
         if let Some(answer) = self.look(false)? {
             return Ok(answer);
@@ -540,13 +541,13 @@ impl<R: ?Sized + Payload> Pending<R> {
     }
 
     /// Looks for the reply; `hard`: and whether it will come at all. After an answer, and after an error, it is done.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self, hard: bool) -> Result<Option<Answer<R::Owned>>> {
         self.look_or(hard, |_| {})
     }
 
     /// The same; and what else to do with the table, before it is unlocked, if there is nothing.
-    #[inline]
+    #[inline(always)]
     fn look_or(
         &mut self,
         hard: bool,
@@ -560,12 +561,12 @@ impl<R: ?Sized + Payload> Pending<R> {
         let ask = self.ask;
         let looked = self.shared.with(|table| {
             let looked = match hard {
-                true => table.desk.look_hard::<R>(&ask),
-                false => table.desk.look::<R>(&ask),
+                true => table.desk.look_hard::<R>(ask),
+                false => table.desk.look::<R>(ask),
             };
             match looked {
                 Ok(None) => or(&mut table.desk),
-                _ => table.forget(&ask, looked.is_err()),
+                _ => table.forget(ask, looked.is_err()),
             }
             looked
         });
@@ -600,7 +601,7 @@ impl<R: ?Sized + Payload> Pending<R> {
             match waiter.next(1) {
                 Next::Look => {}
                 Next::Sleep(time) => {
-                    self.shared.sleep(&self.ask, time)?;
+                    self.shared.sleep(self.ask, time)?;
                     checks.force();
                 }
                 Next::TimedOut => return self.look(true),
@@ -611,8 +612,8 @@ impl<R: ?Sized + Payload> Pending<R> {
 
 impl Table {
     /// Nobody wants the reply any more, or has it.
-    #[inline]
-    fn forget(&mut self, ask: &Ask, cancel: bool) {
+    #[inline(always)]
+    fn forget(&mut self, ask: Ask, cancel: bool) {
         let Self { desk, sleep } = self;
         desk.book.forget(ask.correlation, ask.deadline_ns);
         if cancel {
@@ -634,7 +635,7 @@ impl<R: ?Sized + Payload> Future for Pending<R> {
         let pending = self.get_mut();
         let (ask, mut is_new) = (pending.ask, false);
         let looked = pending.look_or(true, |desk| {
-            let is_first = desk.book.wait_for(&ask, context.waker());
+            let is_first = desk.book.wait_for(ask, context.waker());
             is_new = is_first || !desk.has_reactor;
         });
         if let Some(done) = looked.transpose() {
@@ -650,7 +651,7 @@ impl<R: ?Sized + Payload> Future for Pending<R> {
 impl<R: ?Sized> Drop for Pending<R> {
     fn drop(&mut self) {
         if self.ask.correlation != 0 && self.shared.check_fork().is_ok() {
-            self.shared.with(|table| table.forget(&self.ask, true));
+            self.shared.with(|table| table.forget(self.ask, true));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A lane of requests, an inbox for the replies to them, and what a client can see of what becomes of them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::client::CallOptions;
 use crate::bus::TopicInner;
@@ -51,15 +51,12 @@ impl Ask {
     }
 
     pub fn time_left(&self) -> Option<Duration> {
-        let deadline_ns = self.deadline_ns;
-        envelope::time_left(&EnvelopeHead {
-            deadline_ns,
-            ..EnvelopeHead::default()
-        })
+        envelope::time_left(self.deadline_ns)
     }
 }
 
 /// A request that is to be sent.
+#[derive(Clone)]
 pub(super) struct Draft {
     envelope: Envelope,
     pub ask: Ask,
@@ -75,7 +72,7 @@ pub(super) struct Arrived {
 
 impl Arrived {
     /// In place.
-    #[inline]
+    #[inline(always)]
     pub fn frame(self, inbox: &mut Subscriber) -> Frame<'_> {
         inbox.frame_behind(self.found, self.envelope)
     }
@@ -101,7 +98,7 @@ impl Body<'_> {
     }
 
     /// Sends it.
-    #[inline]
+    #[inline(always)]
     pub fn send(
         &mut self,
         publisher: &mut Publisher,
@@ -175,8 +172,8 @@ impl Post {
     }
 
     /// Whether it needs a server, and nobody serves its kind.
-    #[inline]
-    fn lacks_server(&mut self, ask: &Ask) -> Result<bool> {
+    #[inline(always)]
+    fn lacks_server(&mut self, ask: Ask) -> Result<bool> {
         let now = Some((self.roster_state(), ask.needs));
         if ask.needs == 0 || self.served == now {
             return Ok(false);
@@ -187,28 +184,28 @@ impl Post {
     }
 
     /// A request, with a number that is higher than the last one.
-    #[inline]
+    #[inline(always)]
     pub fn draft(&mut self, correlation: u64, options: &CallOptions) -> Draft {
-        let kind = options.kind.number();
         self.correlation = correlation;
         let deadline_ns = options.timeout.map_or(0, |timeout| {
             let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
             now_ns().saturating_add(timeout_ns).max(1)
         });
-        let envelope = Envelope::new(options.kind).with_head(EnvelopeHead {
-            correlation,
-            reply_to: self.number,
-            deadline_ns,
-            type_id: self.type_id,
-            kind,
-            flags: if options.once { EnvelopeHead::ONCE } else { 0 },
-            ..EnvelopeHead::default()
-        });
+        let kind = options.kind.number();
+        let flags = if options.once { EnvelopeHead::ONCE } else { 0 };
+        let sent_ns = match options.stamped {
+            true => envelope::since_1970(SystemTime::now()),
+            false => 0,
+        };
         Draft {
-            envelope: match options.stamped {
-                true => envelope.sent_now(),
-                false => envelope,
-            },
+            envelope: Envelope::bare(EnvelopeHead {
+                correlation,
+                reply_to: self.number,
+                deadline_ns,
+                sent_ns,
+                type_id: self.type_id,
+                ..EnvelopeHead::new(kind, flags)
+            }),
             ask: Ask {
                 correlation,
                 deadline_ns,
@@ -222,7 +219,7 @@ impl Post {
     }
 
     /// Sends a request, if there is room for it within `patience`.
-    #[inline]
+    #[inline(always)]
     pub fn send(
         &mut self,
         draft: &Draft,
@@ -230,7 +227,7 @@ impl Post {
         patience: Duration,
     ) -> Result<Option<Ask>> {
         let mut ask = draft.ask;
-        if self.lacks_server(&ask)? {
+        if self.lacks_server(ask)? {
             return Err(self.no_server());
         }
         ask.sequence = self.requests.next_sequence().into();
@@ -247,23 +244,30 @@ impl Post {
     }
 
     /// Sends a request, once there is room for it.
-    #[inline]
+    #[inline(always)]
     pub fn ask(&mut self, options: &CallOptions, mut body: Body<'_>) -> Result<Ask> {
         let draft = self.draft(self.correlation + 1, options);
-        let mut patience = Duration::ZERO;
+        match self.send(&draft, &mut body, Duration::ZERO)? {
+            Some(ask) => Ok(ask),
+            None => self.ask_slowly(&draft.clone(), body),
+        }
+    }
+
+    #[cold]
+    fn ask_slowly(&mut self, draft: &Draft, mut body: Body<'_>) -> Result<Ask> {
         loop {
-            if let Some(ask) = self.send(&draft, &mut body, patience)? {
+            let patience = draft.ask.time_left().unwrap_or(SLICE).min(SLICE);
+            if let Some(ask) = self.send(draft, &mut body, patience)? {
                 return Ok(ask);
             }
-            patience = draft.ask.time_left().unwrap_or(SLICE).min(SLICE);
         }
     }
 
     /// The reply to `ask`, if it is next in the inbox; the replies before it go to `others`.
-    #[inline]
+    #[inline(always)]
     pub fn find(
         &mut self,
-        ask: &Ask,
+        ask: Ask,
         mut others: impl FnMut(u64, &Frame<'_>),
     ) -> Result<Option<Arrived>> {
         while let Some(found) = self.inbox.find()? {
@@ -282,11 +286,11 @@ impl Post {
     }
 
     /// Which request it answers. `None`: it is no reply.
-    #[inline]
+    #[inline(always)]
     fn answered_by(&self, found: Found) -> Option<(u64, Arrived)> {
         let (head, envelope) = self.inbox.envelope_of(found)?;
         let arrived = Arrived { found, envelope };
-        (head.kind == Kind::Reply.number()).then_some((head.correlation, arrived))
+        (head.kind() == Kind::Reply.number()).then_some((head.correlation, arrived))
     }
 
     /// The beginning of its envelope.
@@ -304,12 +308,12 @@ impl Post {
             sequence: 0,
             needs: 0,
         };
-        self.find(&nobody, others).map(drop)
+        self.find(nobody, others).map(drop)
     }
 
     /// The reply to `ask`, waited for as long as that may take; `None` if that is longer than `patience`.
-    #[inline]
-    pub fn wait(&mut self, ask: &Ask, patience: Option<Duration>) -> Result<Option<Arrived>> {
+    #[inline(always)]
+    pub fn wait(&mut self, ask: Ask, patience: Option<Duration>) -> Result<Option<Arrived>> {
         let mut waiter = None;
         let mut checks = Checks::default();
         loop {
@@ -343,7 +347,7 @@ impl Post {
         }
     }
 
-    fn sleep(&mut self, ask: &Ask, time: Duration) -> Result<()> {
+    fn sleep(&mut self, ask: Ask, time: Duration) -> Result<()> {
         let mut tickets = std::mem::take(&mut self.tickets);
         tickets.clear();
         let mut awaited = Awaited { post: self, ask };
@@ -359,7 +363,7 @@ impl Post {
     }
 
     /// The reply to `ask`, if it is there.
-    pub fn poll(&mut self, ask: &Ask) -> Result<Option<Arrived>> {
+    pub fn poll(&mut self, ask: Ask) -> Result<Option<Arrived>> {
         if let Some(reply) = self.find(ask, |_, _| {})? {
             return Ok(Some(reply));
         }
@@ -386,7 +390,7 @@ impl Post {
     }
 
     /// Whether there is [`trouble`](Self::trouble).
-    fn is_in_trouble(&mut self, ask: &Ask) -> Result<bool> {
+    fn is_in_trouble(&mut self, ask: Ask) -> Result<bool> {
         Ok(match self.claims.progress(ask.sequence()) {
             Progress::Goes => false,
             Progress::Waits { .. } => self.lacks_server(ask)?,
@@ -401,7 +405,7 @@ impl Post {
     }
 
     /// Why no reply will come. One that has come before this was seen is in the inbox.
-    pub fn trouble(&mut self, ask: &Ask) -> Result<Option<Error>> {
+    pub fn trouble(&mut self, ask: Ask) -> Result<Option<Error>> {
         Ok(match self.claims.progress(ask.sequence()) {
             Progress::Goes => None,
             Progress::Waits { .. } if !self.lacks_server(ask)? => None,
@@ -440,7 +444,7 @@ impl Post {
     }
 
     /// Nobody waits for the reply any more: nobody gets the request, or who has it may see it.
-    pub fn cancel(&self, ask: &Ask) {
+    pub fn cancel(&self, ask: Ask) {
         if self.service.bus.check_fork().is_ok() {
             self.claims.cancel(ask.sequence());
         }
@@ -457,13 +461,13 @@ impl Drop for Post {
 /// A reply that is waited for.
 pub(super) struct Awaited<'a> {
     pub post: &'a mut Post,
-    pub ask: &'a Ask,
+    pub ask: Ask,
 }
 
 impl Waitable for Awaited<'_> {
     fn is_ready(&mut self) -> Result<bool> {
         let Self { post, ask } = self;
-        Ok(post.inbox.has_news()? || post.is_in_trouble(ask)? || ask.is_late())
+        Ok(post.inbox.has_news()? || post.is_in_trouble(*ask)? || ask.is_late())
     }
 
     fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {

@@ -36,7 +36,7 @@ enum Door {
 
 impl Door {
     /// Notes if the client has left.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self) {
         if let Self::Open(lane) = self
             && lane.is_gone()
@@ -93,7 +93,7 @@ impl Route {
     }
 
     /// Sends a reply that is wanted for so long.
-    #[inline]
+    #[inline(always)]
     pub fn send(&self, envelope: &Envelope, body: Body<'_>, time_left: Duration) -> Result<()> {
         let mut door = self.door();
         let lane = self.open(&mut door)?;
@@ -113,10 +113,10 @@ impl Route {
         }
     }
 
-    /// Tells the client why it does not get the reply that this envelope is of, if there is room.
-    pub fn tell(&self, envelope: &Envelope, what: Undelivered, why: &str) -> Result<()> {
+    /// Tells the client why it does not get the reply with this head, if there is room.
+    pub fn tell(&self, reply: EnvelopeHead, what: Undelivered, why: &str) -> Result<()> {
         let mut door = self.door();
-        self.open(&mut door)?.tell(envelope, what, why)
+        self.open(&mut door)?.tell(reply, what, why)
     }
 
     /// Gives it back.
@@ -134,7 +134,7 @@ impl Route {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn open<'a>(&self, door: &'a mut Door) -> Result<&'a mut Lane> {
         if let Door::Closed = door {
             *door = self.open_closed()?;
@@ -189,7 +189,7 @@ impl Lane {
     }
 
     /// Whether nobody reads it. What can't be looked at can't be read.
-    #[inline]
+    #[inline(always)]
     pub fn is_gone(&mut self) -> bool {
         let now = Some(self.publisher.roster_state());
         if self.seen_roster == now {
@@ -201,15 +201,15 @@ impl Lane {
     }
 
     /// Sends a reply, waiting at most so long for room. If the client can't have it, it is told why.
-    #[inline]
+    #[inline(always)]
     pub fn send(
         &mut self,
         envelope: &Envelope,
         mut body: Body<'_>,
         patience: Duration,
     ) -> Result<()> {
-        if self.mismatch.is_some() && envelope.head().flags & EnvelopeHead::REFUSED == 0 {
-            return Err(self.tell_mismatch(envelope));
+        if self.mismatch.is_some() && !envelope.head().has(EnvelopeHead::REFUSED) {
+            return Err(self.tell_mismatch(*envelope.head()));
         }
         let patience = match self.is_stuck {
             true => Duration::ZERO,
@@ -218,15 +218,15 @@ impl Lane {
         let sent = body.send(&mut self.publisher, envelope, Some(patience));
         match sent {
             Ok(()) => self.is_stuck = false,
-            Err(e) => return Err(self.failed(e, envelope, body.len())),
+            Err(e) => return Err(self.failed(e, *envelope.head(), body.len())),
         }
         Ok(())
     }
 
     #[cold]
-    fn tell_mismatch(&mut self, envelope: &Envelope) -> Error {
+    fn tell_mismatch(&mut self, reply: EnvelopeHead) -> Error {
         let why = self.mismatch.clone().unwrap_or_default();
-        if let Err(e) = self.tell(envelope, Undelivered::Mismatch, &why) {
+        if let Err(e) = self.tell(reply, Undelivered::Mismatch, &why) {
             return e;
         }
         let on = self.publisher.topic_name().to_owned();
@@ -236,13 +236,13 @@ impl Lane {
 
     /// What became of a reply that could not be sent.
     #[cold]
-    fn failed(&mut self, failed: Error, envelope: &Envelope, len: usize) -> Error {
+    fn failed(&mut self, failed: Error, reply: EnvelopeHead, len: usize) -> Error {
         match failed.kind() {
             ErrorKind::Full | ErrorKind::TimedOut => self.is_stuck = true,
             ErrorKind::TooLong => {
                 let max_len = self.publisher.max_len();
                 let why = format!("the reply has {len} bytes, and the inbox takes {max_len}");
-                if let Err(e) = self.tell(envelope, Undelivered::TooLong, &why) {
+                if let Err(e) = self.tell(reply, Undelivered::TooLong, &why) {
                     return e;
                 }
             }
@@ -260,13 +260,13 @@ impl Lane {
         self.publisher.wait_for_room(envelope, len).await
     }
 
-    /// Tells the client why it does not get the reply that this envelope is of, if there is room.
-    pub fn tell(&mut self, envelope: &Envelope, what: Undelivered, why: &str) -> Result<()> {
-        let head = EnvelopeHead {
-            flags: EnvelopeHead::UNDELIVERED,
-            ..*envelope.head()
-        };
-        let envelope = Envelope::new(Kind::Reply).with_head(head);
+    /// Tells the client why it does not get the reply with this head, if there is room.
+    pub fn tell(&mut self, reply: EnvelopeHead, what: Undelivered, why: &str) -> Result<()> {
+        let envelope = Envelope::bare(EnvelopeHead {
+            correlation: reply.correlation,
+            part: reply.part,
+            ..EnvelopeHead::new(Kind::Reply.number(), EnvelopeHead::UNDELIVERED)
+        });
         let payload = Refusal::to_bytes(what as u32, why);
         self.publisher
             .send_within(&envelope, &payload, Some(Duration::ZERO))

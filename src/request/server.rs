@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::post::Body;
 use super::route::{self, Lane, Route};
@@ -130,7 +130,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     /// # Errors
     ///
     /// As for [`Consumer::recv`].
-    #[inline]
+    #[inline(always)]
     pub fn recv(&mut self) -> Result<Request<Q, R>> {
         loop {
             let delivery = self.consumer.recv()?;
@@ -145,7 +145,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     /// # Errors
     ///
     /// As for [`recv`](Self::recv).
-    #[inline]
+    #[inline(always)]
     pub fn try_recv(&mut self) -> Result<Option<Request<Q, R>>> {
         while let Some(delivery) = self.consumer.try_recv()? {
             let request = self.admit(delivery)?;
@@ -196,14 +196,14 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     }
 
     /// What was received, if it is still worth anything.
-    #[inline]
+    #[inline(always)]
     fn admit(&mut self, mut delivery: Delivery<Q>) -> Result<Option<Request<Q, R>>> {
         if self.seen_roster != roster::state(&self.service.files.control) {
             self.thin_out();
         }
-        let head = delivery.head().unwrap_or(&NO_ENVELOPE);
-        let is_late = envelope::time_left(head) == Some(Duration::ZERO);
-        let is_once = head.flags & EnvelopeHead::ONCE != 0;
+        let head = delivery.head().unwrap_or(&EnvelopeHead::NONE);
+        let is_late = envelope::time_left(head.deadline_ns) == Some(Duration::ZERO);
+        let is_once = head.has(EnvelopeHead::ONCE);
         let reply_to = Some(head.reply_to).filter(|&inbox| inbox != 0);
         let route = reply_to.map(|inbox| self.route(inbox));
         let is_unwanted = matches!(route, Some(None));
@@ -222,7 +222,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     }
 
     /// The way to an inbox. `None`: it is gone.
-    #[inline]
+    #[inline(always)]
     fn route(&mut self, inbox: u64) -> Option<Arc<Route>> {
         match &self.last {
             Some(last) if last.inbox == inbox => Some(Arc::clone(last)),
@@ -230,6 +230,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
         }
     }
 
+    #[cold]
     fn find_route(&mut self, inbox: u64) -> Option<Arc<Route>> {
         let route = match self.routes.get(&inbox) {
             Some(route) => Arc::clone(route),
@@ -296,20 +297,6 @@ pub struct Request<Q: ?Sized + Payload = [u8], R: ?Sized + Payload = [u8]> {
     kind: PhantomData<fn(&R)>,
 }
 
-/// What a message says that has none.
-const NO_ENVELOPE: EnvelopeHead = EnvelopeHead {
-    correlation: 0,
-    reply_to: 0,
-    deadline_ns: 0,
-    sent_ns: 0,
-    type_id: 0,
-    part: 0,
-    kind: 0,
-    flags: 0,
-    hops: 0,
-    extension_len: 0,
-};
-
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> fmt::Debug for Request<Q, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
@@ -327,12 +314,12 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Deref for Request<Q, R> {
 }
 
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
-    #[inline]
+    #[inline(always)]
     fn head(&self) -> &EnvelopeHead {
-        self.delivery().head().unwrap_or(&NO_ENVELOPE)
+        self.delivery().head().unwrap_or(&EnvelopeHead::NONE)
     }
 
-    #[inline]
+    #[inline(always)]
     fn delivery(&self) -> &Delivery<Q> {
         self.delivery
             .as_ref()
@@ -342,7 +329,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// What kind of message it is; `None`: it has no envelope.
     #[must_use]
     pub fn message_kind(&self) -> Option<Kind> {
-        let kind = self.head().kind;
+        let kind = self.head().kind();
         (kind != 0).then(|| Kind::from_number(kind))
     }
 
@@ -367,7 +354,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// How long the reply is worth anything yet; `None`: as long as it takes.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
-        envelope::time_left(self.head())
+        envelope::time_left(self.head().deadline_ns)
     }
 
     /// Whether the reply is not wanted any more: its client has cancelled the request or has left, or the time has passed. A
@@ -385,7 +372,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// client means another type: the client is told. `Full` if there was no room in the inbox in time: the client is told
     /// when it looks. After these, the request is done with. `LeaseLost` if it was taken away. `NoSpace` and the like if the
     /// lane in the inbox can't be made: the request is given back. `Forked`, and the system's.
-    #[inline]
+    #[inline(always)]
     pub fn reply(self, reply: &R) -> Result<()> {
         self.answer(0, Body::Bytes(reply.bytes()))
     }
@@ -400,7 +387,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         self.answer(EnvelopeHead::REFUSED, Body::Bytes(&payload))
     }
 
-    #[inline]
+    #[inline(always)]
     fn answer(mut self, flags: u8, body: Body<'_>) -> Result<()> {
         let time_left = self.check_wanted()?;
         let Some(route) = &self.route else {
@@ -424,9 +411,12 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         failed
     }
 
-    #[inline]
+    #[inline(always)]
     fn ack(&mut self) -> Result<()> {
-        self.delivery.take().map_or(Ok(()), Delivery::ack)
+        match self.delivery.take() {
+            Some(delivery) => delivery.ack(),
+            None => Ok(()),
+        }
     }
 
     /// Ends it without a reply: the client sees why when it looks.
@@ -442,7 +432,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     }
 
     /// Before a reply: an error, and it is done with, if that is not wanted.
-    #[inline]
+    #[inline(always)]
     fn check_wanted(&mut self) -> Result<Duration> {
         let wanted = self.while_wanted();
         if wanted.is_err() {
@@ -453,7 +443,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     }
 
     /// How long a reply is wanted yet; an error, if it is not.
-    #[inline]
+    #[inline(always)]
     fn while_wanted(&self) -> Result<Duration> {
         if self.delivery().is_wanted()? {
             match self.time_left() {
@@ -466,27 +456,32 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     }
 
     /// The envelope of a reply.
-    #[inline]
+    #[inline(always)]
     fn envelope_of(&self, flags: u8, part: u64) -> Envelope {
         let head = self.head();
-        let mut envelope = Envelope::new(Kind::Reply);
-        if head.hops > 0
-            && let Some(ours) = self.envelope()
-        {
-            envelope = ours.trace().fold(envelope, Envelope::passed_on_by);
-        }
-        let envelope = envelope.with_head(EnvelopeHead {
+        let sent_ns = match head.sent_ns {
+            0 => 0,
+            _ => envelope::since_1970(SystemTime::now()),
+        };
+        let envelope = Envelope::bare(EnvelopeHead {
             correlation: head.correlation,
-            type_id: R::type_id(),
+            sent_ns,
+            type_id: R::TYPE_ID,
             part,
-            kind: Kind::Reply.number(),
-            flags,
-            hops: head.hops,
-            ..EnvelopeHead::default()
+            ..EnvelopeHead::new(Kind::Reply.number(), flags)
         });
-        match head.sent_ns {
+        match head.hops() {
             0 => envelope,
-            _ => envelope.sent_now(),
+            _ => self.trace_on(envelope),
+        }
+    }
+
+    /// With the way that the request has come.
+    #[cold]
+    fn trace_on(&self, envelope: Envelope) -> Envelope {
+        match self.envelope() {
+            Some(ours) => ours.trace().fold(envelope, Envelope::passed_on_by),
+            None => envelope,
         }
     }
 
@@ -520,12 +515,8 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         let ours = self
             .envelope()
             .unwrap_or_else(|| Envelope::new(Kind::Command));
-        let head = EnvelopeHead {
-            type_id: P::type_id(),
-            ..*ours.head()
-        };
         let envelope = ours
-            .with_head(head)
+            .of_type_id(P::TYPE_ID)
             .passed_on_by(self.delivery().queue_name());
         to.push_within(&envelope, message, Some(time_left))?;
         self.ack()
@@ -547,7 +538,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for Request<Q, R> {
     fn drop(&mut self) {
         let is_ours = |delivery: &Delivery<Q>| delivery.is_wanted().is_ok();
         let is_ours = self.delivery.as_ref().is_some_and(is_ours);
-        if !is_ours || self.head().flags & EnvelopeHead::ONCE == 0 {
+        if !is_ours || !self.head().has(EnvelopeHead::ONCE) {
             // Given back, if it is there.
             return;
         }
@@ -555,7 +546,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for Request<Q, R> {
         let told = self
             .route
             .as_ref()
-            .map(|route| route.tell(&self.envelope_of(0, 0), Undelivered::GivenUp, why));
+            .map(|route| route.tell(*self.envelope_of(0, 0).head(), Undelivered::GivenUp, why));
         // What can't be told here is when the client looks.
         let _ = match told {
             Some(Ok(())) => self.ack(),
@@ -678,7 +669,11 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for ReplySink<Q, R> {
             && has_begun
         {
             let why = "the server ended in the midst of its replies";
-            let told = lane.tell(&request.envelope_of(0, *part), Undelivered::GivenUp, why);
+            let told = lane.tell(
+                *request.envelope_of(0, *part).head(),
+                Undelivered::GivenUp,
+                why,
+            );
             // What can't be told here is when the client looks.
             let _ = match told {
                 Ok(()) => request.ack(),

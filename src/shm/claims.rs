@@ -270,7 +270,7 @@ impl Claims {
     }
 
     /// Moves the head over all that is acknowledged, after [`ack`](Self::ack), and wakes the writer if that was waited for.
-    #[inline]
+    #[inline(never)]
     pub fn advance(&self) {
         // Total order with the fence of who acknowledges a neighbour: one of us sees the other's claim.
         swap_fence();
@@ -444,7 +444,7 @@ impl Walk {
     }
 
     /// The next message that nobody has.
-    #[inline]
+    #[inline(always)]
     pub fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
         let again = self.claims.again.load(Ordering::Relaxed);
         if again != self.again {
@@ -497,7 +497,7 @@ impl Walk {
     }
 
     /// Claims what was found, for a consumer. `None`: somebody was faster.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, offer: Offer, owner: u64) -> Option<Claim> {
         let Offer {
             found,

@@ -306,6 +306,34 @@ impl Writer {
         self.ring.copy_in(at, payload);
     }
 
+    /// Writes the beginning of an envelope: word by word, as it was made just now.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub fn write_head(&self, at: u64, head: &EnvelopeHead) {
+        let EnvelopeHead {
+            correlation,
+            reply_to,
+            deadline_ns,
+            sent_ns,
+            type_id,
+            part,
+            marks,
+        } = *head;
+        let words = [
+            correlation,
+            reply_to,
+            deadline_ns,
+            sent_ns,
+            type_id,
+            part,
+            marks,
+        ];
+        for (at, word) in (at..).step_by(8).zip(words) {
+            // As in `write`.
+            self.ring.word(at).store(word, Ordering::Relaxed);
+        }
+    }
+
     /// Lets a claim be written in place with [`loan`](Self::loan): also if it is never given back, the words there are
     /// not taken for cleared any more.
     #[inline]

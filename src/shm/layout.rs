@@ -524,14 +524,10 @@ pub struct EnvelopeHead {
     pub type_id: u64,
     /// Which part of a reply this is, from 0.
     pub part: u64,
-    /// What kind of message.
-    pub kind: u8,
-    /// [`EnvelopeHead::MORE`] and the like.
-    pub flags: u8,
-    /// How many services it has come through.
-    pub hops: u16,
-    /// Bytes of the extension, a multiple of 8.
-    pub extension_len: u32,
+    /// From the lowest byte up: what kind of message, flags, how many services it has come through (2 bytes), and bytes of the
+    /// extension (4), a multiple of 8. One word: what was written as several can't be copied as one before it has left the
+    /// processor's store buffer.
+    pub marks: u64,
 }
 
 impl EnvelopeHead {
@@ -549,6 +545,59 @@ impl EnvelopeHead {
     /// Bytes in it.
     #[cfg(not(loom))]
     pub const SIZE: usize = size_of::<Self>();
+
+    /// What a message says that has none.
+    pub const NONE: Self = Self::new(0, 0);
+
+    /// One that says nothing but this.
+    #[inline]
+    pub const fn new(kind: u8, flags: u8) -> Self {
+        Self {
+            correlation: 0,
+            reply_to: 0,
+            deadline_ns: 0,
+            sent_ns: 0,
+            type_id: 0,
+            part: 0,
+            marks: kind as u64 | (flags as u64) << 8,
+        }
+    }
+
+    /// What kind of message.
+    #[inline]
+    pub const fn kind(&self) -> u8 {
+        self.marks as u8
+    }
+
+    /// [`EnvelopeHead::MORE`] and the like.
+    #[inline]
+    pub const fn flags(&self) -> u8 {
+        (self.marks >> 8) as u8
+    }
+
+    /// Whether one of these is set.
+    #[inline]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.flags() & flags != 0
+    }
+
+    /// How many services it has come through.
+    #[inline]
+    pub const fn hops(&self) -> u16 {
+        (self.marks >> 16) as u16
+    }
+
+    /// Bytes of the extension.
+    #[inline]
+    pub const fn extension_len(&self) -> u32 {
+        (self.marks >> 32) as u32
+    }
+
+    /// With so many services that it has come through, and bytes of the extension.
+    pub const fn with(self, hops: u16, extension_len: u32) -> Self {
+        let marks = self.marks & 0xffff | (hops as u64) << 16 | (extension_len as u64) << 32;
+        Self { marks, ..self }
+    }
 
     /// Bytes before the payload in `body`, which begins with an envelope. `None`: it contradicts itself.
     #[cfg(not(loom))]
@@ -608,7 +657,7 @@ const _: () = {
     assert!(offset_of!(TableHeader, owner) == 128);
     assert!(offset_of!(TableHeader, used) == 256);
     assert!(size_of::<TableHeader>() <= PAGE);
-    assert!(offset_of!(EnvelopeHead, extension_len) + 4 == EnvelopeHead::SIZE);
+    assert!(offset_of!(EnvelopeHead, marks) + 8 == EnvelopeHead::SIZE);
     assert!(size_of::<Slot>() == 64 && offset_of!(Slot, position) == 8);
     assert!(align_of::<LaneHeader>() <= PAGE);
 };
