@@ -9,8 +9,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::consumer::Taken;
 pub use self::consumer::{Consumer, ConsumerBuilder};
 pub use self::delivery::{Deliveries, Delivery};
+pub(crate) use self::delivery::{Item, Share};
 pub use self::records::DeadLetter;
 
 use crate::bus::{Bus, TopicBuilder, TopicInner, escape};

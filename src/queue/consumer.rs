@@ -282,7 +282,7 @@ impl<T: ?Sized + Payload> Consumer<T> {
             if let Some(delivery) = self.try_recv()? {
                 return Ok(delivery);
             }
-            Ready::new(&mut self.desk, &mut self.sleep).await?;
+            self.wait_for_offer().await?;
         }
     }
 
@@ -298,8 +298,26 @@ impl<T: ?Sized + Payload> Consumer<T> {
 
     #[inline(always)]
     fn within(&mut self, patience: Option<Duration>) -> Result<Option<Delivery<T>>> {
-        let taken = self.desk.next(patience)?;
-        Ok(taken.map(|(share, item)| Delivery::new(share, item)))
+        let deliver = |share: &Arc<Share>, item| Delivery::new(Arc::clone(share), item);
+        Ok(self.take(patience, deliver)?.map(|taken| match taken {
+            Taken::Common(delivery) => delivery,
+            Taken::Rare(rare) => Delivery::new(rare.0, rare.1),
+        }))
+    }
+
+    /// The next message, waited for at most so long: what `hand_out` makes of it, if it is as most are.
+    #[inline(always)]
+    pub(crate) fn take<D>(
+        &mut self,
+        patience: Option<Duration>,
+        hand_out: impl FnOnce(&Arc<Share>, Item) -> D,
+    ) -> Result<Option<Taken<D>>> {
+        self.desk.next(patience, hand_out)
+    }
+
+    /// Ready when there is a message that nobody has, or damage to tell.
+    pub(crate) async fn wait_for_offer(&mut self) -> Result<()> {
+        Ready::new(&mut self.desk, &mut self.sleep).await
     }
 
     /// The next messages of one producer that nobody has, at least one and at most `max`. Waits for the first one.
@@ -327,8 +345,11 @@ impl<T: ?Sized + Payload> Consumer<T> {
     }
 
     fn batch(&mut self, patience: Option<Duration>, max: usize) -> Result<Option<Deliveries<T>>> {
-        let Some((share, item)) = self.desk.next(patience)? else {
-            return Ok(None);
+        let first = self.take(patience, |share, item| (Arc::clone(share), item))?;
+        let (share, item) = match first {
+            Some(Taken::Common(first)) => first,
+            Some(Taken::Rare(first)) => *first,
+            None => return Ok(None),
         };
         let items = self.desk.more(&share, item, max);
         Ok(Some(Deliveries::new(share, items)))
@@ -550,7 +571,7 @@ impl Inbox {
 
     /// Claims the next message of a lane, if there is one that nobody has.
     #[inline(always)]
-    fn claim(&mut self, index: usize) -> Result<Option<(Arc<Share>, Item)>> {
+    fn claim(&mut self, index: usize) -> Result<Option<Item>> {
         loop {
             let source = &mut self.sources[index];
             let offer = match source.find() {
@@ -561,7 +582,7 @@ impl Inbox {
             if let Some(claim) = source.walk.take(offer, self.seat.cursor.id)
                 && let Some(item) = source.share.accept(offer.found, claim)
             {
-                return Ok(Some((Arc::clone(&source.share), item)));
+                return Ok(Some(item));
             }
         }
     }
@@ -574,6 +595,14 @@ struct Leases {
     next: Option<Instant>,
 }
 
+/// A message that was taken.
+pub(crate) enum Taken<D> {
+    /// As most are.
+    Common(D),
+    /// With something beside it.
+    Rare(Box<(Arc<Share>, Item)>),
+}
+
 /// What is found beyond the lane that is walked now.
 enum Further {
     /// Nothing, in the time that there was.
@@ -581,7 +610,7 @@ enum Further {
     /// What is worth another look.
     Look,
     /// A message of another topic.
-    Taken(Box<(Arc<Share>, Item)>),
+    Rare(Box<(Arc<Share>, Item)>),
 }
 
 /// A consumer of whatever type.
@@ -607,19 +636,28 @@ struct Desk {
 impl Desk {
     /// The next message, waited for at most so long; `None` waits for ever, zero not at all.
     #[inline(always)]
-    fn next(&mut self, patience: Option<Duration>) -> Result<Option<(Arc<Share>, Item)>> {
+    fn next<D>(
+        &mut self,
+        patience: Option<Duration>,
+        hand_out: impl FnOnce(&Arc<Share>, Item) -> D,
+    ) -> Result<Option<Taken<D>>> {
         self.queue.seat.check_fork()?;
         if patience == Some(Duration::ZERO) {
             self.looks = 1;
         }
         let mut waiter = None;
         loop {
-            if let Some(taken) = self.look_closely()? {
-                return Ok(Some(taken));
+            match self.look_closely()? {
+                Some(Taken::Common(item)) => {
+                    let share = &self.queue.sources[self.at].share;
+                    return Ok(Some(Taken::Common(hand_out(share, item))));
+                }
+                Some(Taken::Rare(rare)) => return Ok(Some(Taken::Rare(rare))),
+                None => {}
             }
             match self.look_further(patience, &mut waiter)? {
                 Further::Look => {}
-                Further::Taken(taken) => return Ok(Some(*taken)),
+                Further::Rare(rare) => return Ok(Some(Taken::Rare(rare))),
                 Further::Nothing => return Ok(None),
             }
         }
@@ -627,7 +665,7 @@ impl Desk {
 
     /// Looks at the lane that is walked now, and at nothing else.
     #[inline(always)]
-    fn look_closely(&mut self) -> Result<Option<(Arc<Share>, Item)>> {
+    fn look_closely(&mut self) -> Result<Option<Taken<Item>>> {
         if self.turn >= TURN || self.at >= self.queue.sources.len() {
             return Ok(None);
         }
@@ -635,11 +673,16 @@ impl Desk {
             if look > 0 {
                 hint::spin_loop();
             }
-            if let Some((share, item)) = self.queue.claim(self.at)? {
+            if let Some(item) = self.queue.claim(self.at)? {
                 self.turn += 1;
-                let taken = self.fit(share, item)?;
-                if taken.is_some() {
-                    return Ok(taken);
+                let max = self.home.max_attempts;
+                let is_common = item.is_plain() && (max == 0 || item.attempts() <= max);
+                if is_common && self.size.is_none_or(|size| size == item.len()) {
+                    return Ok(Some(Taken::Common(item)));
+                }
+                let share = Arc::clone(&self.queue.sources[self.at].share);
+                if let Some(rare) = self.fit(share, item)? {
+                    return Ok(Some(Taken::Rare(rare)));
                 }
             }
         }
@@ -684,10 +727,11 @@ impl Desk {
         let retries = self.retries.as_ref().map_or(0, |inbox| inbox.sources.len());
         for index in 0..retries {
             while let Some(inbox) = &mut self.retries
-                && let Some((share, item)) = inbox.claim(index)?
+                && let Some(item) = inbox.claim(index)?
             {
-                if let Some(taken) = self.fit(share, item)? {
-                    return Ok(Further::Taken(Box::new(taken)));
+                let share = Arc::clone(&inbox.sources[index].share);
+                if let Some(rare) = self.fit(share, item)? {
+                    return Ok(Further::Rare(rare));
                 }
             }
         }
@@ -723,23 +767,12 @@ impl Desk {
         items
     }
 
-    /// What was claimed, if it may be delivered; else it becomes a dead letter. (By value, so that a common one need not go
-    /// through memory.)
-    #[inline(always)]
-    fn fit(&mut self, share: Arc<Share>, item: Item) -> Result<Option<(Arc<Share>, Item)>> {
-        let max = self.home.max_attempts;
-        let is_common = item.is_plain() && (max == 0 || item.attempts() <= max);
-        if is_common && self.size.is_none_or(|size| size == item.len()) {
-            return Ok(Some((share, item)));
-        }
-        self.fit_slowly(share, item)
-    }
-
+    /// What was claimed, if it may be delivered; else it becomes a dead letter.
     #[inline(never)]
-    fn fit_slowly(&mut self, share: Arc<Share>, item: Item) -> Result<Option<(Arc<Share>, Item)>> {
+    fn fit(&mut self, share: Arc<Share>, item: Item) -> Result<Option<Box<(Arc<Share>, Item)>>> {
         if let Some(put_off) = item.put_off() {
             let said = self.say_moved(put_off);
-            said.inspect_err(|_| share.give_back(&item))?;
+            said.inspect_err(|_| share.give_back(item.claim))?;
         }
         let max = self.home.max_attempts;
         let len = share.payload(&item).len() as u64;
@@ -752,7 +785,7 @@ impl Desk {
         } else if share.seat.is_for_retries() && item.put_off().is_none() {
             String::from("it is no message that was put off")
         } else {
-            return Ok(Some((share, item)));
+            return Ok(Some(Box::new((share, item))));
         };
         self.bury(&share, &item, &reason)?;
         Ok(None)

@@ -24,7 +24,7 @@ use crate::wait::now_ns;
 
 /// What all that a consumer has is for: a group of a queue.
 #[derive(Debug)]
-pub(super) struct Home {
+pub(crate) struct Home {
     pub topic: Arc<TopicInner>,
     /// The group's name.
     pub group: String,
@@ -41,14 +41,14 @@ pub(super) struct Home {
 
 /// The group's own lanes, once they are needed.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     dead: Option<Publisher>,
     put_off: Option<Publisher>,
 }
 
 /// A consumer's place in a topic. It is kept, with its claims, as long as a delivery is held.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(crate) struct Seat {
     pub home: Arc<Home>,
     /// The queue, or its group's retry topic.
     pub topic: Arc<TopicInner>,
@@ -110,7 +110,7 @@ impl Drop for Seat {
 
 /// What a consumer has of one lane.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     pub seat: Arc<Seat>,
     pub lane: u64,
     pub claims: Claims,
@@ -118,9 +118,9 @@ pub(super) struct Share {
     is_plain: bool,
 }
 
-/// A message that was claimed.
+/// A message that was claimed, to be finished by its [`Share`].
 #[derive(Debug)]
-pub(super) struct Item {
+pub(crate) struct Item {
     pub found: Found,
     pub claim: Claim,
     /// Bytes of its envelope, unless that contradicts itself.
@@ -138,6 +138,17 @@ struct Beside {
 }
 
 impl Item {
+    /// It is done with: whoever drops it does nothing more.
+    #[inline(always)]
+    pub fn set_done(&mut self) {
+        self.claim = DONE;
+    }
+
+    #[inline(always)]
+    pub fn is_done(&self) -> bool {
+        self.claim == DONE
+    }
+
     /// Whether it has nothing beside it, and no envelope that contradicts itself.
     #[inline]
     pub fn is_plain(&self) -> bool {
@@ -150,8 +161,8 @@ impl Item {
         self.found.word.len() - self.envelope as u64
     }
 
-    #[inline]
-    pub fn put_off(&self) -> Option<&PutOff> {
+    #[inline(always)]
+    pub(super) fn put_off(&self) -> Option<&PutOff> {
         self.beside.as_ref()?.put_off.as_ref()
     }
 
@@ -259,15 +270,16 @@ impl Share {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn payload<'a>(&'a self, item: &'a Item) -> &'a [u8] {
         self.parts(item).1
     }
 
-    fn lost(&self, item: &Item, tried: &'static str) -> Error {
+    #[cold]
+    fn lost(&self, claim: Claim, tried: &'static str) -> Error {
         let why = format!(
             "message {} of lane {} was taken away from this consumer: its lease had run out, or its group was removed",
-            item.claim.sequence(),
+            claim.sequence(),
             self.lane
         );
         let on = Arc::clone(&self.seat.home.topic.files.name);
@@ -276,24 +288,58 @@ impl Share {
         )
     }
 
+    pub fn envelope(&self, item: &Item) -> Option<Envelope> {
+        Envelope::read(self.parts(item).0)
+    }
+
+    /// The beginning of its envelope.
     #[inline(always)]
-    fn ack(&self, item: &Item) -> Result<()> {
-        self.end(item, Fate::Acked)
+    pub fn head<'a>(&'a self, item: &'a Item) -> &'a EnvelopeHead {
+        let (envelope, _) = self.parts(item);
+        match EnvelopeHead::ref_from_prefix(envelope) {
+            Ok((head, _)) => head,
+            Err(_) => &EnvelopeHead::NONE,
+        }
+    }
+
+    /// Whether it is still this consumer's, and wanted.
+    #[inline(always)]
+    pub fn is_wanted(&self, claim: Claim) -> Result<bool> {
+        self.seat.check_fork()?;
+        Ok(self.claims.holds(claim))
+    }
+
+    /// Before it is shown to anyone: nobody else is to get it, whatever happens. `None`: it is not wanted any more, or was
+    /// taken away.
+    pub fn begin_once(&self, claim: Claim) -> Option<Claim> {
+        self.claims.begin_once(claim)
+    }
+
+    pub fn queue_name(&self) -> &str {
+        &self.seat.home.topic.files.name
     }
 
     #[inline(always)]
-    fn end(&self, item: &Item, fate: Fate) -> Result<()> {
+    pub fn ack(&self, claim: Claim) -> Result<()> {
+        self.end(claim, Fate::Acked)
+    }
+
+    /// It is done with, in this way.
+    #[inline(always)]
+    pub fn end(&self, claim: Claim, fate: Fate) -> Result<()> {
         self.seat.check_fork()?;
-        if !self.claims.end(item.claim, fate) {
-            return Err(self.lost(item, "acknowledge a message of"));
+        if !self.claims.end(claim, fate) {
+            return Err(self.lost(claim, "acknowledge a message of"));
         }
         self.claims.advance();
         Ok(())
     }
 
-    /// Gives it back to the group, if it is still ours.
-    pub fn give_back(&self, item: &Item) {
-        if self.seat.check_fork().is_ok() && self.claims.free(item.claim) {
+    /// Gives it back to the group, if it is still ours and not done with.
+    #[inline]
+    pub fn give_back(&self, claim: Claim) {
+        let is_done = claim == DONE || self.seat.check_fork().is_err();
+        if !is_done && self.claims.free(claim) {
             self.offer();
         }
     }
@@ -322,13 +368,13 @@ impl Share {
         };
         let letter = letter.to_bytes();
         if !self.claims.holds(item.claim) {
-            return Err(self.lost(item, "give up a message of"));
+            return Err(self.lost(item.claim, "give up a message of"));
         }
         let envelope = Envelope::read(envelope);
         self.copy_to(&home.dead_letter, envelope, &letter, |outbox| {
             &mut outbox.dead
         })?;
-        self.end(item, Fate::Died)?;
+        self.end(item.claim, Fate::Died)?;
         // If it was a request, its client looks what has become of it.
         roster::changed(&home.topic.files.control);
         Ok(())
@@ -338,7 +384,7 @@ impl Share {
     fn put_off(&self, item: &Item, after: Duration) -> Result<()> {
         self.seat.check_fork()?;
         let Some(moving) = self.claims.begin_move(item.claim) else {
-            return Err(self.lost(item, "put off a message of"));
+            return Err(self.lost(item.claim, "put off a message of"));
         };
         let home = &self.seat.home;
         let (lane, sequence) = self.origin(item);
@@ -452,40 +498,7 @@ impl<T: ?Sized + Payload> Delivery<T> {
     /// What goes with it, if it has an envelope.
     #[must_use]
     pub fn envelope(&self) -> Option<Envelope> {
-        Envelope::read(self.share.parts(&self.item).0)
-    }
-
-    /// The beginning of its envelope.
-    #[inline(always)]
-    pub(crate) fn head(&self) -> Option<&EnvelopeHead> {
-        let (envelope, _) = self.share.parts(&self.item);
-        let (head, _) = EnvelopeHead::ref_from_prefix(envelope).ok()?;
-        Some(head)
-    }
-
-    /// Before it is shown to anyone: nobody else is to get it, whatever happens. `false`: it is not wanted any more, or was
-    /// taken away.
-    pub(crate) fn begin_once(&mut self) -> bool {
-        let once = self.share.claims.begin_once(self.item.claim);
-        self.item.claim = once.unwrap_or(self.item.claim);
-        once.is_some()
-    }
-
-    /// Whether it is still this consumer's, and wanted.
-    #[inline]
-    pub(crate) fn is_wanted(&self) -> Result<bool> {
-        self.share.seat.check_fork()?;
-        Ok(self.share.claims.holds(self.item.claim))
-    }
-
-    /// It is done with, in this way.
-    #[inline(always)]
-    pub(crate) fn end(self, fate: Fate) -> Result<()> {
-        self.finish(|share, item| share.end(item, fate))
-    }
-
-    pub(crate) fn queue_name(&self) -> &str {
-        &self.share.seat.home.topic.files.name
+        self.share.envelope(&self.item)
     }
 
     /// The number of the lane it was pushed to: one for each producer at a time.
@@ -507,8 +520,8 @@ impl<T: ?Sized + Payload> Delivery<T> {
     /// `LeaseLost` if it was taken away before: then another has it, or has done it. `Forked`.
     #[inline(always)]
     pub fn ack(mut self) -> Result<()> {
-        let acked = self.share.ack(&self.item);
-        self.item.claim = DONE;
+        let acked = self.share.ack(self.item.claim);
+        self.item.set_done();
         acked
     }
 
@@ -537,7 +550,7 @@ impl<T: ?Sized + Payload> Delivery<T> {
     fn finish(mut self, how: impl FnOnce(&Share, &Item) -> Result<()>) -> Result<()> {
         let done = how(&self.share, &self.item);
         if done.is_ok() {
-            self.item.claim = DONE;
+            self.item.set_done();
         }
         done
     }
@@ -554,9 +567,7 @@ impl<T: ?Sized + Payload> Deref for Delivery<T> {
 impl<T: ?Sized> Drop for Delivery<T> {
     #[inline]
     fn drop(&mut self) {
-        if self.item.claim != DONE {
-            self.share.give_back(&self.item);
-        }
+        self.share.give_back(self.item.claim);
     }
 }
 
@@ -629,7 +640,7 @@ impl<T: ?Sized + Payload> Deliveries<T> {
         let mut lost = None;
         for item in &items {
             if !self.share.claims.ack(item.claim) {
-                lost = Some(self.share.lost(item, "acknowledge a message of"));
+                lost = Some(self.share.lost(item.claim, "acknowledge a message of"));
             }
         }
         self.share.claims.advance();
@@ -652,7 +663,7 @@ impl<T: ?Sized + Payload> Deliveries<T> {
 impl<T: ?Sized> Drop for Deliveries<T> {
     fn drop(&mut self) {
         for item in &self.items {
-            self.share.give_back(item);
+            self.share.give_back(item.claim);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::pending::{Pending, Shared};
-use super::post::{Arrived, Ask, Awaited, Body, Post};
+use super::post::{Arrived, Ask, Awaited, Body, Bytes, Filled, Post};
 use super::{Answer, DEFAULT_SERVICE_CAPACITY, Refusal, Undelivered};
 use crate::bus::TopicInner;
 use crate::envelope::{Envelope, Kind};
@@ -213,7 +213,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
     /// and the like when lane and inbox are made, `Corrupt`, `Forked`, and the system's.
     #[inline(always)]
     pub fn call(&mut self, request: &Q) -> Result<Answer<Reply<'_, R>>> {
-        self.call_body(None, Body::Bytes(request.bytes()))
+        self.call_body(None, Bytes(request.bytes()))
     }
 
     /// The same, treated otherwise than by default.
@@ -227,14 +227,14 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
         options: &CallOptions,
         request: &Q,
     ) -> Result<Answer<Reply<'_, R>>> {
-        self.call_body(Some(options), Body::Bytes(request.bytes()))
+        self.call_body(Some(options), Bytes(request.bytes()))
     }
 
     #[inline(always)]
     fn call_body(
         &mut self,
         options: Option<&CallOptions>,
-        body: Body<'_>,
+        body: impl Body,
     ) -> Result<Answer<Reply<'_, R>>> {
         let Self { desk, own, .. } = self;
         let post = match own {
@@ -299,7 +299,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
                 self.shared.get_or_init(|| ours)
             }
         };
-        Pending::start(shared, options, Body::Bytes(request.bytes()))
+        Pending::start(shared, options, Bytes(request.bytes()))
     }
 
     /// Asks for several replies.
@@ -345,7 +345,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
             Some(post) => post,
             None => self.desk.open::<Q, R>()?,
         };
-        let ask = post.ask(options, Body::Bytes(request.bytes()))?;
+        let ask = post.ask(options, Bytes(request.bytes()))?;
         Ok(ReplyStream {
             service: Arc::clone(&post.service.files.name),
             post: Some(post),
@@ -373,9 +373,9 @@ impl<R: ?Sized + Payload> Client<[u8], R> {
     pub fn call_filled(
         &mut self,
         len: usize,
-        mut fill: impl FnMut(&mut [u8]),
+        fill: impl FnMut(&mut [u8]),
     ) -> Result<Answer<Reply<'_, R>>> {
-        self.call_body(None, Body::Filled(len, &mut fill))
+        self.call_body(None, Filled(len, fill))
     }
 }
 

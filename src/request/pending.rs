@@ -236,12 +236,14 @@ impl Desk {
     fn send(
         &mut self,
         draft: &Draft,
-        body: &mut Body<'_>,
+        body: &mut impl Body,
         patience: Duration,
-    ) -> Result<Option<Ask>> {
+    ) -> Result<Option<u64>> {
         let sent = self.post.send(draft, body, patience);
-        match &sent {
-            Ok(Some(ask)) => self.book.place(ask.correlation).sequence = ask.sequence(),
+        match sent {
+            Ok(Some(sequence)) => {
+                self.book.place(draft.ask.correlation).sequence = sequence as u32;
+            }
             Ok(None) => {}
             Err(_) => self.book.forget(draft.ask.correlation, 0),
         }
@@ -464,17 +466,17 @@ impl<R: ?Sized + Payload> Pending<R> {
     pub(super) fn start(
         shared: &Arc<Shared>,
         options: &CallOptions,
-        mut body: Body<'_>,
+        mut body: impl Body,
     ) -> Result<Self> {
         shared.check_fork()?;
-        let sent = shared.with(|Table { desk, .. }| {
+        let (mut ask, sent) = shared.with(|Table { desk, .. }| {
             let draft = desk.draft(options);
             let sent = desk.send(&draft, &mut body, Duration::ZERO)?;
-            Ok(sent.ok_or_else(|| Box::new(draft)))
+            Ok((draft.ask, sent.ok_or_else(|| Box::new(draft.clone()))))
         })?;
-        let ask = match sent {
-            Ok(ask) => ask,
-            Err(draft) => Self::start_slowly(shared, &draft, body)?,
+        ask.sequence = match sent {
+            Ok(sequence) => sequence,
+            Err(draft) => Self::send_slowly(shared, &draft, body)?,
         };
         Ok(Self {
             shared: Arc::clone(shared),
@@ -484,15 +486,15 @@ impl<R: ?Sized + Payload> Pending<R> {
     }
 
     #[cold]
-    fn start_slowly(shared: &Arc<Shared>, draft: &Draft, mut body: Body<'_>) -> Result<Ask> {
+    fn send_slowly(shared: &Arc<Shared>, draft: &Draft, mut body: impl Body) -> Result<u64> {
         loop {
             // Not for long while it is locked: others look for replies, and servers wait for room for them.
             let sent = shared.with(|Table { desk, .. }| {
                 desk.file_all();
                 desk.send(draft, &mut body, TURN)
             })?;
-            if let Some(ask) = sent {
-                return Ok(ask);
+            if let Some(sequence) = sent {
+                return Ok(sequence);
             }
         }
     }

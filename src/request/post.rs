@@ -36,7 +36,7 @@ pub(super) struct Ask {
     /// See [`EnvelopeHead::deadline_ns`].
     pub deadline_ns: u64,
     /// The low 32 bits of its number in the lane.
-    sequence: u64,
+    pub sequence: u64,
     /// There must be a server for this kind; 0: it waits for one.
     needs: u64,
 }
@@ -83,32 +83,56 @@ impl Arrived {
     }
 }
 
-/// What a request is made of, beside its options.
-pub(super) enum Body<'a> {
-    Bytes(&'a [u8]),
-    Filled(usize, &'a mut dyn FnMut(&mut [u8])),
+/// What stands behind an envelope, in a request or a reply.
+pub(super) trait Body {
+    fn len(&self) -> usize;
+
+    /// Sends it, waiting at most so long for room.
+    fn send(
+        &mut self,
+        publisher: &mut Publisher,
+        envelope: &Envelope,
+        patience: Option<Duration>,
+    ) -> Result<()>;
 }
 
-impl Body<'_> {
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Filled(len, _) => *len,
-        }
+/// A copy of these.
+pub(super) struct Bytes<'a>(pub &'a [u8]);
+
+/// So many, written in place.
+pub(super) struct Filled<F>(pub usize, pub F);
+
+impl Body for Bytes<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.len()
     }
 
-    /// Sends it.
     #[inline(always)]
-    pub fn send(
+    fn send(
         &mut self,
         publisher: &mut Publisher,
         envelope: &Envelope,
         patience: Option<Duration>,
     ) -> Result<()> {
-        match self {
-            Self::Bytes(bytes) => publisher.send_within(envelope, bytes, patience),
-            Self::Filled(len, fill) => publisher.send_filled(envelope, *len, patience, fill),
-        }
+        publisher.send_within(envelope, self.0, patience)
+    }
+}
+
+impl<F: FnMut(&mut [u8])> Body for Filled<F> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    #[inline(always)]
+    fn send(
+        &mut self,
+        publisher: &mut Publisher,
+        envelope: &Envelope,
+        patience: Option<Duration>,
+    ) -> Result<()> {
+        publisher.send_filled(envelope, self.0, patience, &mut self.1)
     }
 }
 
@@ -218,21 +242,21 @@ impl Post {
         }
     }
 
-    /// Sends a request, if there is room for it within `patience`.
+    /// Sends a request, if there is room for it within `patience`: its number in the lane.
     #[inline(always)]
     pub fn send(
         &mut self,
         draft: &Draft,
-        body: &mut Body<'_>,
+        body: &mut impl Body,
         patience: Duration,
-    ) -> Result<Option<Ask>> {
-        let mut ask = draft.ask;
+    ) -> Result<Option<u64>> {
+        let ask = draft.ask;
         if self.lacks_server(ask)? {
             return Err(self.no_server());
         }
-        ask.sequence = self.requests.next_sequence().into();
+        let sequence = self.requests.next_sequence().into();
         match body.send(&mut self.requests, &draft.envelope, Some(patience)) {
-            Ok(()) => Ok(Some(ask)),
+            Ok(()) => Ok(Some(sequence)),
             Err(e) if !matches!(e.kind(), ErrorKind::Full | ErrorKind::TimedOut) => Err(e),
             Err(_) if ask.is_late() => {
                 let why = "its lane is full of requests that no server has taken in time";
@@ -245,20 +269,24 @@ impl Post {
 
     /// Sends a request, once there is room for it.
     #[inline(always)]
-    pub fn ask(&mut self, options: &CallOptions, mut body: Body<'_>) -> Result<Ask> {
+    pub fn ask(&mut self, options: &CallOptions, mut body: impl Body) -> Result<Ask> {
         let draft = self.draft(self.correlation + 1, options);
-        match self.send(&draft, &mut body, Duration::ZERO)? {
-            Some(ask) => Ok(ask),
-            None => self.ask_slowly(&draft.clone(), body),
-        }
+        let sequence = match self.send(&draft, &mut body, Duration::ZERO)? {
+            Some(sequence) => sequence,
+            None => self.send_slowly(&draft.clone(), body)?,
+        };
+        Ok(Ask {
+            sequence,
+            ..draft.ask
+        })
     }
 
     #[cold]
-    fn ask_slowly(&mut self, draft: &Draft, mut body: Body<'_>) -> Result<Ask> {
+    fn send_slowly(&mut self, draft: &Draft, mut body: impl Body) -> Result<u64> {
         loop {
             let patience = draft.ask.time_left().unwrap_or(SLICE).min(SLICE);
-            if let Some(ask) = self.send(draft, &mut body, patience)? {
-                return Ok(ask);
+            if let Some(sequence) = self.send(draft, &mut body, patience)? {
+                return Ok(sequence);
             }
         }
     }
@@ -385,6 +413,7 @@ impl Post {
         self.inbox.arm(tickets)
     }
 
+    #[inline]
     pub fn roster_state(&self) -> u64 {
         roster::state(&self.service.files.control)
     }

@@ -10,13 +10,17 @@ use crate::envelope::{Envelope, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Description;
 use crate::pubsub::Publisher;
+use crate::queue::Share;
 use crate::shm::layout::EnvelopeHead;
 use crate::wait::WaitStrategy;
 
-/// The way to one inbox. It is opened when the first reply goes there.
+/// The way from a lane of requests to one inbox. That is opened when the first reply goes there.
 #[derive(Debug)]
 pub(super) struct Route {
-    pub inbox: u64,
+    /// What the server has of the lane.
+    pub share: Arc<Share>,
+    /// 0: nobody waits for replies.
+    inbox: u64,
     bus: Bus,
     wait: WaitStrategy,
     /// What this server replies.
@@ -63,11 +67,14 @@ impl Route {
     /// `None`: there is no such inbox.
     pub fn new(
         topic: &TopicInner,
+        share: &Arc<Share>,
         inbox: u64,
         replies: Description,
         patience: Duration,
     ) -> Option<Self> {
-        topic.bus.has_inbox(inbox).then(|| Self {
+        let is_there = inbox == 0 || topic.bus.has_inbox(inbox);
+        is_there.then(|| Self {
+            share: Arc::clone(share),
             inbox,
             bus: topic.bus.clone(),
             wait: topic.wait,
@@ -77,6 +84,18 @@ impl Route {
         })
     }
 
+    #[inline(always)]
+    pub fn has_inbox(&self) -> bool {
+        self.inbox != 0
+    }
+
+    /// Whether it is this one.
+    #[inline(always)]
+    pub fn is_for(&self, share: &Arc<Share>, inbox: u64) -> bool {
+        Arc::ptr_eq(&self.share, share) && self.inbox == inbox
+    }
+
+    #[inline]
     fn door(&self) -> MutexGuard<'_, Door> {
         self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,7 +113,7 @@ impl Route {
 
     /// Sends a reply that is wanted for so long.
     #[inline(always)]
-    pub fn send(&self, envelope: &Envelope, body: Body<'_>, time_left: Duration) -> Result<()> {
+    pub fn send(&self, envelope: &Envelope, body: impl Body, time_left: Duration) -> Result<()> {
         let mut door = self.door();
         let lane = self.open(&mut door)?;
         lane.send(envelope, body, self.patience.min(time_left))
@@ -205,7 +224,7 @@ impl Lane {
     pub fn send(
         &mut self,
         envelope: &Envelope,
-        mut body: Body<'_>,
+        mut body: impl Body,
         patience: Duration,
     ) -> Result<()> {
         if self.mismatch.is_some() && !envelope.head().has(EnvelopeHead::REFUSED) {

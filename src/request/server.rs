@@ -7,16 +7,16 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::post::Body;
+use super::post::{Body, Bytes, Filled};
 use super::route::{self, Lane, Route};
 use super::{Refusal, Undelivered};
 use crate::bus::TopicInner;
 use crate::envelope::{self, Envelope, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::{MessageStream, Receive};
-use crate::message::Payload;
-use crate::queue::{Consumer, ConsumerBuilder, Delivery, Producer};
-use crate::shm::layout::{EnvelopeHead, Fate};
+use crate::message::{Description, Payload};
+use crate::queue::{Consumer, ConsumerBuilder, Item, Producer, Share, Taken};
+use crate::shm::layout::{Claim, EnvelopeHead, Fate};
 use crate::shm::park::Ticket;
 use crate::shm::roster;
 use crate::wait::Waitable;
@@ -80,13 +80,18 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ServerBuilder<Q, R> {
     ///
     /// As for [`Queue::consumer`](crate::Queue::consumer).
     pub fn open(self) -> Result<Server<Q, R>> {
-        Ok(Server {
-            consumer: self.consumer.open()?,
-            routes: HashMap::new(),
+        let consumer = self.consumer.open()?;
+        let routes = Routes {
+            all: HashMap::new(),
             last: None,
             seen_roster: roster::state(&self.service.files.control),
             service: self.service,
+            replies: R::describe(),
             patience: self.patience,
+        };
+        Ok(Server {
+            consumer,
+            routes,
             kind: PhantomData,
         })
     }
@@ -98,22 +103,29 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ServerBuilder<Q, R> {
 #[must_use]
 pub struct Server<Q: ?Sized = [u8], R: ?Sized = [u8]> {
     consumer: Consumer<Q>,
-    /// By the number of the inbox.
-    routes: HashMap<u64, Arc<Route>>,
-    /// Where the last request came from.
+    routes: Routes,
+    kind: PhantomData<fn(&R)>,
+}
+
+/// The ways that requests come, and replies go.
+struct Routes {
+    /// By the number of the lane, and that of the inbox.
+    all: HashMap<(u64, u64), Arc<Route>>,
+    /// That of the last request.
     last: Option<Arc<Route>>,
-    /// The roster of clients when routes were last thinned out.
+    /// The roster of clients when they were last thinned out.
     seen_roster: u64,
     service: Arc<TopicInner>,
+    /// What is replied.
+    replies: Description,
     patience: Duration,
-    kind: PhantomData<fn(&R)>,
 }
 
 impl<Q: ?Sized, R: ?Sized> fmt::Debug for Server<Q, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
-            .field("service", &self.service.files.name)
-            .field("clients", &self.routes.len())
+            .field("service", &self.routes.service.files.name)
+            .field("clients", &self.routes.all.len())
             .finish_non_exhaustive()
     }
 }
@@ -122,7 +134,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     /// The service's name.
     #[must_use]
     pub fn service_name(&self) -> &str {
-        &self.service.files.name
+        &self.routes.service.files.name
     }
 
     /// The next request. Waits for it as the wait strategy says.
@@ -133,8 +145,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     #[inline(always)]
     pub fn recv(&mut self) -> Result<Request<Q, R>> {
         loop {
-            let delivery = self.consumer.recv()?;
-            if let Some(request) = self.admit(delivery)? {
+            if let Some(request) = self.within(None)? {
                 return Ok(request);
             }
         }
@@ -147,13 +158,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     /// As for [`recv`](Self::recv).
     #[inline(always)]
     pub fn try_recv(&mut self) -> Result<Option<Request<Q, R>>> {
-        while let Some(delivery) = self.consumer.try_recv()? {
-            let request = self.admit(delivery)?;
-            if request.is_some() {
-                return Ok(request);
-            }
-        }
-        Ok(None)
+        self.within(Some(Duration::ZERO))
     }
 
     /// The next request; `None` if there is none for `timeout` (longer, if requests come that are late already).
@@ -162,13 +167,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     ///
     /// As for [`recv`](Self::recv).
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Request<Q, R>>> {
-        while let Some(delivery) = self.consumer.recv_timeout(timeout)? {
-            let request = self.admit(delivery)?;
-            if request.is_some() {
-                return Ok(request);
-            }
-        }
-        Ok(None)
+        self.within(Some(timeout))
     }
 
     /// The next request, as a future: the task sleeps until there is one. It may be dropped at any time.
@@ -178,10 +177,10 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
     /// As for [`recv`](Self::recv); `Unsupported` if it must wait before Linux 5.16.
     pub async fn recv_async(&mut self) -> Result<Request<Q, R>> {
         loop {
-            let delivery = self.consumer.recv_async().await?;
-            if let Some(request) = self.admit(delivery)? {
+            if let Some(request) = self.try_recv()? {
                 return Ok(request);
             }
+            self.consumer.wait_for_offer().await?;
         }
     }
 
@@ -195,49 +194,72 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
         MessageStream::new(self)
     }
 
-    /// What was received, if it is still worth anything.
+    /// The next one that is worth anything yet.
     #[inline(always)]
-    fn admit(&mut self, mut delivery: Delivery<Q>) -> Result<Option<Request<Q, R>>> {
+    fn within(&mut self, patience: Option<Duration>) -> Result<Option<Request<Q, R>>> {
+        let Self {
+            consumer, routes, ..
+        } = self;
+        loop {
+            let judge = |share: &Arc<Share>, item: Item| (routes.admit(share, &item), item);
+            let (admitted, mut item) = match consumer.take(patience, judge)? {
+                Some(Taken::Common(judged)) => judged,
+                Some(Taken::Rare(rare)) => (routes.admit(&rare.0, &rare.1), rare.1),
+                None => return Ok(None),
+            };
+            if let Some((route, claim)) = admitted? {
+                item.claim = claim;
+                return Ok(Some(Request {
+                    route,
+                    item,
+                    kind: PhantomData,
+                }));
+            }
+        }
+    }
+}
+
+impl Routes {
+    /// Its way, and the claim on it from now on, if what was received is still worth anything.
+    #[inline(always)]
+    fn admit(&mut self, share: &Arc<Share>, item: &Item) -> Result<Option<(Arc<Route>, Claim)>> {
         if self.seen_roster != roster::state(&self.service.files.control) {
             self.thin_out();
         }
-        let head = delivery.head().unwrap_or(&EnvelopeHead::NONE);
+        let head = share.head(item);
         let is_late = envelope::time_left(head.deadline_ns) == Some(Duration::ZERO);
         let is_once = head.has(EnvelopeHead::ONCE);
-        let reply_to = Some(head.reply_to).filter(|&inbox| inbox != 0);
-        let route = reply_to.map(|inbox| self.route(inbox));
-        let is_unwanted = matches!(route, Some(None));
-        if is_late || is_unwanted || (is_once && !delivery.begin_once()) {
-            // It may have been taken away meanwhile.
-            return match delivery.ack() {
-                Err(e) if e.kind() != ErrorKind::LeaseLost => Err(e),
-                _ => Ok(None),
-            };
-        }
-        Ok(Some(Request {
-            delivery: Some(delivery),
-            route: route.flatten(),
-            kind: PhantomData,
-        }))
-    }
-
-    /// The way to an inbox. `None`: it is gone.
-    #[inline(always)]
-    fn route(&mut self, inbox: u64) -> Option<Arc<Route>> {
-        match &self.last {
-            Some(last) if last.inbox == inbox => Some(Arc::clone(last)),
-            _ => self.find_route(inbox),
+        let route = match &self.last {
+            Some(last) if last.is_for(share, head.reply_to) => Some(Arc::clone(last)),
+            _ => self.find(share, head.reply_to),
+        };
+        let Some(route) = route.filter(|_| !is_late) else {
+            return discard(share, item.claim);
+        };
+        match is_once {
+            false => Ok(Some((route, item.claim))),
+            true => match share.begin_once(item.claim) {
+                Some(claim) => Ok(Some((route, claim))),
+                None => discard(share, item.claim),
+            },
         }
     }
 
+    /// The way from a lane to an inbox. `None`: that is gone.
     #[cold]
-    fn find_route(&mut self, inbox: u64) -> Option<Arc<Route>> {
-        let route = match self.routes.get(&inbox) {
-            Some(route) => Arc::clone(route),
+    fn find(&mut self, share: &Arc<Share>, inbox: u64) -> Option<Arc<Route>> {
+        let key = (share.lane, inbox);
+        let known = self
+            .all
+            .get(&key)
+            .filter(|known| known.is_for(share, inbox));
+        let route = match known {
+            Some(known) => Arc::clone(known),
             None => {
-                let route = Route::new(&self.service, inbox, R::describe(), self.patience)?;
+                let replies = self.replies.clone();
+                let route = Route::new(&self.service, share, inbox, replies, self.patience)?;
                 let route = Arc::new(route);
-                self.routes.insert(inbox, Arc::clone(&route));
+                self.all.insert(key, Arc::clone(&route));
                 route
             }
         };
@@ -245,12 +267,12 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Server<Q, R> {
         Some(route)
     }
 
-    /// Forgets the clients that have left, and those that it has never answered.
+    /// Forgets the clients that have left, and those that were never answered.
     #[cold]
     fn thin_out(&mut self) {
         self.seen_roster = roster::state(&self.service.files.control);
         self.last = None;
-        self.routes.retain(|_, route| {
+        self.all.retain(|_, route| {
             let is_idle = route.is_closed() && Arc::strong_count(route) == 1;
             !is_idle && !route.is_gone()
         });
@@ -283,6 +305,16 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Receive for Server<Q, R> {
     }
 }
 
+/// Ends what is worth nothing any more.
+#[cold]
+fn discard<T>(share: &Share, claim: Claim) -> Result<Option<T>> {
+    match share.ack(claim) {
+        // It may have been taken away meanwhile.
+        Err(e) if e.kind() != ErrorKind::LeaseLost => Err(e),
+        _ => Ok(None),
+    }
+}
+
 /// A request that this server has. It derefs to the payload, where it lies. Several may be held at a time, moved to other
 /// threads, and answered in any order.
 ///
@@ -290,17 +322,17 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Receive for Server<Q, R> {
 /// one that is to be done at most once is ended, and its client told.
 #[must_use = "a request that is dropped is given back"]
 pub struct Request<Q: ?Sized + Payload = [u8], R: ?Sized + Payload = [u8]> {
-    /// `None`: it is done with.
-    delivery: Option<Delivery<Q>>,
-    /// `None`: nobody waits for a reply.
-    route: Option<Arc<Route>>,
-    kind: PhantomData<fn(&R)>,
+    route: Arc<Route>,
+    item: Item,
+    kind: PhantomData<fn(&R) -> Box<Q>>,
 }
 
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> fmt::Debug for Request<Q, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
-            .field("delivery", &self.delivery)
+            .field("service", &self.route.share.queue_name())
+            .field("kind", &self.message_kind())
+            .field("attempts", &self.attempts())
             .finish_non_exhaustive()
     }
 }
@@ -309,21 +341,14 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Deref for Request<Q, R> {
     type Target = Q;
     #[inline]
     fn deref(&self) -> &Q {
-        self.delivery()
+        Q::in_frame(self.route.share.payload(&self.item))
     }
 }
 
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     #[inline(always)]
     fn head(&self) -> &EnvelopeHead {
-        self.delivery().head().unwrap_or(&EnvelopeHead::NONE)
-    }
-
-    #[inline(always)]
-    fn delivery(&self) -> &Delivery<Q> {
-        self.delivery
-            .as_ref()
-            .expect("it is there until it is done with")
+        self.route.share.head(&self.item)
     }
 
     /// What kind of message it is; `None`: it has no envelope.
@@ -336,23 +361,24 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// All that goes with it, if it has an envelope.
     #[must_use]
     pub fn envelope(&self) -> Option<Envelope> {
-        self.delivery().envelope()
+        self.route.share.envelope(&self.item)
     }
 
     /// Whether somebody waits for a reply. If not, replying only says that it is done.
     #[must_use]
     pub fn wants_reply(&self) -> bool {
-        self.route.is_some()
+        self.route.has_inbox()
     }
 
     /// How often a server has got it, this time included.
     #[must_use]
     pub fn attempts(&self) -> u64 {
-        self.delivery().attempts()
+        self.item.attempts()
     }
 
     /// How long the reply is worth anything yet; `None`: as long as it takes.
     #[must_use]
+    #[inline]
     pub fn time_left(&self) -> Option<Duration> {
         envelope::time_left(self.head().deadline_ns)
     }
@@ -361,7 +387,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// load or two.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.while_wanted().is_err() || self.route.as_ref().is_some_and(|route| route.is_gone())
+        self.while_wanted().is_err() || self.route.is_gone()
     }
 
     /// Replies with a copy of `reply`.
@@ -374,7 +400,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// lane in the inbox can't be made: the request is given back. `Forked`, and the system's.
     #[inline(always)]
     pub fn reply(self, reply: &R) -> Result<()> {
-        self.answer(0, Body::Bytes(reply.bytes()))
+        self.answer(0, Bytes(reply.bytes()))
     }
 
     /// Refuses: an answer of the service's own, with a code for programs and a text for people.
@@ -384,17 +410,20 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// As for [`reply`](Self::reply).
     pub fn refuse(self, code: u32, message: &str) -> Result<()> {
         let payload = Refusal::to_bytes(code, message);
-        self.answer(EnvelopeHead::REFUSED, Body::Bytes(&payload))
+        self.answer(EnvelopeHead::REFUSED, Bytes(&payload))
     }
 
     #[inline(always)]
-    fn answer(mut self, flags: u8, body: Body<'_>) -> Result<()> {
+    fn answer(mut self, flags: u8, body: impl Body) -> Result<()> {
         let time_left = self.check_wanted()?;
-        let Some(route) = &self.route else {
-            return self.ack();
-        };
-        let sent = route.send(&self.envelope_of(flags, 0), body, time_left);
-        sent.map_err(|e| self.conclude(e))?;
+        if self.route.has_inbox() {
+            let reply = Envelope::bare(self.reply_head(flags, 0));
+            let sent = match self.head().hops() {
+                0 => self.route.send(&reply, body, time_left),
+                _ => self.send_traced(flags, body, time_left),
+            };
+            sent.map_err(|e| self.conclude(e))?;
+        }
         self.ack()
     }
 
@@ -413,22 +442,38 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
 
     #[inline(always)]
     fn ack(&mut self) -> Result<()> {
-        match self.delivery.take() {
-            Some(delivery) => delivery.ack(),
-            None => Ok(()),
-        }
+        let acked = self.route.share.ack(self.item.claim);
+        self.item.set_done();
+        acked
     }
 
     /// Ends it without a reply: the client sees why when it looks.
     fn end_as(&mut self, fate: Fate) -> Result<()> {
-        let ended = self
-            .delivery
-            .take()
-            .map_or(Ok(()), |delivery| delivery.end(fate));
-        if let Some(route) = &self.route {
-            route.ring();
-        }
+        let ended = self.route.share.end(self.item.claim, fate);
+        self.item.set_done();
+        self.route.ring();
         ended
+    }
+
+    /// Whether it is still to be finished here.
+    fn is_ours(&self) -> bool {
+        !self.item.is_done() && self.route.share.is_wanted(self.item.claim).is_ok()
+    }
+
+    /// Ends one that nobody else may get, and tells its client.
+    #[cold]
+    fn give_up(&mut self) {
+        let why = "the server that had it gave it up";
+        let reply = self.reply_head(0, 0);
+        let told = self.route.has_inbox().then(|| {
+            let route = &self.route;
+            route.tell(reply, Undelivered::GivenUp, why)
+        });
+        // What can't be told here is when the client looks.
+        let _ = match told {
+            Some(Ok(())) => self.ack(),
+            _ => self.end_as(Fate::Died),
+        };
     }
 
     /// Before a reply: an error, and it is done with, if that is not wanted.
@@ -445,7 +490,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// How long a reply is wanted yet; an error, if it is not.
     #[inline(always)]
     fn while_wanted(&self) -> Result<Duration> {
-        if self.delivery().is_wanted()? {
+        if self.route.share.is_wanted(self.item.claim)? {
             match self.time_left() {
                 Some(Duration::ZERO) => {}
                 time_left => return Ok(time_left.unwrap_or(Duration::MAX)),
@@ -455,33 +500,34 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         Err(route::cancelled(self.head().reply_to, why))
     }
 
-    /// The envelope of a reply.
-    #[inline(always)]
+    /// The envelope of a reply, with the way that the request has come.
     fn envelope_of(&self, flags: u8, part: u64) -> Envelope {
-        let head = self.head();
-        let sent_ns = match head.sent_ns {
-            0 => 0,
-            _ => envelope::since_1970(SystemTime::now()),
-        };
-        let envelope = Envelope::bare(EnvelopeHead {
-            correlation: head.correlation,
-            sent_ns,
-            type_id: R::TYPE_ID,
-            part,
-            ..EnvelopeHead::new(Kind::Reply.number(), flags)
-        });
-        match head.hops() {
-            0 => envelope,
-            _ => self.trace_on(envelope),
-        }
-    }
-
-    /// With the way that the request has come.
-    #[cold]
-    fn trace_on(&self, envelope: Envelope) -> Envelope {
+        let envelope = Envelope::bare(self.reply_head(flags, part));
         match self.envelope() {
             Some(ours) => ours.trace().fold(envelope, Envelope::passed_on_by),
             None => envelope,
+        }
+    }
+
+    #[cold]
+    fn send_traced(&self, flags: u8, body: impl Body, time_left: Duration) -> Result<()> {
+        let reply = self.envelope_of(flags, 0);
+        self.route.send(&reply, body, time_left)
+    }
+
+    /// The beginning of it.
+    #[inline(always)]
+    fn reply_head(&self, flags: u8, part: u64) -> EnvelopeHead {
+        let head = self.head();
+        EnvelopeHead {
+            correlation: head.correlation,
+            sent_ns: match head.sent_ns {
+                0 => 0,
+                _ => envelope::since_1970(SystemTime::now()),
+            },
+            type_id: R::TYPE_ID,
+            part,
+            ..EnvelopeHead::new(Kind::Reply.number(), flags)
         }
     }
 
@@ -492,8 +538,8 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// As for [`reply`](Self::reply).
     pub fn stream(mut self) -> Result<ReplySink<Q, R>> {
         self.check_wanted()?;
-        let lane = self.route.as_ref().map(|route| route.take()).transpose();
-        let lane = lane.map_err(|e| self.conclude(e))?;
+        let lane = self.route.has_inbox().then(|| self.route.take());
+        let lane = lane.transpose().map_err(|e| self.conclude(e))?;
         Ok(ReplySink {
             request: self,
             lane,
@@ -517,7 +563,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
             .unwrap_or_else(|| Envelope::new(Kind::Command));
         let envelope = ours
             .of_type_id(P::TYPE_ID)
-            .passed_on_by(self.delivery().queue_name());
+            .passed_on_by(self.route.share.queue_name());
         to.push_within(&envelope, message, Some(time_left))?;
         self.ack()
     }
@@ -529,29 +575,17 @@ impl<Q: ?Sized + Payload> Request<Q, [u8]> {
     /// # Errors
     ///
     /// As for [`reply`](Self::reply).
-    pub fn reply_filled(self, len: usize, mut fill: impl FnMut(&mut [u8])) -> Result<()> {
-        self.answer(0, Body::Filled(len, &mut fill))
+    pub fn reply_filled(self, len: usize, fill: impl FnMut(&mut [u8])) -> Result<()> {
+        self.answer(0, Filled(len, fill))
     }
 }
 
 impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for Request<Q, R> {
     fn drop(&mut self) {
-        let is_ours = |delivery: &Delivery<Q>| delivery.is_wanted().is_ok();
-        let is_ours = self.delivery.as_ref().is_some_and(is_ours);
-        if !is_ours || !self.head().has(EnvelopeHead::ONCE) {
-            // Given back, if it is there.
-            return;
+        if self.is_ours() && self.head().has(EnvelopeHead::ONCE) {
+            self.give_up();
         }
-        let why = "the server that had it gave it up";
-        let told = self
-            .route
-            .as_ref()
-            .map(|route| route.tell(*self.envelope_of(0, 0).head(), Undelivered::GivenUp, why));
-        // What can't be told here is when the client looks.
-        let _ = match told {
-            Some(Ok(())) => self.ack(),
-            _ => self.end_as(Fate::Died),
-        };
+        self.route.share.give_back(self.item.claim);
     }
 }
 
@@ -591,7 +625,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
         let time_left = self.request.while_wanted()?;
         let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
         if let Some(lane) = &mut self.lane {
-            lane.send(&envelope, Body::Bytes(reply.bytes()), time_left)?;
+            lane.send(&envelope, Bytes(reply.bytes()), time_left)?;
         }
         self.part += 1;
         Ok(())
@@ -608,7 +642,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
         let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
         if let Some(lane) = &mut self.lane {
             lane.wait_for_room(&envelope, reply.bytes().len()).await?;
-            lane.send(&envelope, Body::Bytes(reply.bytes()), Duration::ZERO)?;
+            lane.send(&envelope, Bytes(reply.bytes()), Duration::ZERO)?;
         }
         self.part += 1;
         Ok(())
@@ -649,7 +683,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
         let time_left = self.request.while_wanted()?;
         let envelope = self.request.envelope_of(flags, self.part);
         if let Some(lane) = &mut self.lane {
-            let sent = lane.send(&envelope, Body::Bytes(payload), time_left);
+            let sent = lane.send(&envelope, Bytes(payload), time_left);
             sent.map_err(|e| self.request.conclude(e))?;
         }
         self.request.ack()
@@ -663,25 +697,20 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for ReplySink<Q, R> {
             lane,
             part,
         } = self;
-        let is_ours = |delivery: &Delivery<Q>| delivery.is_wanted().is_ok();
-        let has_begun = request.delivery.as_ref().is_some_and(is_ours) && *part > 0;
         if let Some(lane) = lane
-            && has_begun
+            && request.is_ours()
+            && *part > 0
         {
             let why = "the server ended in the midst of its replies";
-            let told = lane.tell(
-                *request.envelope_of(0, *part).head(),
-                Undelivered::GivenUp,
-                why,
-            );
+            let told = lane.tell(request.reply_head(0, *part), Undelivered::GivenUp, why);
             // What can't be told here is when the client looks.
             let _ = match told {
                 Ok(()) => request.ack(),
                 Err(_) => request.end_as(Fate::Died),
             };
         }
-        if let (Some(route), Some(lane)) = (&request.route, lane.take()) {
-            route.give_back(lane);
+        if let Some(lane) = lane.take() {
+            request.route.give_back(lane);
         }
     }
 }

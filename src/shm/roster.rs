@@ -41,6 +41,7 @@ pub fn changed(control: &Control) {
 }
 
 /// The roster's state, to compare with later ones.
+#[inline]
 pub fn state(control: &Control) -> u64 {
     // Pairs with the bump in `changed`: what is listed after this is at least as new.
     control.roster.load(Ordering::Acquire)
