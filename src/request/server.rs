@@ -315,6 +315,21 @@ fn discard<T>(share: &Share, claim: Claim) -> Result<Option<T>> {
     }
 }
 
+/// The beginning of the envelope of an `R` that replies to a request with this one.
+#[inline(always)]
+fn reply_to<R: ?Sized + Payload>(head: &EnvelopeHead, flags: u8, part: u64) -> EnvelopeHead {
+    EnvelopeHead {
+        correlation: head.correlation,
+        sent_ns: match head.sent_ns {
+            0 => 0,
+            _ => envelope::since_1970(SystemTime::now()),
+        },
+        type_id: R::TYPE_ID,
+        part,
+        ..EnvelopeHead::new(Kind::Reply.number(), flags)
+    }
+}
+
 /// A request that this server has. It derefs to the payload, where it lies. Several may be held at a time, moved to other
 /// threads, and answered in any order.
 ///
@@ -387,7 +402,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// load or two.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.while_wanted().is_err() || self.route.is_gone()
+        self.while_wanted(self.head()).is_err() || self.route.is_gone()
     }
 
     /// Replies with a copy of `reply`.
@@ -415,10 +430,11 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
 
     #[inline(always)]
     fn answer(mut self, flags: u8, body: impl Body) -> Result<()> {
-        let time_left = self.check_wanted()?;
+        let head = *self.head();
+        let time_left = self.check_wanted(&head)?;
         if self.route.has_inbox() {
-            let reply = Envelope::bare(self.reply_head(flags, 0));
-            let sent = match self.head().hops() {
+            let reply = Envelope::bare(reply_to::<R>(&head, flags, 0));
+            let sent = match head.hops() {
                 0 => self.route.send(&reply, body, time_left),
                 _ => self.send_traced(flags, body, time_left),
             };
@@ -464,7 +480,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     #[cold]
     fn give_up(&mut self) {
         let why = "the server that had it gave it up";
-        let reply = self.reply_head(0, 0);
+        let reply = reply_to::<R>(self.head(), 0, 0);
         let told = self.route.has_inbox().then(|| {
             let route = &self.route;
             route.tell(reply, Undelivered::GivenUp, why)
@@ -478,8 +494,8 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
 
     /// Before a reply: an error, and it is done with, if that is not wanted.
     #[inline(always)]
-    fn check_wanted(&mut self) -> Result<Duration> {
-        let wanted = self.while_wanted();
+    fn check_wanted(&mut self, head: &EnvelopeHead) -> Result<Duration> {
+        let wanted = self.while_wanted(head);
         if wanted.is_err() {
             // Says so if it was taken away instead.
             self.ack()?;
@@ -489,20 +505,20 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
 
     /// How long a reply is wanted yet; an error, if it is not.
     #[inline(always)]
-    fn while_wanted(&self) -> Result<Duration> {
+    fn while_wanted(&self, head: &EnvelopeHead) -> Result<Duration> {
         if self.route.share.is_wanted(self.item.claim)? {
-            match self.time_left() {
+            match envelope::time_left(head.deadline_ns) {
                 Some(Duration::ZERO) => {}
                 time_left => return Ok(time_left.unwrap_or(Duration::MAX)),
             }
         }
         let why = "the client has cancelled it, or its deadline has passed";
-        Err(route::cancelled(self.head().reply_to, why))
+        Err(route::cancelled(head.reply_to, why))
     }
 
     /// The envelope of a reply, with the way that the request has come.
     fn envelope_of(&self, flags: u8, part: u64) -> Envelope {
-        let envelope = Envelope::bare(self.reply_head(flags, part));
+        let envelope = Envelope::bare(reply_to::<R>(self.head(), flags, part));
         match self.envelope() {
             Some(ours) => ours.trace().fold(envelope, Envelope::passed_on_by),
             None => envelope,
@@ -515,29 +531,14 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         self.route.send(&reply, body, time_left)
     }
 
-    /// The beginning of it.
-    #[inline(always)]
-    fn reply_head(&self, flags: u8, part: u64) -> EnvelopeHead {
-        let head = self.head();
-        EnvelopeHead {
-            correlation: head.correlation,
-            sent_ns: match head.sent_ns {
-                0 => 0,
-                _ => envelope::since_1970(SystemTime::now()),
-            },
-            type_id: R::TYPE_ID,
-            part,
-            ..EnvelopeHead::new(Kind::Reply.number(), flags)
-        }
-    }
-
     /// Replies with any number of replies, one after the other.
     ///
     /// # Errors
     ///
     /// As for [`reply`](Self::reply).
     pub fn stream(mut self) -> Result<ReplySink<Q, R>> {
-        self.check_wanted()?;
+        let head = *self.head();
+        self.check_wanted(&head)?;
         let lane = self.route.has_inbox().then(|| self.route.take());
         let lane = lane.transpose().map_err(|e| self.conclude(e))?;
         Ok(ReplySink {
@@ -557,7 +558,8 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     ///
     /// `Cancelled`, `LeaseLost`, and as for [`Producer::push`]: then it is given back, or ended, as when it is dropped.
     pub fn forward<P: ?Sized + Payload>(mut self, to: &mut Producer<P>, message: &P) -> Result<()> {
-        let time_left = self.check_wanted()?;
+        let head = *self.head();
+        let time_left = self.check_wanted(&head)?;
         let ours = self
             .envelope()
             .unwrap_or_else(|| Envelope::new(Kind::Command));
@@ -622,7 +624,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
     /// `Cancelled` if they are not wanted any more, `TimedOut` at the deadline, and as for [`Request::reply`]. None of
     /// these ends it: that is when it is dropped.
     pub fn send(&mut self, reply: &R) -> Result<()> {
-        let time_left = self.request.while_wanted()?;
+        let time_left = self.request.while_wanted(self.request.head())?;
         let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
         if let Some(lane) = &mut self.lane {
             lane.send(&envelope, Bytes(reply.bytes()), time_left)?;
@@ -638,7 +640,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
     ///
     /// As for [`send`](Self::send); `Unsupported` if it must wait before Linux 5.16.
     pub async fn send_async(&mut self, reply: &R) -> Result<()> {
-        self.request.while_wanted()?;
+        self.request.while_wanted(self.request.head())?;
         let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
         if let Some(lane) = &mut self.lane {
             lane.wait_for_room(&envelope, reply.bytes().len()).await?;
@@ -680,7 +682,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
     }
 
     fn end(mut self, flags: u8, payload: &[u8]) -> Result<()> {
-        let time_left = self.request.while_wanted()?;
+        let time_left = self.request.while_wanted(self.request.head())?;
         let envelope = self.request.envelope_of(flags, self.part);
         if let Some(lane) = &mut self.lane {
             let sent = lane.send(&envelope, Bytes(payload), time_left);
@@ -702,7 +704,11 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Drop for ReplySink<Q, R> {
             && *part > 0
         {
             let why = "the server ended in the midst of its replies";
-            let told = lane.tell(request.reply_head(0, *part), Undelivered::GivenUp, why);
+            let told = lane.tell(
+                reply_to::<R>(request.head(), 0, *part),
+                Undelivered::GivenUp,
+                why,
+            );
             // What can't be told here is when the client looks.
             let _ = match told {
                 Ok(()) => request.ack(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use buslane::{Client, Publisher, Request, Server, Subscriber};
+use buslane::{Client, Publisher, Server, Subscriber};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +55,22 @@ pub trait Link {
     /// Receives one message of `size` bytes, and sums it where it lies.
     fn recv(&mut self, size: usize) -> Result<u64, Failure>;
 
-    /// The same from any of several senders, and which it was: they are numbered as they are met.
+    /// Sends one message, and receives the answer, of `size` bytes.
+    #[inline]
+    fn ask(&mut self, message: &[u8], size: usize) -> Result<u64, Failure> {
+        self.send(message)?;
+        self.recv(size)
+    }
+
+    /// Receives one message of `size` bytes, and answers it.
+    #[inline]
+    fn answer(&mut self, size: usize, answer: &[u8]) -> Result<u64, Failure> {
+        let sum = self.recv(size)?;
+        self.send(answer)?;
+        Ok(sum)
+    }
+
+    /// The same as [`recv`](Self::recv) from any of several senders, and which it was: they are numbered as they are met.
     fn recv_from_any(&mut self, size: usize) -> Result<(usize, u64), Failure> {
         Ok((0, self.recv(size)?))
     }
@@ -69,9 +84,8 @@ pub trait Link {
         for sample in 0..job.count / batch {
             let sample_started = Instant::now();
             for _ in 0..batch {
-                self.send(&message.bytes)?;
+                checksum = fold(checksum, self.ask(message.bytes(), job.size)?);
                 message.advance();
-                checksum = fold(checksum, self.recv(job.size)?);
             }
             // The first has the other side's awakening in it.
             if sample > 0 {
@@ -90,8 +104,7 @@ pub trait Link {
         let mut message = Message::new(job);
         let mut checksum = 0;
         for _ in 0..job.count {
-            checksum = fold(checksum, self.recv(job.size)?);
-            self.send(&message.bytes)?;
+            checksum = fold(checksum, self.answer(job.size, message.bytes())?);
             message.advance();
         }
         Ok(checksum)
@@ -101,7 +114,7 @@ pub trait Link {
     fn flood(&mut self, job: &Job) -> Result<(), Failure> {
         let mut message = Message::new(job);
         for _ in 0..job.count {
-            self.send(&message.bytes)?;
+            self.send(message.bytes())?;
             message.advance();
         }
         Ok(())
@@ -153,13 +166,13 @@ pub fn expected_checksum(job: &Job) -> u64 {
     let mut message = Message::new(job);
     if job.size < NUMBER_BYTES {
         return (0..job.count).fold(0, |checksum, _| {
-            let checksum = fold(checksum, sum(&message.bytes));
+            let checksum = fold(checksum, sum(message.bytes()));
             message.advance();
             checksum
         });
     }
     // The number is the first word of the sum; the rest does not change.
-    let rest = sum(&message.bytes).wrapping_sub(job.first);
+    let rest = sum(message.bytes()).wrapping_sub(job.first);
     (job.first..job.first + job.count).fold(0, |checksum, number| {
         fold(checksum, rest.wrapping_add(number))
     })
@@ -186,37 +199,56 @@ const NUMBER_BYTES: usize = size_of::<u64>();
 
 /// A message: its number, as far as there is room, before what never changes.
 struct Message {
-    bytes: Vec<u8>,
+    /// This one, and those after it: a small one is made well before it is sent, so that the copy need not wait for the
+    /// number to be stored.
+    ahead: Vec<Vec<u8>>,
+    at: usize,
     number: u64,
 }
 
+/// Bytes in a message that is made ahead.
+const SMALL: usize = 4096;
+
 impl Message {
     fn new(job: &Job) -> Self {
-        let bytes = (0..job.size).map(|i| (i * 31 + 7) as u8).collect();
+        let bytes: Vec<u8> = (0..job.size).map(|i| (i * 31 + 7) as u8).collect();
+        let count = if job.size <= SMALL { 2 } else { 1 };
+        let mut ahead = vec![bytes; count];
+        for (number, bytes) in (job.first..).zip(&mut ahead) {
+            stamp(bytes, number);
+        }
         let number = job.first;
-        let mut message = Self { bytes, number };
-        message.stamp();
-        message
+        Self {
+            ahead,
+            at: 0,
+            number,
+        }
     }
 
-    /// Makes it the next one: after sending, when there is time, so that the copy does not wait for this store.
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        &self.ahead[self.at]
+    }
+
+    /// Goes on to the next one.
     #[inline]
     fn advance(&mut self) {
+        let count = self.ahead.len();
+        stamp(&mut self.ahead[self.at], self.number + count as u64);
         self.number += 1;
-        self.stamp();
+        self.at = if self.at + 1 < count { self.at + 1 } else { 0 };
     }
+}
 
-    #[inline]
-    fn stamp(&mut self) {
-        let number = self.number.to_le_bytes();
-        match self.bytes.first_chunk_mut() {
-            Some(place) => *place = number,
-            None => self
-                .bytes
-                .iter_mut()
-                .zip(number)
-                .for_each(|(place, byte)| *place = byte),
-        }
+#[inline]
+fn stamp(bytes: &mut [u8], number: u64) {
+    let number = number.to_le_bytes();
+    match bytes.first_chunk_mut() {
+        Some(place) => *place = number,
+        None => bytes
+            .iter_mut()
+            .zip(number)
+            .for_each(|(place, byte)| *place = byte),
     }
 }
 
@@ -258,67 +290,51 @@ impl Link for BusLink {
     }
 }
 
-/// Who asks. The whole call is made in the place of sending, and summed where the reply lies.
+/// Who asks a service. A reply is summed where it lies.
 #[derive(Debug)]
-pub struct ClientLink {
-    client: Client,
-    sum: u64,
-}
-
-impl ClientLink {
-    /// Of a service.
-    pub fn new(client: Client) -> Self {
-        Self { client, sum: 0 }
-    }
-}
+pub struct ClientLink(pub Client);
 
 impl Link for ClientLink {
+    fn send(&mut self, _message: &[u8]) -> Result<(), Failure> {
+        Err(one_way())
+    }
+
+    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
+        Err(one_way())
+    }
+
     #[inline]
-    fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
-        match self.client.call(message)? {
-            Ok(reply) => {
-                self.sum = sum(&reply);
-                Ok(())
-            }
+    fn ask(&mut self, message: &[u8], _size: usize) -> Result<u64, Failure> {
+        match self.0.call(message)? {
+            Ok(reply) => Ok(sum(&reply)),
             Err(refusal) => Err(Failure::Error(refusal.to_string())),
         }
     }
-
-    #[inline]
-    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
-        Ok(self.sum)
-    }
 }
 
-/// Who answers. The request is held until there is an answer.
+/// Who answers for it.
 #[derive(Debug)]
-pub struct ServerLink {
-    server: Server,
-    request: Option<Request>,
-}
-
-impl ServerLink {
-    /// Of a service.
-    pub fn new(server: Server) -> Self {
-        let request = None;
-        Self { server, request }
-    }
-}
+pub struct ServerLink(pub Server);
 
 impl Link for ServerLink {
-    #[inline]
-    fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
-        match self.request.take() {
-            Some(request) => Ok(request.reply(message)?),
-            None => Err(gone()),
-        }
+    fn send(&mut self, _message: &[u8]) -> Result<(), Failure> {
+        Err(one_way())
+    }
+
+    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
+        Err(one_way())
     }
 
     #[inline]
-    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
-        let request = self.server.recv()?;
+    fn answer(&mut self, _size: usize, answer: &[u8]) -> Result<u64, Failure> {
+        let request = self.0.recv()?;
         let sum = sum(&request);
-        self.request = Some(request);
+        request.reply(answer)?;
         Ok(sum)
     }
+}
+
+#[cold]
+fn one_way() -> Failure {
+    Failure::Error("a request does not go one way".into())
 }

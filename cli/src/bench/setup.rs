@@ -121,10 +121,8 @@ impl Setup {
         }
         let service = service.open()?;
         Ok(match side {
-            Side::Clock => Box::new(ClientLink::new(
-                service.client_builder().inbox(inbox).open()?,
-            )),
-            Side::Peer(_) => Box::new(ServerLink::new(service.server()?)),
+            Side::Clock => Box::new(ClientLink(service.client_builder().inbox(inbox).open()?)),
+            Side::Peer(_) => Box::new(ServerLink(service.server()?)),
         })
     }
 
