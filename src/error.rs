@@ -202,6 +202,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
+
+    /// Whether there was no room, or none in time.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Full | ErrorKind::TimedOut)
+    }
 }
 
 impl fmt::Display for Error {

@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zerocopy::FromBytes;
 
@@ -352,13 +352,23 @@ impl Sender {
 struct Room<'a> {
     sender: &'a mut Sender,
     len: usize,
+    /// When it does not any more.
+    until: Option<Instant>,
+}
+
+impl<'a> Room<'a> {
+    fn new(sender: &'a mut Sender, len: usize) -> Self {
+        let until = None;
+        Self { sender, len, until }
+    }
 }
 
 impl Waitable for Room<'_> {
     fn is_ready(&mut self) -> Result<bool> {
-        let Self { sender, len } = self;
+        let Self { sender, len, until } = self;
         sender.check_fork()?;
-        if *len > sender.max_len + EnvelopeHead::SIZE {
+        let is_over = until.is_some_and(|until| until <= Instant::now());
+        if is_over || *len > sender.max_len + EnvelopeHead::SIZE {
             // To be told.
             return Ok(true);
         }
@@ -375,7 +385,7 @@ impl Waitable for Room<'_> {
     }
 
     fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
-        let Self { sender, len } = self;
+        let Self { sender, len, .. } = self;
         let Err(full) = sender.lane.has_room(*len) else {
             return Ok(());
         };
@@ -386,6 +396,10 @@ impl Waitable for Room<'_> {
 
     fn disarm(&mut self) {
         self.sender.disarm();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.until
     }
 }
 
@@ -550,16 +564,29 @@ impl<T: ?Sized + Payload> Publisher<T> {
         self.sender.send_with(envelope, bytes, patience)
     }
 
-    /// Waits until there is room for an envelope and `len` bytes.
-    pub(crate) async fn wait_for_room(&mut self, envelope: &Envelope, len: usize) -> Result<()> {
+    /// Waits until there is room for an envelope and `len` bytes, or for so long.
+    pub(crate) async fn wait_for_room(
+        &mut self,
+        envelope: &Envelope,
+        len: usize,
+        patience: Duration,
+    ) -> Result<()> {
         let Self { sender, sleep, .. } = self;
         let len = envelope.len() + len;
-        Ready::new(Room { sender, len }, sleep).await
+        let until = Instant::now().checked_add(patience);
+        Ready::new(
+            Room {
+                until,
+                ..Room::new(sender, len)
+            },
+            sleep,
+        )
+        .await
     }
 
-    /// Has all that sleep on its topic look again.
-    pub(crate) fn ring(&self) {
-        park::ring(&self.sender.topic.files.control);
+    /// Tells the client whose inbox its topic is that a request has ended without a reply.
+    pub(crate) fn tell_end(&self) {
+        roster::ended(&self.sender.topic.files.control);
     }
 
     /// Sends what `fill` writes into `len` bytes behind an envelope, waiting at most so long for room.
@@ -581,7 +608,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
     pub(crate) async fn send_bytes_async(&mut self, bytes: &[u8]) -> Result<()> {
         let Self { sender, sleep, .. } = self;
         let len = bytes.len();
-        Ready::new(Room { sender, len }, sleep).await?;
+        Ready::new(Room::new(sender, len), sleep).await?;
         sender.send(bytes, Some(Duration::ZERO))
     }
 
@@ -589,7 +616,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
     pub(crate) fn send_now(&mut self, bytes: &[u8]) -> Result<bool> {
         let Self { sender, .. } = self;
         let len = bytes.len();
-        let has_room = Room { sender, len }.is_ready()?;
+        let has_room = Room::new(sender, len).is_ready()?;
         if has_room {
             self.sender.send(bytes, Some(Duration::ZERO))?;
         }
@@ -604,14 +631,14 @@ impl<T: ?Sized + Payload> Publisher<T> {
     ) -> Poll<Result<()>> {
         let Self { sender, sleep, .. } = self;
         let len = bytes.len();
-        ready!(sleep.poll(&mut Room { sender, len }, context))?;
+        ready!(sleep.poll(&mut Room::new(sender, len), context))?;
         Poll::Ready(sender.send(bytes, Some(Duration::ZERO)))
     }
 
     /// A sink that waits for room no more.
     pub(crate) fn give_up(&mut self) {
         let Self { sender, sleep, .. } = self;
-        sleep.give_up(&mut Room { sender, len: 0 });
+        sleep.give_up(&mut Room::new(sender, 0));
     }
 }
 

@@ -244,7 +244,9 @@ impl Refusal {
     }
 
     fn read(payload: &[u8]) -> Self {
-        let (code, message) = u32::read_from_prefix(payload).unwrap_or((0, payload));
+        // A copy first: it may lie where another process could change it between a check and a use.
+        let payload = payload.to_vec();
+        let (code, message) = u32::read_from_prefix(&payload).unwrap_or((0, &payload));
         let message = String::from_utf8_lossy(message).into_owned();
         Self { code, message }
     }

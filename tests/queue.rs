@@ -305,6 +305,34 @@ fn batches_are_acknowledged_together_or_given_back() {
     assert!(consumer.is_empty().unwrap());
 }
 
+/// A request that was cancelled, in the hands of one that hangs, does not hold up the rest.
+#[test]
+fn a_lease_ends_what_was_cancelled() {
+    let private = private();
+    let bus = private.bus();
+    let client = bus.service("s").unwrap().client().unwrap();
+    let queue = bus
+        .queue_builder("s")
+        .capacity(buslane::DEFAULT_SERVICE_CAPACITY);
+    let queue = queue.open().unwrap();
+    let open = || {
+        let builder = queue.consumer_builder().lease(Duration::from_millis(30));
+        builder.open().unwrap()
+    };
+    let (mut hanging, mut other) = (open(), open());
+    let pending = client.start(b"?").unwrap();
+    let held = hanging.recv().unwrap();
+    drop(pending);
+    assert!(!other.is_empty().unwrap());
+    let until = Instant::now() + PATIENCE;
+    while !other.is_empty().unwrap() {
+        assert!(Instant::now() < until, "it still holds it");
+        let next = other.recv_timeout(Duration::from_millis(10)).unwrap();
+        assert!(next.is_none());
+    }
+    assert_eq!(held.ack().unwrap_err().kind(), ErrorKind::LeaseLost);
+}
+
 #[test]
 fn a_lease_that_runs_out_gives_the_message_to_another() {
     let private = private();

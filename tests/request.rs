@@ -26,7 +26,9 @@ fn within(timeout: Duration) -> CallOptions {
 
 /// A server in a thread that replies with what it was asked, in capitals, until it is asked to end.
 fn echo(service: &Service) -> thread::JoinHandle<()> {
-    let mut server = service.server().unwrap();
+    // A client that gets no processor for a while is not one that does not read.
+    let builder = service.server_builder().patience(PATIENCE);
+    let mut server = builder.open().unwrap();
     thread::spawn(move || {
         loop {
             let request = next(&mut server);
@@ -501,6 +503,9 @@ fn without_a_server_it_is_an_error_at_once_or_at_the_deadline() {
     let service = service(&private);
     let mut client = service.client().unwrap();
     assert_eq!(client.call(b"?").unwrap_err().kind(), ErrorKind::NoServer);
+    let unknown = CallOptions::new().kind(Kind::Other(0));
+    let error = client.call_with(&unknown, b"?").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoServer);
     let patient = within(Duration::from_millis(20)).wait_for_server();
     let error = client.call_with(&patient, b"?").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -646,6 +651,118 @@ fn a_reply_longer_than_the_inbox_is_an_error_on_both_sides() {
     assert_eq!(error.kind(), ErrorKind::TooLong);
     assert!(error.to_string().contains("inbox"), "{error}");
     assert_eq!(other.wait().unwrap().unwrap(), b"short");
+}
+
+#[test]
+fn a_reply_of_several_that_is_too_long_ends_them() {
+    let private = private();
+    let service = service(&private);
+    let mut server = service.server().unwrap();
+    let client = service.client_builder().inbox(4096).open().unwrap();
+    let mut replies = client.stream(b"?").unwrap();
+    let mut sink = next(&mut server).stream().unwrap();
+    let error = sink.send(&[0; 4000]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLong);
+    assert_eq!(sink.send(b"?").unwrap_err().kind(), ErrorKind::Cancelled);
+    drop(sink);
+    assert_eq!(replies.recv().unwrap_err().kind(), ErrorKind::TooLong);
+    assert!(replies.recv().unwrap().unwrap().is_none());
+    assert!(server.try_recv().unwrap().is_none());
+}
+
+/// Several replies to who wants one, without a deadline, and more than there is room for.
+#[tokio::test]
+async fn who_waits_for_room_sees_that_it_is_not_wanted() {
+    let private = private();
+    let service = service(&private);
+    let mut server = service.server().unwrap();
+    let mut client = service.client_builder().inbox(4096).open().unwrap();
+    for is_async in [false, true] {
+        let asking = thread::spawn(move || {
+            let error = client.call(b"?").map(drop).unwrap_err();
+            (client, error)
+        });
+        let mut sink = next(&mut server).stream().unwrap();
+        let error = loop {
+            let sent = match is_async {
+                true => sink.send_async(&[7; 500]).await,
+                false => sink.send(&[7; 500]),
+            };
+            if let Err(e) = sent {
+                break e;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+        let answer;
+        (client, answer) = asking.join().unwrap();
+        assert_eq!(answer.kind(), ErrorKind::Mismatch);
+    }
+}
+
+/// Those that ended without a reply are told apart, and those that came with them.
+#[tokio::test]
+async fn a_task_learns_of_an_end_that_came_with_replies() {
+    let private = private();
+    let service = service(&private);
+    let client = service.client_builder().inbox(4096).open().unwrap();
+    for _ in 0..20 {
+        let serving = service.clone();
+        let server = thread::spawn(move || {
+            let builder = serving.server_builder().patience(Duration::ZERO);
+            let mut server = builder.open().unwrap();
+            let requests: Vec<_> = (0..20).map(|_| next(&mut server)).collect();
+            let sent = requests.into_iter().map(|request| request.reply(&[7; 500]));
+            sent.filter(Result::is_ok).count()
+        });
+        let patient = CallOptions::new().wait_for_server();
+        let pending: Vec<_> = (0..20)
+            .map(|_| client.start_with(&patient, b"?").unwrap())
+            .collect();
+        let mut answered = 0;
+        let all = futures_util::future::join_all(pending);
+        for answer in tokio::time::timeout(PATIENCE, all).await.expect("all end") {
+            match answer {
+                Ok(answer) => {
+                    assert_eq!(answer.unwrap(), [7; 500]);
+                    answered += 1;
+                }
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Full),
+            }
+        }
+        assert_eq!(answered, server.join().unwrap());
+    }
+}
+
+/// Its claim has gone to another by the time it is asked for.
+#[test]
+fn an_end_is_known_however_many_requests_come_after_it() {
+    let private = private();
+    let bus = private.bus();
+    let service = bus.service_builder("s").capacity(4096).open().unwrap();
+    let builder = service.server_builder().patience(Duration::ZERO);
+    let mut server = builder.open().unwrap();
+    let client = service.client_builder().inbox(4096).open().unwrap();
+    let (mut ended, mut good) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let pending = client.start(b"?").unwrap();
+        match next(&mut server).reply(&[7; 500]) {
+            Ok(()) => good.push(pending),
+            Err(_) => ended.push(pending),
+        }
+    }
+    assert!(!ended.is_empty());
+    for pending in good {
+        pending.wait().unwrap().unwrap();
+    }
+    for _ in 0..2000 {
+        let pending = client.start(b"?").unwrap();
+        next(&mut server).reply(b"!").unwrap();
+        pending.wait().unwrap().unwrap();
+    }
+    for mut pending in ended {
+        let error = pending.wait_timeout(PATIENCE).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full);
+    }
 }
 
 #[test]
@@ -975,6 +1092,15 @@ fn a_forked_child_has_no_part_in_it() {
     let service = service(&private);
     let mut server = service.server().unwrap();
     let mut client = service.client().unwrap();
+    let mut called = service.client().unwrap();
+    let calling = thread::spawn(move || {
+        let _ = called.call(b"?").unwrap().unwrap();
+        called
+    });
+    next(&mut server).reply(b"!").unwrap();
+    let mut called = calling.join().unwrap();
+    let mut replies = client.stream(b"several").unwrap();
+    let several = next(&mut server);
     let (held, pending) = (client.start(b"held").unwrap(), client.start(b"?").unwrap());
     let request = next(&mut server);
     // SAFETY: the child touches its own memory alone, and exits.
@@ -983,12 +1109,15 @@ fn a_forked_child_has_no_part_in_it() {
         nix::unistd::ForkResult::Child => {
             let kinds = [
                 client.call(b"?").map(drop).map_err(|e| e.kind()),
+                called.call(b"?").map(drop).map_err(|e| e.kind()),
+                replies.recv().map(drop).map_err(|e| e.kind()),
+                several.stream().map(drop).map_err(|e| e.kind()),
                 client.start(b"?").map(drop).map_err(|e| e.kind()),
                 pending.wait().map(drop).map_err(|e| e.kind()),
                 server.try_recv().map(drop).map_err(|e| e.kind()),
                 request.reply(b"?").map_err(|e| e.kind()),
             ];
-            drop((client, held, server));
+            drop((client, called, replies, held, server));
             let good = kinds.iter().all(|kind| *kind == Err(ErrorKind::Forked));
             nix::unistd::write(std::io::stderr(), format!("{kinds:?}\n").as_bytes()).unwrap();
             std::process::exit(i32::from(!good));

@@ -902,14 +902,15 @@ impl Desk {
         for source in self.sources() {
             let share = &source.share;
             let mut freed = false;
-            for claim in share.claims.with_fate(Fate::Claimed) {
+            let held = |claim: &Claim| claim.is(Fate::Claimed) || claim.is(Fate::Cancelled);
+            for claim in share.claims.all().filter(held) {
                 let key = (share.seat.is_for_retries(), share.lane, claim.sequence());
                 let since = match before.get(&key) {
                     Some(&(seen, since)) if seen == claim => since,
                     _ => now,
                 };
                 if now - since >= lease {
-                    freed |= share.claims.free(claim);
+                    freed |= share.claims.take_away(claim);
                 } else {
                     after.insert(key, (claim, since));
                 }

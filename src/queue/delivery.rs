@@ -17,7 +17,7 @@ use crate::pubsub::Publisher;
 use crate::shm::claims::Claims;
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Found};
-use crate::shm::layout::{Claim, EnvelopeHead, Fate, Pattern};
+use crate::shm::layout::{Claim, Control, EnvelopeHead, Fate, Pattern};
 use crate::shm::roster::{self, Cursor};
 use crate::shm::{park, reclaim};
 use crate::wait::now_ns;
@@ -306,7 +306,7 @@ impl Share {
     #[inline(always)]
     pub fn is_wanted(&self, claim: Claim) -> Result<bool> {
         self.seat.check_fork()?;
-        Ok(self.claims.holds(claim))
+        Ok(claim != DONE && self.claims.holds(claim))
     }
 
     /// Before it is shown to anyone: nobody else is to get it, whatever happens. `None`: it is not wanted any more, or was
@@ -319,6 +319,11 @@ impl Share {
         &self.seat.home.topic.files.name
     }
 
+    /// The queue's.
+    pub fn control(&self) -> &Control {
+        &self.seat.home.topic.files.control
+    }
+
     #[inline(always)]
     pub fn ack(&self, claim: Claim) -> Result<()> {
         self.end(claim, Fate::Acked)
@@ -328,6 +333,10 @@ impl Share {
     #[inline(always)]
     pub fn end(&self, claim: Claim, fate: Fate) -> Result<()> {
         self.seat.check_fork()?;
+        if claim == DONE {
+            // That of nobody would be taken for the first message's, before anyone has that.
+            return Ok(());
+        }
         if !self.claims.end(claim, fate) {
             return Err(self.lost(claim, "acknowledge a message of"));
         }

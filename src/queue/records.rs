@@ -36,7 +36,8 @@ impl PutOff {
     pub fn split(bytes: &[u8]) -> Option<(Self, &[u8], &[u8])> {
         let (head, rest) = Self::read_from_prefix(bytes).ok()?;
         let (envelope, payload) = rest.split_at_checked(head.envelope as usize)?;
-        Some((head, envelope, payload))
+        // The payload is as aligned as it was.
+        (head.envelope % 8 == 0).then_some((head, envelope, payload))
     }
 }
 
@@ -163,4 +164,26 @@ impl<'a> DeadLetter<'a> {
 /// Bytes in the lanes of a group's topics: what was the longest message of the queue fits, with all that stands before it.
 pub(super) fn capacity_beside(capacity: usize) -> usize {
     2 * capacity
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    /// The payload would not be as aligned as its type.
+    #[test]
+    fn what_was_put_off_has_an_envelope_of_whole_words() {
+        let record = |envelope| {
+            let head = PutOff {
+                envelope,
+                ..PutOff::new_zeroed()
+            };
+            [head.as_bytes(), &[0; 64]].concat()
+        };
+        assert!(PutOff::split(&record(56)).is_some());
+        assert!(PutOff::split(&record(4)).is_none());
+        assert!(PutOff::split(&record(72)).is_none());
+    }
 }

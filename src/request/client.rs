@@ -243,8 +243,13 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
         };
         let ask = post.ask(options.unwrap_or(&self.options), body)?;
         let arrived = loop {
-            if let Some(arrived) = post.wait(ask, None)? {
-                break arrived;
+            match post.wait(ask, None) {
+                Ok(Some(arrived)) => break arrived,
+                Ok(None) => {}
+                Err(e) => {
+                    post.cancel(ask);
+                    return Err(e);
+                }
             }
         };
         let Post {
@@ -261,7 +266,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
     }
 
     /// Asks, and goes on: the reply is waited for, or polled for, when it is wanted. Dropping what this returns cancels the
-    /// request.
+    /// request. It waits while the lane is full of requests that no server has taken, also in a task.
     ///
     /// ```
     /// # let dir = tempfile::tempdir_in("/dev/shm")?;
@@ -345,7 +350,14 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
             Some(post) => post,
             None => self.desk.open::<Q, R>()?,
         };
-        let ask = post.ask(options, Bytes(request.bytes()))?;
+        let asked = post.ask(options, Bytes(request.bytes()));
+        let ask = match asked {
+            Ok(ask) => ask,
+            Err(e) => {
+                lock(&self.desk.spare).push(post);
+                return Err(e);
+            }
+        };
         Ok(ReplyStream {
             service: Arc::clone(&post.service.files.name),
             post: Some(post),
@@ -574,9 +586,9 @@ impl<R: ?Sized + Payload> ReplyStream<R> {
         let head = self.post.as_ref().map(|post| post.head(arrived));
         let head = head.unwrap_or_default();
         let is_end = head.has(EnvelopeHead::END);
-        let has_payload =
-            !head.has(EnvelopeHead::UNDELIVERED | EnvelopeHead::REFUSED | EnvelopeHead::END);
-        if has_payload && head.part != self.part {
+        let is_undelivered = head.has(EnvelopeHead::UNDELIVERED);
+        let has_payload = !is_undelivered && !is_end && !head.has(EnvelopeHead::REFUSED);
+        if !is_undelivered && head.part != self.part {
             self.give_up();
             let why = "the server died in the midst, and another began anew";
             let on = Arc::clone(&self.service);

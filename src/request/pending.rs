@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::hint;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Answer;
 use super::client::{CallOptions, judge, judge_parts};
-use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Draft, Post};
+use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Draft, End, Post};
 use crate::bus::forked;
 use crate::error::{Error, Result};
 use crate::message::Payload;
@@ -54,8 +55,9 @@ struct Desk {
     /// How many threads sleep on the inbox, or are about to; and whether the reactor does, for the tasks.
     threads: usize,
     has_reactor: bool,
-    /// The roster of servers when it was last looked at for the tasks.
+    /// The roster of servers, and the count of what has ended without a reply, when they were last looked at for the tasks.
     seen_roster: u64,
+    seen_endings: u64,
 }
 
 /// Who waits for what.
@@ -73,6 +75,8 @@ struct Book {
     deadlines: BTreeSet<(u64, u64)>,
     /// Tasks to be woken when the table is unlocked.
     woken: Vec<Waker>,
+    /// What is to be dropped then: a task may go with it, and take another of this table's requests along.
+    spent: Vec<Waker>,
 }
 
 /// A request whose reply somebody will want.
@@ -80,10 +84,12 @@ struct Book {
 struct Waiting {
     /// 0: none.
     correlation: u64,
-    /// The low 32 bits of its number in the lane.
-    sequence: u32,
+    /// The low 32 bits of its number in the lane; `None`: it is not sent yet.
+    sequence: Option<u32>,
     /// Its flags, and what it carries.
     reply: Option<(u8, Vec<u8>)>,
+    /// How it ended without one, if that was kept.
+    end: Option<End>,
     task: Option<Waker>,
 }
 
@@ -92,6 +98,7 @@ impl Shared {
         let (service, wait) = (Arc::clone(&post.service.files.name), post.service.wait);
         let desk = Desk {
             seen_roster: post.roster_state(),
+            seen_endings: post.endings(),
             post,
             book: Book::default(),
             failed: None,
@@ -113,8 +120,13 @@ impl Shared {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let done = work(&mut table);
         let woken = std::mem::take(&mut table.desk.book.woken);
+        let spent = std::mem::take(&mut table.desk.book.spent);
         drop(table);
-        woken.into_iter().for_each(Waker::wake);
+        for waker in woken {
+            // A task that panics there must not keep the others asleep; the panic was printed.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+        drop(spent);
         done
     }
 
@@ -147,14 +159,12 @@ impl Shared {
         ready.map(drop)
     }
 
-    /// Looks at the inbox for the tasks, and has the reactor do it again when something comes. `rung`: something was to be
-    /// there.
-    fn look_for_tasks(self: &Arc<Self>, rung: bool) {
+    /// Looks at the inbox for the tasks, and has the reactor do it again when something comes.
+    fn look_for_tasks(self: &Arc<Self>) {
         let waker = Waker::from(Arc::clone(self));
         self.with(|Table { desk, sleep }| {
-            let mut rung = rung;
             loop {
-                desk.attend(rung);
+                desk.attend();
                 if desk.book.tasks == 0 {
                     return sleep.give_up(desk);
                 }
@@ -164,7 +174,6 @@ impl Shared {
                     Ok(Look::Ready | Look::Again) => {}
                     Err(e) => desk.failed = Some(e),
                 }
-                rung = false;
             }
         });
     }
@@ -177,7 +186,7 @@ impl Wake for Shared {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if self.check_fork().is_ok() {
-            self.look_for_tasks(true);
+            self.look_for_tasks();
         }
     }
 }
@@ -186,13 +195,13 @@ impl Desk {
     /// The reply to `ask`, if it is there.
     #[inline(always)]
     fn look<R: ?Sized + Payload>(&mut self, ask: Ask) -> Result<Option<Answer<R::Owned>>> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
         let Self { post, book, .. } = self;
         if let Some((flags, payload)) = book.take_reply(ask) {
             let answer = judge_parts::<R>(&post.service.files.name, flags, &payload, false)?;
             return Ok(Some(answer.map(|()| R::read(&payload))));
+        }
+        if let Some(error) = self.failed.take() {
+            return Err(error);
         }
         let found = post.find(ask, |correlation, reply| book.file(correlation, reply))?;
         let Some(arrived) = found else {
@@ -209,7 +218,11 @@ impl Desk {
         if let Some(answer) = self.look::<R>(ask)? {
             return Ok(Some(answer));
         }
-        if let Some(error) = self.post.trouble(ask)? {
+        let trouble = match self.kept_end(ask) {
+            Some(end) => Some(self.post.ended(end)),
+            None => self.post.trouble(ask)?,
+        };
+        if let Some(error) = trouble {
             // It may have come before that.
             return self.look::<R>(ask)?.ok_or(error).map(Some);
         }
@@ -242,7 +255,10 @@ impl Desk {
         let sent = self.post.send(draft, body, patience);
         match sent {
             Ok(Some(sequence)) => {
-                self.book.place(draft.ask.correlation).sequence = sequence as u32;
+                self.book.place(draft.ask.correlation).sequence = Some(sequence as u32);
+                if self.post.is_half_way(sequence) {
+                    self.keep_ends();
+                }
             }
             Ok(None) => {}
             Err(_) => self.book.forget(draft.ask.correlation, 0),
@@ -258,23 +274,42 @@ impl Desk {
     }
 
     /// The same, and wakes those that have to look for themselves.
-    fn attend(&mut self, rung: bool) {
-        let before = self.book.woken.len();
+    fn attend(&mut self) {
+        // Before their replies are filed: one that comes later counts once more.
+        let (roster, endings) = (self.post.roster_state(), self.post.endings());
         self.file_all();
         let Self { post, book, .. } = self;
-        let roster = post.roster_state();
         let changed = std::mem::replace(&mut self.seen_roster, roster) != roster;
+        let ended = std::mem::replace(&mut self.seen_endings, endings) != endings;
         if changed || self.failed.is_some() {
             book.wake(|_| true);
-        } else if rung && book.woken.len() == before {
-            book.wake(|waiting| post.has_ended(waiting.sequence));
+        } else if ended {
+            let end_of = |waiting: &Waiting| post.end_of(waiting.sequence?);
+            book.wake(|waiting| waiting.end.or_else(|| end_of(waiting)).is_some());
         }
         book.wake_late();
     }
 
+    /// Keeps what became of requests that nobody has asked for since, before later ones take their claims.
+    #[cold]
+    fn keep_ends(&mut self) {
+        let Self { post, book, .. } = self;
+        for waiting in &mut book.places {
+            if waiting.correlation != 0 && waiting.end.is_none() {
+                waiting.end = waiting.sequence.and_then(|number| post.end_of(number));
+            }
+        }
+    }
+
+    /// How it ended without a reply, if that was kept.
+    fn kept_end(&mut self, ask: Ask) -> Option<End> {
+        self.book.of(ask.correlation)?.end
+    }
+
     fn is_ready_for(&mut self, ask: Ask) -> Result<bool> {
         let waiting = self.book.of(ask.correlation);
-        let has_reply = waiting.is_some_and(|waiting| waiting.reply.is_some());
+        let has_reply =
+            waiting.is_some_and(|waiting| waiting.reply.is_some() || waiting.end.is_some());
         let mut awaited = Awaited {
             post: &mut self.post,
             ask,
@@ -370,8 +405,14 @@ impl Book {
         let Some(waiting) = self.of(ask.correlation) else {
             return false;
         };
-        if waiting.task.replace(task.clone()).is_none() {
-            self.tasks += 1;
+        let is_known = waiting
+            .task
+            .as_ref()
+            .is_some_and(|known| known.will_wake(task));
+        if !is_known {
+            let before = waiting.task.replace(task.clone());
+            self.tasks += usize::from(before.is_none());
+            self.spent.extend(before);
         }
         let late = (ask.deadline_ns, ask.correlation);
         let is_new = ask.deadline_ns != 0 && self.deadlines.insert(late);
@@ -384,9 +425,11 @@ impl Book {
         if let Some(waiting) = self.of(correlation) {
             let (reply, task) = (waiting.reply.take(), waiting.task.take());
             waiting.correlation = 0;
+            (waiting.sequence, waiting.end) = (None, None);
             self.taken -= 1;
             self.arrived -= usize::from(reply.is_some());
             self.tasks -= usize::from(task.is_some());
+            self.spent.extend(task);
         }
         if !self.deadlines.is_empty() {
             self.deadlines.remove(&(deadline_ns, correlation));
@@ -423,6 +466,7 @@ impl Waitable for Desk {
         let is_late = |&(deadline_ns, _): &(u64, u64)| deadline_ns <= now_ns();
         Ok(self.post.inbox.has_news()?
             || self.post.roster_state() != self.seen_roster
+            || self.post.endings() != self.seen_endings
             || self.book.deadlines.first().is_some_and(is_late))
     }
 
@@ -644,7 +688,7 @@ impl<R: ?Sized + Payload> Future for Pending<R> {
             return Poll::Ready(done);
         }
         if is_new {
-            pending.shared.look_for_tasks(false);
+            pending.shared.look_for_tasks();
         }
         Poll::Pending
     }

@@ -28,6 +28,9 @@ const SLICE: Duration = Duration::from_millis(250);
 /// How long to sleep where the kernel can't wait for inbox and servers at once.
 const BLIND_SLEEP: Duration = Duration::from_millis(50);
 
+/// Beside the kind that there must be a server for.
+const NEEDS: u64 = 1 << 8;
+
 /// One request that was sent. (Whole words: with smaller fields, moving it costs as much as sending.)
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ask {
@@ -37,7 +40,7 @@ pub(super) struct Ask {
     pub deadline_ns: u64,
     /// The low 32 bits of its number in the lane.
     pub sequence: u64,
-    /// There must be a server for this kind; 0: it waits for one.
+    /// There must be a server for this kind, and [`NEEDS`] is set; 0: it waits for one.
     needs: u64,
 }
 
@@ -53,6 +56,15 @@ impl Ask {
     pub fn time_left(&self) -> Option<Duration> {
         envelope::time_left(self.deadline_ns)
     }
+}
+
+/// How a request ends that no reply will come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Who had it died.
+    Died,
+    /// There was no room for the reply.
+    Unanswered,
 }
 
 /// A request that is to be sent.
@@ -236,7 +248,7 @@ impl Post {
                 sequence: 0,
                 needs: match options.waits_for_server {
                     true => 0,
-                    false => kind.into(),
+                    false => NEEDS | u64::from(kind),
                 },
             },
         }
@@ -251,15 +263,16 @@ impl Post {
         patience: Duration,
     ) -> Result<Option<u64>> {
         let ask = draft.ask;
+        self.service.bus.check_fork()?;
         if self.lacks_server(ask)? {
             return Err(self.no_server());
         }
         let sequence = self.requests.next_sequence().into();
         match body.send(&mut self.requests, &draft.envelope, Some(patience)) {
             Ok(()) => Ok(Some(sequence)),
-            Err(e) if !matches!(e.kind(), ErrorKind::Full | ErrorKind::TimedOut) => Err(e),
+            Err(e) if !e.is_full() => Err(e),
             Err(_) if ask.is_late() => {
-                let why = "its lane is full of requests that no server has taken in time";
+                let why = "its lane is full of requests that are not done with";
                 let late = self.failed(ErrorKind::TimedOut, why);
                 Err(late.advise("start more servers, or wait longer"))
             }
@@ -318,7 +331,9 @@ impl Post {
     fn answered_by(&self, found: Found) -> Option<(u64, Arrived)> {
         let (head, envelope) = self.inbox.envelope_of(found)?;
         let arrived = Arrived { found, envelope };
-        (head.kind() == Kind::Reply.number()).then_some((head.correlation, arrived))
+        // No request has the number 0.
+        let is_reply = head.kind() == Kind::Reply.number() && head.correlation != 0;
+        is_reply.then_some((head.correlation, arrived))
     }
 
     /// The beginning of its envelope.
@@ -342,6 +357,7 @@ impl Post {
     /// The reply to `ask`, waited for as long as that may take; `None` if that is longer than `patience`.
     #[inline(always)]
     pub fn wait(&mut self, ask: Ask, patience: Option<Duration>) -> Result<Option<Arrived>> {
+        self.service.bus.check_fork()?;
         let mut waiter = None;
         let mut checks = Checks::default();
         loop {
@@ -418,6 +434,19 @@ impl Post {
         roster::state(&self.service.files.control)
     }
 
+    /// How many requests have ended without the reply that was to come here.
+    #[inline]
+    pub fn endings(&self) -> u64 {
+        roster::endings(&self.inbox.topic().files.control)
+    }
+
+    /// Whether so many were sent that the claims of those before must be looked at: each is at least once, from when it has
+    /// ended until another takes its place.
+    #[inline]
+    pub fn is_half_way(&self, sequence: u64) -> bool {
+        sequence.is_multiple_of(self.claims.table.len() as u64 / 2)
+    }
+
     /// Whether there is [`trouble`](Self::trouble).
     fn is_in_trouble(&mut self, ask: Ask) -> Result<bool> {
         Ok(match self.claims.progress(ask.sequence()) {
@@ -427,10 +456,13 @@ impl Post {
         })
     }
 
-    /// Whether a request was ended in such a way that no reply will come.
-    pub fn has_ended(&self, sequence: u32) -> bool {
-        let progress = self.claims.progress(sequence);
-        matches!(progress, Progress::Died | Progress::Unanswered)
+    /// How a request has ended, if it was so that no reply will come.
+    pub fn end_of(&self, sequence: u32) -> Option<End> {
+        match self.claims.progress(sequence) {
+            Progress::Died => Some(End::Died),
+            Progress::Unanswered => Some(End::Unanswered),
+            Progress::Goes | Progress::Waits { .. } => None,
+        }
     }
 
     /// Why no reply will come. One that has come before this was seen is in the inbox.
@@ -445,13 +477,21 @@ impl Post {
                     self.server_died("the server that had it died, and there is no other")
                 }
             }),
-            Progress::Died => Some(self.server_died("the server that had it died")),
-            Progress::Unanswered => {
-                let why = "there was no room for the reply in this client's inbox";
-                let full = self.failed(ErrorKind::Full, why);
-                Some(full.advise("take replies sooner, or open the client with a larger inbox"))
-            }
+            Progress::Died => Some(self.ended(End::Died)),
+            Progress::Unanswered => Some(self.ended(End::Unanswered)),
         })
+    }
+
+    #[cold]
+    pub fn ended(&self, end: End) -> Error {
+        match end {
+            End::Died => self.server_died("the server that had it died"),
+            End::Unanswered => {
+                let why = "there was no room for the reply in this client's inbox";
+                self.failed(ErrorKind::Full, why)
+                    .advise("take replies sooner, or open the client with a larger inbox")
+            }
+        }
     }
 
     #[cold]

@@ -12,6 +12,7 @@ use crate::message::Description;
 use crate::pubsub::Publisher;
 use crate::queue::Share;
 use crate::shm::layout::EnvelopeHead;
+use crate::shm::roster;
 use crate::wait::WaitStrategy;
 
 /// The way from a lane of requests to one inbox. That is opened when the first reply goes there.
@@ -100,15 +101,19 @@ impl Route {
         self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the client is known to have left.
+    /// Whether the client is known to have left. Not while another thread is replying to it, which sees for itself.
     pub fn is_gone(&self) -> bool {
-        let mut door = self.door();
-        door.look();
-        matches!(*door, Door::Gone)
+        self.door.try_lock().is_ok_and(|mut door| {
+            door.look();
+            matches!(*door, Door::Gone)
+        })
     }
 
+    /// Whether nothing goes there now.
     pub fn is_closed(&self) -> bool {
-        matches!(*self.door(), Door::Closed)
+        self.door
+            .try_lock()
+            .is_ok_and(|door| matches!(*door, Door::Closed))
     }
 
     /// Sends a reply that is wanted for so long.
@@ -124,10 +129,7 @@ impl Route {
         let mut door = self.door();
         self.open(&mut door)?;
         match std::mem::replace(&mut *door, Door::Closed) {
-            Door::Open(mut lane) => {
-                lane.is_stuck = false;
-                Ok(lane)
-            }
+            Door::Open(lane) => Ok(lane),
             _ => Err(self.gone()),
         }
     }
@@ -146,10 +148,13 @@ impl Route {
         }
     }
 
-    /// Has the client look again at what becomes of its requests.
-    pub fn ring(&self) {
-        if let Door::Open(lane) = &*self.door() {
-            lane.publisher.ring();
+    /// Tells the client that one of its requests has ended without a reply.
+    pub fn tell_end(&self) {
+        match &*self.door() {
+            Door::Open(lane) => lane.publisher.tell_end(),
+            // All clients of the service, as there is no way to this one alone.
+            Door::Closed if self.has_inbox() => roster::changed(self.share.control()),
+            _ => {}
         }
     }
 
@@ -207,21 +212,40 @@ impl Lane {
         })
     }
 
-    /// Whether nobody reads it. What can't be looked at can't be read.
+    /// Whether nobody reads it.
     #[inline(always)]
     pub fn is_gone(&mut self) -> bool {
         let now = Some(self.publisher.roster_state());
         if self.seen_roster == now {
             return false;
         }
-        let is_there = matches!(self.publisher.subscriber_count(), Ok(1..));
-        self.seen_roster = now.filter(|_| is_there);
-        !is_there
+        match self.publisher.subscriber_count() {
+            Ok(0) => true,
+            Ok(_) => {
+                self.seen_roster = now;
+                false
+            }
+            // Removed. What can't be looked at otherwise is told by who sends.
+            Err(e) => e.kind() == ErrorKind::NotFound,
+        }
     }
 
-    /// Sends a reply, waiting at most so long for room. If the client can't have it, it is told why.
+    /// Sends a reply, waiting at most so long for room, once: until one finds room again, the next ones are not waited for. If
+    /// the client can't have it, it is told why.
     #[inline(always)]
-    pub fn send(
+    pub fn send(&mut self, envelope: &Envelope, body: impl Body, patience: Duration) -> Result<()> {
+        let patience = match self.is_stuck {
+            true => Duration::ZERO,
+            false => patience,
+        };
+        let sent = self.send_within(envelope, body, patience);
+        self.is_stuck = sent.as_ref().is_err_and(Error::is_full);
+        sent
+    }
+
+    /// The same, waiting each time.
+    #[inline(always)]
+    pub fn send_within(
         &mut self,
         envelope: &Envelope,
         mut body: impl Body,
@@ -230,16 +254,10 @@ impl Lane {
         if self.mismatch.is_some() && !envelope.head().has(EnvelopeHead::REFUSED) {
             return Err(self.tell_mismatch(*envelope.head()));
         }
-        let patience = match self.is_stuck {
-            true => Duration::ZERO,
-            false => patience,
-        };
-        let sent = body.send(&mut self.publisher, envelope, Some(patience));
-        match sent {
-            Ok(()) => self.is_stuck = false,
-            Err(e) => return Err(self.failed(e, *envelope.head(), body.len())),
+        match body.send(&mut self.publisher, envelope, Some(patience)) {
+            Ok(()) => Ok(()),
+            Err(e) => Err(self.failed(e, *envelope.head(), body.len())),
         }
-        Ok(())
     }
 
     #[cold]
@@ -257,7 +275,6 @@ impl Lane {
     #[cold]
     fn failed(&mut self, failed: Error, reply: EnvelopeHead, len: usize) -> Error {
         match failed.kind() {
-            ErrorKind::Full | ErrorKind::TimedOut => self.is_stuck = true,
             ErrorKind::TooLong => {
                 let max_len = self.publisher.max_len();
                 let why = format!("the reply has {len} bytes, and the inbox takes {max_len}");
@@ -274,9 +291,15 @@ impl Lane {
         failed
     }
 
-    /// Waits for room for a reply.
-    pub async fn wait_for_room(&mut self, envelope: &Envelope, len: usize) -> Result<()> {
-        self.publisher.wait_for_room(envelope, len).await
+    /// Waits for room for a reply, at most so long.
+    pub async fn wait_for_room(
+        &mut self,
+        envelope: &Envelope,
+        len: usize,
+        patience: Duration,
+    ) -> Result<()> {
+        let waited = self.publisher.wait_for_room(envelope, len, patience).await;
+        waited.map_err(|e| self.failed(e, *envelope.head(), len))
     }
 
     /// Tells the client why it does not get the reply with this head, if there is room.

@@ -21,6 +21,10 @@ use crate::shm::park::Ticket;
 use crate::shm::roster;
 use crate::wait::Waitable;
 
+/// How many ways are kept without a look at whether they still lead anywhere; then twice as many as there were.
+const ENOUGH: usize = 64;
+/// How long a server that may wait long for room does so before it looks whether that still makes sense.
+const TURN: Duration = Duration::from_millis(100);
 /// How long a server waits for room in an inbox, once: after that, replies there are not waited for until one has found room.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -59,8 +63,8 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ServerBuilder<Q, R> {
         }
     }
 
-    /// The kinds of messages that it takes; the others are left to other servers. By default all, and those without an
-    /// envelope.
+    /// The kinds of messages that it takes; the others are left to other servers. By default, and if none is given, all, and
+    /// those without an envelope.
     pub fn kinds(mut self, kinds: &[Kind]) -> Self {
         let bits = kinds.iter().map(|kind| 1 << (kind.number() % 64));
         self.consumer = self.consumer.kinds(bits.fold(0, |all, bit| all | bit));
@@ -85,6 +89,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ServerBuilder<Q, R> {
             all: HashMap::new(),
             last: None,
             seen_roster: roster::state(&self.service.files.control),
+            enough: ENOUGH,
             service: self.service,
             replies: R::describe(),
             patience: self.patience,
@@ -115,6 +120,8 @@ struct Routes {
     last: Option<Arc<Route>>,
     /// The roster of clients when they were last thinned out.
     seen_roster: u64,
+    /// When there are so many they are thinned out in any case.
+    enough: usize,
     service: Arc<TopicInner>,
     /// What is replied.
     replies: Description,
@@ -258,6 +265,10 @@ impl Routes {
             None => {
                 let replies = self.replies.clone();
                 let route = Route::new(&self.service, share, inbox, replies, self.patience)?;
+                if self.all.len() >= self.enough {
+                    // Of those that others have passed on, the roster does not tell when they leave.
+                    self.thin_out();
+                }
                 let route = Arc::new(route);
                 self.all.insert(key, Arc::clone(&route));
                 route
@@ -276,6 +287,7 @@ impl Routes {
             let is_idle = route.is_closed() && Arc::strong_count(route) == 1;
             !is_idle && !route.is_gone()
         });
+        self.enough = 2 * self.all.len() + ENOUGH;
     }
 }
 
@@ -402,7 +414,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// load or two.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.while_wanted(self.head()).is_err() || self.route.is_gone()
+        self.while_wanted().is_err() || self.route.is_gone()
     }
 
     /// Replies with a copy of `reply`.
@@ -430,8 +442,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
 
     #[inline(always)]
     fn answer(mut self, flags: u8, body: impl Body) -> Result<()> {
-        let head = *self.head();
-        let time_left = self.check_wanted(&head)?;
+        let (head, time_left) = self.check_wanted()?;
         if self.route.has_inbox() {
             let reply = Envelope::bare(reply_to::<R>(&head, flags, 0));
             let sent = match head.hops() {
@@ -448,7 +459,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     fn conclude(&mut self, failed: Error) -> Error {
         // That it was taken away beside is no news to who has failed already.
         let _ = match failed.kind() {
-            ErrorKind::Full | ErrorKind::TimedOut => self.end_as(Fate::Unanswered),
+            _ if failed.is_full() => self.end_as(Fate::Unanswered),
             ErrorKind::TooLong | ErrorKind::Mismatch | ErrorKind::Cancelled => self.ack(),
             // To be given back, or ended, as it is dropped.
             _ => Ok(()),
@@ -467,7 +478,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     fn end_as(&mut self, fate: Fate) -> Result<()> {
         let ended = self.route.share.end(self.item.claim, fate);
         self.item.set_done();
-        self.route.ring();
+        self.route.tell_end();
         ended
     }
 
@@ -494,8 +505,8 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
 
     /// Before a reply: an error, and it is done with, if that is not wanted.
     #[inline(always)]
-    fn check_wanted(&mut self, head: &EnvelopeHead) -> Result<Duration> {
-        let wanted = self.while_wanted(head);
+    fn check_wanted(&mut self) -> Result<(EnvelopeHead, Duration)> {
+        let wanted = self.while_wanted();
         if wanted.is_err() {
             // Says so if it was taken away instead.
             self.ack()?;
@@ -503,14 +514,15 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
         wanted
     }
 
-    /// How long a reply is wanted yet; an error, if it is not.
+    /// The beginning of its envelope, and how long a reply is wanted yet; an error, if it is not.
     #[inline(always)]
-    fn while_wanted(&self, head: &EnvelopeHead) -> Result<Duration> {
-        if self.route.share.is_wanted(self.item.claim)? {
-            match envelope::time_left(head.deadline_ns) {
-                Some(Duration::ZERO) => {}
-                time_left => return Ok(time_left.unwrap_or(Duration::MAX)),
-            }
+    fn while_wanted(&self) -> Result<(EnvelopeHead, Duration)> {
+        let is_wanted = self.route.share.is_wanted(self.item.claim)?;
+        let head = *self.head();
+        match envelope::time_left(head.deadline_ns) {
+            Some(Duration::ZERO) => {}
+            time_left if is_wanted => return Ok((head, time_left.unwrap_or(Duration::MAX))),
+            _ => {}
         }
         let why = "the client has cancelled it, or its deadline has passed";
         Err(route::cancelled(head.reply_to, why))
@@ -537,8 +549,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     ///
     /// As for [`reply`](Self::reply).
     pub fn stream(mut self) -> Result<ReplySink<Q, R>> {
-        let head = *self.head();
-        self.check_wanted(&head)?;
+        self.check_wanted()?;
         let lane = self.route.has_inbox().then(|| self.route.take());
         let lane = lane.transpose().map_err(|e| self.conclude(e))?;
         Ok(ReplySink {
@@ -558,21 +569,27 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     ///
     /// `Cancelled`, `LeaseLost`, and as for [`Producer::push`]: then it is given back, or ended, as when it is dropped.
     pub fn forward<P: ?Sized + Payload>(mut self, to: &mut Producer<P>, message: &P) -> Result<()> {
-        let head = *self.head();
-        let time_left = self.check_wanted(&head)?;
+        let (_, mut time_left) = self.check_wanted()?;
         let ours = self
             .envelope()
             .unwrap_or_else(|| Envelope::new(Kind::Command));
         let envelope = ours
             .of_type_id(P::TYPE_ID)
             .passed_on_by(self.route.share.queue_name());
-        to.push_within(&envelope, message, Some(time_left))?;
-        self.ack()
+        loop {
+            match to.push_within(&envelope, message, Some(time_left.min(TURN))) {
+                Ok(()) => return self.ack(),
+                Err(e) if e.is_full() => {}
+                Err(e) => return Err(e),
+            }
+            (_, time_left) = self.check_wanted()?;
+        }
     }
 }
 
 impl<Q: ?Sized + Payload> Request<Q, [u8]> {
-    /// Replies with `len` bytes that `fill` writes in place.
+    /// Replies with `len` bytes that `fill` writes in place. Other replies to the same client wait for it meanwhile: it must
+    /// not make one itself.
     ///
     /// # Errors
     ///
@@ -621,42 +638,30 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
     ///
     /// # Errors
     ///
-    /// `Cancelled` if they are not wanted any more, `TimedOut` at the deadline, and as for [`Request::reply`]. None of
-    /// these ends it: that is when it is dropped.
+    /// `Cancelled` if they are not wanted any more: also when the deadline passes while it waits. Else as for
+    /// [`Request::reply`].
     pub fn send(&mut self, reply: &R) -> Result<()> {
-        let time_left = self.request.while_wanted(self.request.head())?;
-        let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
-        if let Some(lane) = &mut self.lane {
-            lane.send(&envelope, Bytes(reply.bytes()), time_left)?;
-        }
-        self.part += 1;
-        Ok(())
+        self.send_part(EnvelopeHead::MORE, reply.bytes())
     }
 
-    /// The same, as a future: the task sleeps while there is no room, also beyond the deadline. If it is dropped before it
-    /// is ready, nothing was sent.
+    /// The same, as a future: the task sleeps while there is no room. If it is dropped before it is ready, nothing was sent.
     ///
     /// # Errors
     ///
     /// As for [`send`](Self::send); `Unsupported` if it must wait before Linux 5.16.
     pub async fn send_async(&mut self, reply: &R) -> Result<()> {
-        self.request.while_wanted(self.request.head())?;
-        let envelope = self.request.envelope_of(EnvelopeHead::MORE, self.part);
-        if let Some(lane) = &mut self.lane {
-            lane.wait_for_room(&envelope, reply.bytes().len()).await?;
-            lane.send(&envelope, Bytes(reply.bytes()), Duration::ZERO)?;
-        }
-        self.part += 1;
-        Ok(())
+        self.send_part_async(EnvelopeHead::MORE, reply.bytes())
+            .await
     }
 
     /// There are no more.
     ///
     /// # Errors
     ///
-    /// As for [`Request::reply`].
-    pub fn finish(self) -> Result<()> {
-        self.end(EnvelopeHead::END, &[])
+    /// As for [`send`](Self::send).
+    pub fn finish(mut self) -> Result<()> {
+        self.send_part(EnvelopeHead::END, &[])?;
+        self.request.ack()
     }
 
     /// The same, as a future: the task sleeps while there is no room.
@@ -665,30 +670,58 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> ReplySink<Q, R> {
     ///
     /// As for [`finish`](Self::finish); `Unsupported` if it must wait before Linux 5.16.
     pub async fn finish_async(mut self) -> Result<()> {
-        let envelope = self.request.envelope_of(EnvelopeHead::END, self.part);
-        if let Some(lane) = &mut self.lane {
-            lane.wait_for_room(&envelope, 0).await?;
-        }
-        self.finish()
+        self.send_part_async(EnvelopeHead::END, &[]).await?;
+        self.request.ack()
     }
 
     /// There are no more, and not all that there should be.
     ///
     /// # Errors
     ///
-    /// As for [`Request::reply`].
-    pub fn refuse(self, code: u32, message: &str) -> Result<()> {
-        self.end(EnvelopeHead::REFUSED, &Refusal::to_bytes(code, message))
+    /// As for [`send`](Self::send).
+    pub fn refuse(mut self, code: u32, message: &str) -> Result<()> {
+        let payload = Refusal::to_bytes(code, message);
+        self.send_part(EnvelopeHead::REFUSED, &payload)?;
+        self.request.ack()
     }
 
-    fn end(mut self, flags: u8, payload: &[u8]) -> Result<()> {
-        let time_left = self.request.while_wanted(self.request.head())?;
+    fn send_part(&mut self, flags: u8, payload: &[u8]) -> Result<()> {
+        loop {
+            // Who waits for room looks now and then whether it still makes sense.
+            let (_, time_left) = self.request.check_wanted()?;
+            if self.try_part(flags, payload, time_left.min(TURN))? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn send_part_async(&mut self, flags: u8, payload: &[u8]) -> Result<()> {
+        loop {
+            let (_, time_left) = self.request.check_wanted()?;
+            let envelope = self.request.envelope_of(flags, self.part);
+            if let Some(lane) = &mut self.lane {
+                let patience = time_left.min(TURN);
+                let waited = lane.wait_for_room(&envelope, payload.len(), patience).await;
+                waited.map_err(|e| self.request.conclude(e))?;
+            }
+            if self.try_part(flags, payload, Duration::ZERO)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends one, if there is room in time. After an error, the request is done with, or will be given back.
+    fn try_part(&mut self, flags: u8, payload: &[u8], patience: Duration) -> Result<bool> {
         let envelope = self.request.envelope_of(flags, self.part);
         if let Some(lane) = &mut self.lane {
-            let sent = lane.send(&envelope, Bytes(payload), time_left);
-            sent.map_err(|e| self.request.conclude(e))?;
+            match lane.send_within(&envelope, Bytes(payload), patience) {
+                Ok(()) => {}
+                Err(e) if e.is_full() => return Ok(false),
+                Err(e) => return Err(self.request.conclude(e)),
+            }
         }
-        self.request.ack()
+        self.part += 1;
+        Ok(true)
     }
 }
 

@@ -168,6 +168,17 @@ impl Claims {
         freed
     }
 
+    /// Takes a message away from who had it too long: it is free, quietly, or done with if it was cancelled. Whether it is free.
+    pub fn take_away(&self, claim: Claim) -> bool {
+        if !claim.is(Fate::Cancelled) {
+            return self.free(claim);
+        }
+        if self.ack(claim) {
+            self.advance();
+        }
+        false
+    }
+
     /// Its owner's: nobody else is to get it. `None`: it was lost, or cancelled.
     pub fn begin_once(&self, claim: Claim) -> Option<Claim> {
         let once = claim.with(Fate::Once);
@@ -259,7 +270,8 @@ impl Claims {
         freed
     }
 
-    fn all(&self) -> impl Iterator<Item = Claim> {
+    /// What there is of claims, somebody's or not.
+    pub fn all(&self) -> impl Iterator<Item = Claim> {
         let words = self.table.iter();
         words.map(|word| Claim(word.load(Ordering::Relaxed)))
     }

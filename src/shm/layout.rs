@@ -192,6 +192,8 @@ pub struct Control {
     pub roster: Line<AtomicU64>,
     /// The last number given to a lane or a cursor.
     pub last_id: Line<AtomicU64>,
+    /// Of an inbox: bumped after a request whose reply was to go there has ended without one.
+    pub ended: Line<AtomicU64>,
 }
 
 /// A bus's control page, behind its identity: every member maps it writable. Its word changes by read-modify-write.
@@ -637,6 +639,7 @@ const _: () = {
     assert!(offset_of!(Control, bell) == 128);
     assert!(offset_of!(Control, roster) == 256);
     assert!(offset_of!(Control, last_id) == 384);
+    assert!(offset_of!(Control, ended) == 512);
     assert!(offset_of!(BusControl, topics) == 0);
     assert!(offset_of!(LaneHeader, want) == 128);
     assert!(offset_of!(LaneHeader, mark) == 256);

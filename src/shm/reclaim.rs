@@ -81,6 +81,8 @@ fn sweep_topic(topics: &Dir, name: &str, dead: &[u64], found: &mut Reclaimed) ->
         return Ok(false);
     };
     if topic.pattern == Pattern::Inbox && dead.contains(&topic.config.sizes[0]) {
+        // Who waits for room there is woken. What can't be put away so goes with the rest.
+        let _ = tidy_all(&topic);
         remove_topic(topics, name)?;
         roster::changed(&topic.control);
         return Ok(false);

@@ -22,6 +22,7 @@
 //! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
 //! | `used` | the reader | `Release` in [`Cursor::take_slot`], with the same fence |
 //! | `topics` of the bus | who makes or removes a topic | `Release` in [`topics_changed`], with the `Acquire` in [`topics`] |
+//! | `ended` | servers | `Release` in [`ended`], with the `Acquire` in [`endings`] |
 //! | `joined` | the reader | `Release` in [`Cursor::set_joined`], with the fence in [`Cursor::is_joined`] |
 
 use super::layout::{BusControl, Control, CursorHeader, LEFT, LaneHeader, Slot};
@@ -34,10 +35,29 @@ pub fn changed(control: &Control) {
     control.roster.fetch_add(1, Ordering::Release);
     // Pairs with the `Acquire` in `Watch::disturbed`: who sees it finds the roster changed.
     control.attention.fetch_add(1, Ordering::Release);
+    ring_after(control);
+    futex::wake(&control.roster);
+}
+
+/// Wakes all that sleep on the bell, after what it tells of.
+fn ring_after(control: &Control) {
     // Pairs with the heavy fence of a sleeper that reads the bell as rung: it sees what has changed.
     control.bell.fetch_add(1, Ordering::Release);
     futex::wake(&control.bell);
-    futex::wake(&control.roster);
+}
+
+/// Tells the client whose inbox this is that one of its requests has ended without a reply.
+pub fn ended(control: &Control) {
+    // Pairs with the `Acquire` in `endings`: who sees it finds what became of the request.
+    control.ended.fetch_add(1, Ordering::Release);
+    ring_after(control);
+}
+
+/// How many have ended so, to compare with later.
+#[inline]
+pub fn endings(control: &Control) -> u64 {
+    // Pairs with the bump in `ended`.
+    control.ended.load(Ordering::Acquire)
 }
 
 /// The roster's state, to compare with later ones.

@@ -18,7 +18,7 @@ use super::{CAPACITY, LARGE, SMALL, Sender, Topic, check, content, model, model_
 
 /// A topic with one lane, a group that begins at its start, and consumers with cursors 2 and up.
 pub(super) struct Queue {
-    topic: Arc<Topic>,
+    pub topic: Arc<Topic>,
     pub(super) claims: Claims,
     /// To check payloads with: plain reads that race are reported.
     ring: Ring,

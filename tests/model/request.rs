@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use buslane::shm::claims::{Claims, Progress};
 use buslane::shm::layout::{Claim, Fate};
+use buslane::shm::roster;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
@@ -101,6 +102,26 @@ fn request_is_answered_before_it_is_ended() {
             assert_eq!(queue.claims.head(), sender.lane.visible());
         });
     }
+}
+
+/// A client that sees one more end finds it.
+#[test]
+fn request_is_told_to_have_ended_when_it_has() {
+    model(3, || {
+        let (queue, mut sender) = Queue::new(1);
+        sender.send(SMALL);
+        let mut server = queue.consumer(1);
+        let topic = Arc::clone(&queue.topic);
+        let serving = spawn(move || {
+            let claim = server.take().unwrap();
+            assert!(server.claims.end(claim, Fate::Unanswered));
+            roster::ended(&topic.control);
+        });
+        if roster::endings(&queue.topic.control) > 0 {
+            assert_eq!(queue.claims.progress(0), Progress::Unanswered);
+        }
+        serving.join().unwrap();
+    });
 }
 
 /// What becomes of a request whose server has died at some step, as who puts it away sees it.
