@@ -107,7 +107,7 @@ impl Sender {
     }
 
     /// Claims a frame for `len` bytes, and says where they go.
-    #[inline]
+    #[inline(always)]
     fn claim(&mut self, len: usize, patience: Patience) -> Result<u64> {
         self.check_fork()?;
         if len > self.max_len {
@@ -119,7 +119,7 @@ impl Sender {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, payload: &[u8], patience: Patience) -> Result<()> {
         let at = self.claim(payload.len(), patience)?;
         self.lane.write(at, payload);
@@ -127,7 +127,7 @@ impl Sender {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn commit(&mut self, len: usize) {
         self.lane.commit(len);
         self.look_around();
@@ -648,7 +648,7 @@ impl Publisher<[u8]> {
     /// # Errors
     ///
     /// `TooLong`, `Forked`, and, while it waits, the system's.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
         self.sender.send(message, None)
     }
@@ -658,7 +658,7 @@ impl Publisher<[u8]> {
     /// # Errors
     ///
     /// `Full`, and as for [`send`](Self::send).
-    #[inline]
+    #[inline(always)]
     pub fn try_send(&mut self, message: &[u8]) -> Result<()> {
         self.sender.send(message, Some(Duration::ZERO))
     }
@@ -826,7 +826,7 @@ impl<T: Message + 'static> Publisher<T> {
     /// # Errors
     ///
     /// `Forked`, and, while it waits, the system's.
-    #[inline]
+    #[inline(always)]
     pub fn send_value(&mut self, value: &T) -> Result<()> {
         self.sender.send(value.as_bytes(), None)
     }
@@ -845,7 +845,7 @@ impl<T: Message + 'static> Publisher<T> {
     /// # Errors
     ///
     /// `Full`, and as for [`send_value`](Self::send_value).
-    #[inline]
+    #[inline(always)]
     pub fn try_send_value(&mut self, value: &T) -> Result<()> {
         self.sender.send(value.as_bytes(), Some(Duration::ZERO))
     }

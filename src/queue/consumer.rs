@@ -595,12 +595,15 @@ struct Leases {
     next: Option<Instant>,
 }
 
+/// A message that was claimed, with what finishes it.
+pub(crate) type Claimed = (Arc<Share>, Item);
+
 /// A message that was taken.
 pub(crate) enum Taken<D> {
     /// As most are.
     Common(D),
     /// With something beside it.
-    Rare(Box<(Arc<Share>, Item)>),
+    Rare(Box<Claimed>),
 }
 
 /// What is found beyond the lane that is walked now.
@@ -610,7 +613,7 @@ enum Further {
     /// What is worth another look.
     Look,
     /// A message of another topic.
-    Rare(Box<(Arc<Share>, Item)>),
+    Rare(Box<Claimed>),
 }
 
 /// A consumer of whatever type.
@@ -769,7 +772,7 @@ impl Desk {
 
     /// What was claimed, if it may be delivered; else it becomes a dead letter.
     #[inline(never)]
-    fn fit(&mut self, share: Arc<Share>, item: Item) -> Result<Option<Box<(Arc<Share>, Item)>>> {
+    fn fit(&mut self, share: Arc<Share>, item: Item) -> Result<Option<Box<Claimed>>> {
         if let Some(put_off) = item.put_off() {
             let said = self.say_moved(put_off);
             said.inspect_err(|_| share.give_back(item.claim))?;
