@@ -531,6 +531,9 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     /// The envelope of a reply, with the way that the request has come.
     fn envelope_of(&self, flags: u8, part: u64) -> Envelope {
         let envelope = Envelope::bare(reply_to::<R>(self.head(), flags, part));
+        if self.head().hops() == 0 {
+            return envelope;
+        }
         match self.envelope() {
             Some(ours) => ours.trace().fold(envelope, Envelope::passed_on_by),
             None => envelope,
