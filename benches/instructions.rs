@@ -3,10 +3,11 @@
 //!
 //! `cargo bench --bench instructions`, which needs valgrind, fails if an operation takes more than its budget.
 
+#[path = "../tests/common/callgrind.rs"]
+mod callgrind;
+
 use std::env;
-use std::fs;
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use buslane::{
     Bus, Client, Consumer, Delivery, Envelope, Kind, Message, Pending, Producer, Publisher,
@@ -26,7 +27,7 @@ const BUDGETS: [(&str, u32); 16] = [
     ("push", 122),
     ("take", 234),
     ("ack", 178),
-    ("start", 451),
+    ("start", 428),
     ("next_request", 349),
     ("reply", 546),
     ("wait", 602),
@@ -173,23 +174,14 @@ fn run() -> buslane::Result<()> {
 }
 
 /// Instructions of a function in `counted`, with all that it calls.
-fn count(name: &str, dir: &Path) -> f64 {
-    let profile = dir.join(name);
-    let output = Command::new("valgrind")
-        .arg("--tool=callgrind")
-        .arg(format!("--toggle-collect=*counted::{name}*"))
-        .arg(format!("--callgrind-out-file={}", profile.display()))
-        .arg(env::current_exe().expect("this program"))
-        .env(COUNTED, "1")
-        .output()
-        .expect("valgrind is installed");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let counts = fs::read_to_string(profile).expect("callgrind has counted");
-    let total = counts.lines().find_map(|line| line.strip_prefix("totals:"));
-    let total: u64 = total.expect("a sum").trim().parse().expect("a number");
-    assert!(total > 0, "{name} was not met: {said}");
-    total as f64 / COUNT as f64
+fn count(name: &str) -> f64 {
+    let total = callgrind::count(&format!("*counted::{name}*"), |mut valgrind| {
+        valgrind
+            .arg(env::current_exe().expect("this program"))
+            .env(COUNTED, "1");
+        valgrind
+    });
+    total.expect("valgrind is installed") as f64 / COUNT as f64
 }
 
 fn main() -> ExitCode {
@@ -197,11 +189,10 @@ fn main() -> ExitCode {
         run().expect("each operation works");
         return ExitCode::SUCCESS;
     }
-    let dir = tempfile::tempdir().expect("a directory");
     let mut is_good = true;
     println!("{:14} {:>8} {:>8}", "operation", "counted", "budget");
     for (name, budget) in BUDGETS {
-        let counted = count(name, dir.path());
+        let counted = count(name);
         println!("{name:14} {counted:8.1} {budget:8}");
         is_good &= counted <= f64::from(budget);
     }

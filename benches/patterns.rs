@@ -5,7 +5,6 @@
 
 mod common;
 
-use std::env;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use buslane::{Publisher, Subscriber, WaitStrategy};
-use common::{Other, PATH, bus, message, pin_to, spread, sum};
+use common::{Other, bus, message, pin_to, spread, sum};
 use nix::sched::{sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -233,11 +232,7 @@ fn deaths(path: &Path) {
             delivery.ack().unwrap();
             seen
         });
-        // Until it sleeps.
-        thread::sleep(Duration::from_millis(5));
-        let killed = Instant::now();
-        other.kill();
-        times.push((survivor.join().unwrap() - killed).as_secs_f64() * 1e3);
+        times.push(other.time_from_kill(survivor));
     }
     println!(
         "kill -9 of who has it, to its redelivery: {} ms",
@@ -246,18 +241,17 @@ fn deaths(path: &Path) {
 }
 
 fn main() {
-    if let Some(path) = env::var_os(PATH) {
-        return child(Path::new(&path));
-    }
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let path = dir.path().join("bus");
+    common::run(child, here);
+}
+
+fn here(path: &Path) {
     let before = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    let mut other = Other::start(&path);
+    let mut other = Other::start(path);
     pin_to(0);
-    queues(&path, &mut other);
-    lanes(&path, &mut other);
-    tasks(&path, &mut other);
+    queues(path, &mut other);
+    lanes(path, &mut other);
+    tasks(path, &mut other);
     drop(other);
     sched_setaffinity(Pid::from_raw(0), &before).unwrap();
-    deaths(&path);
+    deaths(path);
 }

@@ -7,14 +7,13 @@
 mod common;
 
 use std::collections::VecDeque;
-use std::env;
 use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use buslane::{CallOptions, Client, Pending, WaitStrategy};
-use common::{Other, PATH, bus, message, pin_to, spread, sum};
+use common::{Other, bus, message, pin_to, spread, sum};
 use nix::sched::{sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -233,11 +232,7 @@ fn deaths(path: &Path, options: &CallOptions, name: &str) {
             seen
         });
         other.hear("@taken");
-        // Until it sleeps.
-        thread::sleep(Duration::from_millis(5));
-        let killed = Instant::now();
-        other.kill();
-        times.push((asking.join().unwrap() - killed).as_secs_f64() * 1e3);
+        times.push(other.time_from_kill(asking));
     }
     println!(
         "kill -9 of the only server, to ServerDied ({name}): {} ms",
@@ -246,31 +241,30 @@ fn deaths(path: &Path, options: &CallOptions, name: &str) {
 }
 
 fn main() {
-    if let Some(path) = env::var_os(PATH) {
-        return child(Path::new(&path));
-    }
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let path = dir.path().join("bus");
+    common::run(child, here);
+}
+
+fn here(path: &Path) {
     let before = sched_getaffinity(Pid::from_raw(0)).unwrap();
     let serve = |how: &str| {
-        let mut other = Other::start(&path);
+        let mut other = Other::start(path);
         other.tell(how);
         other.hear("@serving");
         other
     };
     let other = serve("spin");
     pin_to(0);
-    pipelined(&path);
-    idle(&path);
+    pipelined(path);
+    idle(path);
     drop(other);
     sched_setaffinity(Pid::from_raw(0), &before).unwrap();
     let other = serve("serve");
-    first_call(&path);
-    fair(&path);
-    crowded(&path);
+    first_call(path);
+    fair(path);
+    crowded(path);
     let others: Vec<_> = (1..SERVERS).map(|_| serve("serve")).collect();
-    servers(&path);
+    servers(path);
     drop((other, others));
-    deaths(&path, &CallOptions::new(), "at least once");
-    deaths(&path, &CallOptions::new().at_most_once(), "at most once");
+    deaths(path, &CallOptions::new(), "at least once");
+    deaths(path, &CallOptions::new().at_most_once(), "at most once");
 }

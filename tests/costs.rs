@@ -7,6 +7,9 @@
 //!
 //! Set-up times are printed, and not judged. `--nocapture` shows the numbers.
 
+#[path = "common/callgrind.rs"]
+mod callgrind;
+
 use std::env;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -135,28 +138,10 @@ fn send_and_drain(place: &Path, subscribers: usize, size: usize) {
 /// Instructions of the sender for each message. `None`: there is no valgrind here.
 fn instructions(subscribers: usize, size: usize) -> Option<f64> {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let counts = dir.path().join("callgrind.out");
-    let mut valgrind = Command::new("valgrind");
-    valgrind
-        .args(["--tool=callgrind", "--toggle-collect=*sends_counted*"])
-        .arg(format!("--callgrind-out-file={}", counts.display()));
     let role = format!("send {subscribers} {size}");
-    let output = match with_role(valgrind, &role, &dir.path().join("bus")).output() {
-        Ok(output) => output,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(e) => panic!("valgrind: {e}"),
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let counts = fs::read_to_string(counts).unwrap();
-    let total: u64 = counts
-        .lines()
-        .find_map(|line| line.strip_prefix("totals:"))
-        .expect("callgrind writes the totals")
-        .trim()
-        .parse()
-        .unwrap();
-    assert!(total > 0, "callgrind has not met sends_counted: {said}");
+    let total = callgrind::count("*sends_counted*", |valgrind| {
+        with_role(valgrind, &role, &dir.path().join("bus"))
+    })?;
     Some(total as f64 / (BURST * BURSTS) as f64)
 }
 

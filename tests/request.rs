@@ -41,6 +41,11 @@ fn echo(service: &Service) -> thread::JoinHandle<()> {
     })
 }
 
+fn end(client: &Client, echo: thread::JoinHandle<()>) {
+    client.start(b"end").unwrap().wait().unwrap().unwrap();
+    echo.join().unwrap();
+}
+
 mod child {
     use super::common::{role, say};
     use buslane::Bus;
@@ -493,8 +498,7 @@ fn many_threads_share_a_client() {
     for thread in threads {
         thread.join().unwrap();
     }
-    client.start(b"end").unwrap().wait().unwrap().unwrap();
-    echo.join().unwrap();
+    end(&client, echo);
 }
 
 #[test]
@@ -823,8 +827,7 @@ fn many_are_started_before_one_is_waited_for() {
         let reply = pending.wait().unwrap().unwrap();
         assert_eq!(reply, format!("REQUEST {n}").into_bytes());
     }
-    client.start(b"end").unwrap().wait().unwrap().unwrap();
-    echo.join().unwrap();
+    end(&client, echo);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use buslane::{Bus, WaitStrategy};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -12,7 +14,7 @@ use nix::unistd::Pid;
 
 pub const SIZE: usize = 64;
 /// Where a child finds the bus.
-pub const PATH: &str = "BUSLANE_BENCH_BUS";
+const PATH: &str = "BUSLANE_BENCH_BUS";
 
 pub fn bus(path: &Path, wait: WaitStrategy) -> Bus {
     Bus::builder().wait(wait).at(path).unwrap()
@@ -38,6 +40,15 @@ pub fn sum(bytes: &[u8]) -> u64 {
     words
         .iter()
         .fold(0, |sum, &word| sum.wrapping_add(u64::from_le_bytes(word)))
+}
+
+/// What a benchmark's process does: a child's part, or, in the first one, all with a bus at this path.
+pub fn run(child: fn(&Path), here: fn(&Path)) {
+    if let Some(path) = env::var_os(PATH) {
+        return child(Path::new(&path));
+    }
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    here(&dir.path().join("bus"));
 }
 
 pub struct Other {
@@ -71,8 +82,13 @@ impl Other {
         writeln!(self.ears, "{what}").unwrap();
     }
 
-    pub fn kill(&mut self) {
+    /// Kills it once the waiting thread sleeps: milliseconds until that has noticed.
+    pub fn time_from_kill(&mut self, waiting: JoinHandle<Instant>) -> f64 {
+        // Until it sleeps.
+        thread::sleep(Duration::from_millis(5));
+        let killed = Instant::now();
         self.child.kill().unwrap();
+        (waiting.join().unwrap() - killed).as_secs_f64() * 1e3
     }
 }
 

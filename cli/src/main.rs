@@ -6,6 +6,7 @@
 
 mod bench;
 mod call;
+mod child;
 mod demo;
 mod doctor;
 mod failure;

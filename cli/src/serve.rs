@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 
 use buslane::{Bus, ErrorKind, Request};
@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::Common;
+use crate::child;
 use crate::failure::Failure;
 use crate::output::{json_line, stdout};
 use crate::signals::{SLICE, Stop};
@@ -132,17 +133,8 @@ fn execute(
     request: &[u8],
     stop: &Stop,
 ) -> Result<(ExitStatus, Vec<u8>), Failure> {
-    let [program, arguments @ ..] = command else {
-        return Err(Failure::Usage("there is no command".into()));
-    };
-    let tried = format!("run {program}");
-    let failed = Failure::system(&tried);
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(&failed)?;
+    let failed = |e| child::failed(command, e);
+    let mut child = child::spawn(command, Stdio::piped())?;
     let mut stdin = child.stdin.take();
     let reply = thread::scope(|scope| {
         // Beside reading, as the command may write before it has read all.
@@ -152,8 +144,8 @@ fn execute(
         });
         read_all(&mut child, stop)
     });
-    let status = child.wait().map_err(&failed)?;
-    Ok((status, reply.map_err(&failed)?))
+    let status = child.wait().map_err(failed)?;
+    Ok((status, reply.map_err(failed)?))
 }
 
 fn read_all(child: &mut Child, stop: &Stop) -> io::Result<Vec<u8>> {

@@ -1,7 +1,7 @@
 //! `buslane work`: a command for each message of a work queue.
 
 use std::io::Write;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::Common;
+use crate::child;
 use crate::failure::Failure;
 use crate::output::{Output, json_line, stdout};
 use crate::signals::{SLICE, Stop};
@@ -182,22 +183,13 @@ impl Shop<'_> {
 
     /// Runs the command with `message` on its stdin.
     fn execute(&self, message: &[u8]) -> Result<ExitStatus, Failure> {
-        let [program, arguments @ ..] = &*self.args.command else {
-            return Err(Failure::Usage("there is no command".into()));
+        let stdout = if self.out.is_some() {
+            // Ours is for JSON.
+            Stdio::from(std::io::stderr())
+        } else {
+            Stdio::inherit()
         };
-        let tried = format!("run {program}");
-        let failed = Failure::system(&tried);
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(if self.out.is_some() {
-                // Ours is for JSON.
-                Stdio::from(std::io::stderr())
-            } else {
-                Stdio::inherit()
-            })
-            .spawn()
-            .map_err(&failed)?;
+        let mut child = child::spawn(&self.args.command, stdout)?;
         let pid = Pid::from_raw(child.id() as i32);
         lock(&self.running).push(pid);
         let status = feed(&mut child, message).and_then(|()| {
@@ -213,7 +205,9 @@ impl Shop<'_> {
         running.retain(|&other| other != pid);
         let reaped = child.wait();
         drop(running);
-        status.and(reaped).map_err(&failed)
+        status
+            .and(reaped)
+            .map_err(|e| child::failed(&self.args.command, e))
     }
 
     fn end_all(&self) {

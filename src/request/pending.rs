@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use super::Answer;
 use super::client::{CallOptions, judge, judge_parts};
-use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Draft, End, Post};
+use super::post::{self, Ask, Awaited, Body, CLOSE_LOOKS, Checks, Draft, Post};
 use crate::bus::forked;
 use crate::error::{Error, Result};
 use crate::message::Payload;
 use crate::pubsub::Frame;
 use crate::reactor::{Look, Sleep};
+use crate::shm::claims::Progress;
 use crate::shm::fork;
 use crate::shm::layout::EnvelopeHead;
 use crate::shm::park::Ticket;
@@ -89,8 +90,16 @@ struct Waiting {
     /// Its flags, and what it carries.
     reply: Option<(u8, Vec<u8>)>,
     /// How it ended without one, if that was kept.
-    end: Option<End>,
+    end: Option<Progress>,
     task: Option<Waker>,
+}
+
+impl Waiting {
+    /// How it ended without a reply, if it did.
+    fn end_now(&self, post: &Post) -> Option<Progress> {
+        let now = || Some(post.progress(self.sequence?)).filter(|now| now.is_end());
+        self.end.or_else(now)
+    }
 }
 
 impl Shared {
@@ -218,16 +227,16 @@ impl Desk {
         if let Some(answer) = self.look::<R>(ask)? {
             return Ok(Some(answer));
         }
-        let trouble = match self.kept_end(ask) {
-            Some(end) => Some(self.post.ended(end)),
-            None => self.post.trouble(ask)?,
-        };
-        if let Some(error) = trouble {
+        let kept = self
+            .book
+            .of(ask.correlation)
+            .and_then(|waiting| waiting.end);
+        let progress = kept.unwrap_or_else(|| self.post.progress(ask.sequence()));
+        if let Some(error) = self.post.trouble(ask, progress)? {
             // It may have come before that.
             return self.look::<R>(ask)?.ok_or(error).map(Some);
         }
         if ask.is_late() {
-            self.post.cancel(ask);
             return Err(self.post.timed_out());
         }
         Ok(None)
@@ -284,8 +293,7 @@ impl Desk {
         if changed || self.failed.is_some() {
             book.wake(|_| true);
         } else if ended {
-            let end_of = |waiting: &Waiting| post.end_of(waiting.sequence?);
-            book.wake(|waiting| waiting.end.or_else(|| end_of(waiting)).is_some());
+            book.wake(|waiting| waiting.end_now(post).is_some());
         }
         book.wake_late();
     }
@@ -295,15 +303,8 @@ impl Desk {
     fn keep_ends(&mut self) {
         let Self { post, book, .. } = self;
         for waiting in &mut book.places {
-            if waiting.correlation != 0 && waiting.end.is_none() {
-                waiting.end = waiting.sequence.and_then(|number| post.end_of(number));
-            }
+            waiting.end = waiting.end_now(post);
         }
-    }
-
-    /// How it ended without a reply, if that was kept.
-    fn kept_end(&mut self, ask: Ask) -> Option<End> {
-        self.book.of(ask.correlation)?.end
     }
 
     fn is_ready_for(&mut self, ask: Ask) -> Result<bool> {

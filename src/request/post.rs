@@ -58,15 +58,6 @@ impl Ask {
     }
 }
 
-/// How a request ends that no reply will come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Who had it died.
-    Died,
-    /// There was no room for the reply.
-    Unanswered,
-}
-
 /// A request that is to be sent.
 #[derive(Clone)]
 pub(super) struct Draft {
@@ -263,7 +254,6 @@ impl Post {
         patience: Duration,
     ) -> Result<Option<u64>> {
         let ask = draft.ask;
-        self.service.bus.check_fork()?;
         if self.lacks_server(ask)? {
             return Err(self.no_server());
         }
@@ -283,6 +273,7 @@ impl Post {
     /// Sends a request, once there is room for it.
     #[inline(always)]
     pub fn ask(&mut self, options: &CallOptions, mut body: impl Body) -> Result<Ask> {
+        self.service.bus.check_fork()?;
         let draft = self.draft(self.correlation + 1, options);
         let sequence = match self.send(&draft, &mut body, Duration::ZERO)? {
             Some(sequence) => sequence,
@@ -371,10 +362,9 @@ impl Post {
                 return Ok(Some(reply));
             }
             if checks.are_due(self)
-                && let Some(error) = self.trouble(ask)?
+                && let Some(reply) = self.poll(ask)?
             {
-                // It may have come before that.
-                return self.find(ask, |_, _| {})?.ok_or(error).map(Some);
+                return Ok(Some(reply));
             }
             let waiter = waiter.get_or_insert_with(|| {
                 let patience = patience.into_iter().chain(ask.time_left()).min();
@@ -406,16 +396,17 @@ impl Post {
         ready.map(drop)
     }
 
-    /// The reply to `ask`, if it is there.
+    /// The reply to `ask`, if it is there; an error, if it won't come. After one, [`cancel`](Self::cancel) is to follow.
     pub fn poll(&mut self, ask: Ask) -> Result<Option<Arrived>> {
         if let Some(reply) = self.find(ask, |_, _| {})? {
             return Ok(Some(reply));
         }
-        if let Some(error) = self.trouble(ask)? {
+        let progress = self.progress(ask.sequence());
+        if let Some(error) = self.trouble(ask, progress)? {
+            // It may have come before that.
             return self.find(ask, |_, _| {})?.ok_or(error).map(Some);
         }
         if ask.is_late() {
-            self.cancel(ask);
             return Err(self.timed_out());
         }
         Ok(None)
@@ -447,27 +438,22 @@ impl Post {
         sequence.is_multiple_of(self.claims.table.len() as u64 / 2)
     }
 
+    /// What became of a request so far.
+    pub fn progress(&self, sequence: u32) -> Progress {
+        self.claims.progress(sequence)
+    }
+
     /// Whether there is [`trouble`](Self::trouble).
     fn is_in_trouble(&mut self, ask: Ask) -> Result<bool> {
-        Ok(match self.claims.progress(ask.sequence()) {
-            Progress::Goes => false,
+        Ok(match self.progress(ask.sequence()) {
             Progress::Waits { .. } => self.lacks_server(ask)?,
-            Progress::Died | Progress::Unanswered => true,
+            progress => progress.is_end(),
         })
     }
 
-    /// How a request has ended, if it was so that no reply will come.
-    pub fn end_of(&self, sequence: u32) -> Option<End> {
-        match self.claims.progress(sequence) {
-            Progress::Died => Some(End::Died),
-            Progress::Unanswered => Some(End::Unanswered),
-            Progress::Goes | Progress::Waits { .. } => None,
-        }
-    }
-
-    /// Why no reply will come. One that has come before this was seen is in the inbox.
-    pub fn trouble(&mut self, ask: Ask) -> Result<Option<Error>> {
-        Ok(match self.claims.progress(ask.sequence()) {
+    /// Why no reply will come, to a request of which this became. One that has come before that was seen is in the inbox.
+    pub fn trouble(&mut self, ask: Ask, progress: Progress) -> Result<Option<Error>> {
+        Ok(match progress {
             Progress::Goes => None,
             Progress::Waits { .. } if !self.lacks_server(ask)? => None,
             Progress::Waits { .. } => self.claims.withdraw(ask.sequence()).map(|attempts| {
@@ -477,21 +463,13 @@ impl Post {
                     self.server_died("the server that had it died, and there is no other")
                 }
             }),
-            Progress::Died => Some(self.ended(End::Died)),
-            Progress::Unanswered => Some(self.ended(End::Unanswered)),
-        })
-    }
-
-    #[cold]
-    pub fn ended(&self, end: End) -> Error {
-        match end {
-            End::Died => self.server_died("the server that had it died"),
-            End::Unanswered => {
+            Progress::Died => Some(self.server_died("the server that had it died")),
+            Progress::Unanswered => {
                 let why = "there was no room for the reply in this client's inbox";
-                self.failed(ErrorKind::Full, why)
-                    .advise("take replies sooner, or open the client with a larger inbox")
+                let full = self.failed(ErrorKind::Full, why);
+                Some(full.advise("take replies sooner, or open the client with a larger inbox"))
             }
-        }
+        })
     }
 
     #[cold]

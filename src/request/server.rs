@@ -492,14 +492,12 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Request<Q, R> {
     fn give_up(&mut self) {
         let why = "the server that had it gave it up";
         let reply = reply_to::<R>(self.head(), 0, 0);
-        let told = self.route.has_inbox().then(|| {
-            let route = &self.route;
-            route.tell(reply, Undelivered::GivenUp, why)
-        });
+        let told =
+            self.route.has_inbox() && self.route.tell(reply, Undelivered::GivenUp, why).is_ok();
         // What can't be told here is when the client looks.
         let _ = match told {
-            Some(Ok(())) => self.ack(),
-            _ => self.end_as(Fate::Died),
+            true => self.ack(),
+            false => self.end_as(Fate::Died),
         };
     }
 

@@ -406,6 +406,13 @@ pub enum Progress {
     Unanswered,
 }
 
+impl Progress {
+    /// Whether it ended so that no reply will come.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Died | Self::Unanswered)
+    }
+}
+
 impl Offer {
     /// How often it was delivered so far.
     pub fn attempts(&self) -> u64 {

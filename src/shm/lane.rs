@@ -310,24 +310,7 @@ impl Writer {
     #[cfg(not(loom))]
     #[inline(always)]
     pub fn write_head(&self, at: u64, head: &EnvelopeHead) {
-        let EnvelopeHead {
-            correlation,
-            reply_to,
-            deadline_ns,
-            sent_ns,
-            type_id,
-            part,
-            marks,
-        } = *head;
-        let words = [
-            correlation,
-            reply_to,
-            deadline_ns,
-            sent_ns,
-            type_id,
-            part,
-            marks,
-        ];
+        let words: [u64; EnvelopeHead::SIZE / 8] = zerocopy::transmute!(*head);
         for (at, word) in (at..).step_by(8).zip(words) {
             // As in `write`.
             self.ring.word(at).store(word, Ordering::Relaxed);
