@@ -1,5 +1,7 @@
 //! Publish and subscribe: a lane for each publisher, a cursor for each subscriber. The model for the other patterns.
 
+mod sources;
+
 use std::fmt;
 use std::hint;
 use std::marker::PhantomData;
@@ -19,12 +21,16 @@ use crate::message::{Message, Payload};
 use crate::presence;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::fork::{self, Held};
-use crate::shm::lane::{self, Boundary, Found, Missed, Outside, Reader, Track, Trouble, Writer};
-use crate::shm::layout::{EnvelopeHead, max_len};
+use crate::shm::lane::{
+    self, Boundary, Found, Missed, NotPlain, Outside, Reader, Track, Trouble, Unread, Writer,
+};
+use crate::shm::layout::{Control, EnvelopeHead, Word, max_len};
 use crate::shm::park::{self, Ticket, Watch};
 use crate::shm::roster::{self, Cursor, Lowest, Readers};
-use crate::shm::{futex, reclaim};
+use crate::shm::topic::TopicFiles;
+use crate::shm::{View, futex, reclaim};
 use crate::wait::{Next, Waitable, Waiter};
+use sources::{Source, Sources};
 
 // ------------------------------------------------------------------------------------------------------ publishing
 
@@ -44,6 +50,8 @@ pub struct Publisher<T: ?Sized = [u8]> {
 struct Sender {
     lane: Writer,
     watch: Watch,
+    /// The topic's: near, as it is looked at for every message.
+    control: View<Control>,
     readers: Readers,
     /// A reader, or this process, can't use `membarrier`.
     fences: bool,
@@ -65,6 +73,9 @@ impl<T: ?Sized> fmt::Debug for Publisher<T> {
     }
 }
 
+/// Bytes of a value that a compiler may keep in registers.
+const IN_REGISTERS: usize = 64;
+
 /// How long to wait for room: `None` is for ever, zero not at all.
 type Patience = Option<Duration>;
 
@@ -77,10 +88,12 @@ impl Sender {
         roster::changed(&files.control);
         let max_len = max_len(lane.capacity()) as usize;
         let (watch, readers, born) = (Watch::default(), Readers::default(), fork::generation());
+        let control = files.control.clone();
         let (lock, topic) = (Some(lock), Arc::clone(topic));
         let mut sender = Self {
             lane,
             watch,
+            control,
             readers,
             fences: false,
             max_len,
@@ -121,9 +134,45 @@ impl Sender {
 
     #[inline(always)]
     fn send(&mut self, payload: &[u8], patience: Patience) -> Result<()> {
-        let at = self.claim(payload.len(), patience)?;
-        self.lane.write(at, payload);
-        self.commit(payload.len());
+        let is_sent = self.lane.put(payload);
+        if is_sent && self.watch.is_quiet(&self.control) {
+            return Ok(());
+        }
+        self.send_rest(is_sent, payload, patience)
+    }
+
+    /// The same of a value that may be in registers.
+    #[inline(always)]
+    fn send_value<T: Message + 'static>(&mut self, value: &T, patience: Patience) -> Result<()> {
+        let payload = value.as_bytes();
+        if payload.len() > IN_REGISTERS {
+            return self.send(payload, patience);
+        }
+        let is_sent = self.lane.put(payload);
+        if is_sent && self.watch.is_quiet(&self.control) {
+            return Ok(());
+        }
+        // Of a copy: what is given away by its address is in memory from the beginning.
+        self.send_rest(is_sent, T::read(payload).as_bytes(), patience)
+    }
+
+    /// Sends it if there is room already.
+    fn put_unprepared(&mut self, payload: &[u8]) -> bool {
+        // What nothing is prepared for may be anything.
+        payload.len() <= self.max_len && self.lane.put_unprepared(payload)
+    }
+
+    /// What is rarely to be done: all, if it is not sent, and to look around.
+    #[inline(never)]
+    fn send_rest(&mut self, is_sent: bool, payload: &[u8], patience: Patience) -> Result<()> {
+        // A forked child has zeros in place of the lane and of `attention`, which is not 0: it comes here.
+        self.check_fork()?;
+        if !is_sent && !self.put_unprepared(payload) {
+            let at = self.claim(payload.len(), patience)?;
+            self.lane.write(at, payload);
+            self.lane.commit(payload.len());
+        }
+        self.look_around();
         Ok(())
     }
 
@@ -178,15 +227,18 @@ impl Sender {
     }
 
     /// After a commit: one load, unless somebody joined, left, or went to sleep.
-    #[inline]
+    #[inline(always)]
     fn look_around(&mut self) {
-        if self.watch.disturbed(&self.topic.files.control, self.fences) {
+        if !self.watch.is_quiet(&self.control) {
             self.attend();
         }
     }
 
     #[cold]
     fn attend(&mut self) {
+        if !self.watch.disturbed(&self.control, self.fences) {
+            return;
+        }
         // If the readers can't be listed now, one of them may sleep: ring in any case. The next slow path says why.
         if self.refresh().is_err() || self.readers.any_parked() {
             park::ring(&self.topic.files.control);
@@ -828,7 +880,7 @@ impl<T: Message + 'static> Publisher<T> {
     /// `Forked`, and, while it waits, the system's.
     #[inline(always)]
     pub fn send_value(&mut self, value: &T) -> Result<()> {
-        self.sender.send(value.as_bytes(), None)
+        self.sender.send_value(value, None)
     }
 
     /// Sends a copy of `value` in an envelope. Waits while there is no room.
@@ -847,7 +899,7 @@ impl<T: Message + 'static> Publisher<T> {
     /// `Full`, and as for [`send_value`](Self::send_value).
     #[inline(always)]
     pub fn try_send_value(&mut self, value: &T) -> Result<()> {
-        self.sender.send(value.as_bytes(), Some(Duration::ZERO))
+        self.sender.send_value(value, Some(Duration::ZERO))
     }
 
     /// Sends a copy of `value`, waiting at most `timeout` for room.
@@ -887,7 +939,7 @@ impl<T: Message + 'static> Publisher<T> {
 }
 
 /// Part of a lane, lent to be written in place. [`commit`](Self::commit) sends it; dropping it sends nothing.
-/// It is not to be touched in a forked child: the lane is not mapped there.
+/// A forked child finds zeros in it, and what it writes there reaches nobody.
 #[must_use = "a loan that is dropped sends nothing"]
 pub struct Loan<'a, T: ?Sized = [u8]> {
     sender: &'a mut Sender,
@@ -928,7 +980,8 @@ impl<'a, T: ?Sized> Loan<'a, T> {
         len: usize,
         envelope: Option<(EnvelopeHead, usize)>,
     ) -> Self {
-        sender.lane.open_loan();
+        let before = envelope.map_or(0, |(_, before)| before);
+        sender.lane.open_loan(before + len);
         Self {
             sender,
             at,
@@ -1055,14 +1108,13 @@ pub struct Subscriber<T: ?Sized = [u8]> {
 
 /// A subscriber of whatever type.
 struct Receiver {
-    /// In the order of their numbers.
-    sources: Vec<Source>,
-    /// The source that is read from now.
-    at: usize,
-    /// Messages from it; every [`TURN`]th, the next source is looked at, and the roster.
-    turn: u32,
-    /// Messages in a row that were there at the first look.
-    streak: u32,
+    sources: Sources,
+    /// Up to which position of the source that is read now messages are taken before the roster and the other sources are looked at.
+    until: u64,
+    /// The same, if that is all that is to be looked at: see [`Reader::turn`].
+    plain_until: u64,
+    /// Bytes of the envelope of the message that was waited for last.
+    envelope_len: usize,
     /// Looks at the source that is read now before anything else is done.
     looks: u32,
     /// How often to pause before the next look.
@@ -1080,17 +1132,6 @@ struct Receiver {
     /// Says that the cursor has a reader.
     lock: Held,
     topic: Arc<TopicInner>,
-}
-
-/// A lane that is read.
-struct Source {
-    id: u64,
-    reader: Reader,
-    slot: usize,
-    /// Its writer had gone when the roster was last looked at.
-    closed: bool,
-    /// And all it sent is received: up to here.
-    ended: Option<u64>,
 }
 
 /// Which messages of the publishers that are there a new subscriber begins with. What publishers send that come later, it
@@ -1117,8 +1158,8 @@ impl Start {
     }
 }
 
-/// Messages taken from one lane before the others are looked at.
-const TURN: u32 = 64;
+/// Bytes of messages taken from one lane before the others are looked at.
+const TURN: u64 = 8192;
 /// Messages in a row from which on they are a stream: the reader then looks seldom, because each look at an empty word
 /// takes the line away from the writer that is about to write it.
 const STREAM: u32 = 8;
@@ -1129,6 +1170,15 @@ const STREAM_PAUSES: u32 = 256;
 const INTRODUCTION: Duration = Duration::from_millis(1);
 /// Looks at one source before the others, the roster and the clock are looked at again.
 const CLOSE_LOOKS: u32 = 32;
+
+/// Puts away a lane that has ended, if all have read it.
+#[cold]
+fn put_away(files: &TopicFiles, id: u64) {
+    // What can't be put away now will be by the next reader, publisher, or who opens the bus.
+    if reclaim::tidy_lane(files, id).unwrap_or(false) {
+        roster::changed(&files.control);
+    }
+}
 
 impl<T: ?Sized> fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -1145,10 +1195,10 @@ impl Receiver {
         topic.bus.listen()?;
         let (lock, cursor) = topic.files.new_cursor(topic.bus.member())?;
         let mut receiver = Self {
-            sources: Vec::new(),
-            at: 0,
-            turn: 0,
-            streak: 0,
+            sources: Sources::default(),
+            until: 0,
+            plain_until: 0,
+            envelope_len: 0,
             looks: 1,
             pauses: 1,
             abandoned: Vec::new(),
@@ -1177,15 +1227,60 @@ impl Receiver {
         }
     }
 
-    /// The next message of the source that is read now, if it is there.
+    /// The next message of the source that is read now, if nothing else is to be done before, and it is a plain one, of
+    /// `len` bytes if that is said: nearly always, while they stream.
     #[inline(always)]
-    fn look(&mut self) -> Option<Found> {
-        let found = self.sources.get_mut(self.at)?.reader.next().ok()??;
-        self.turn += 1;
-        Some(found)
+    fn look_plain(&self, len: Option<u64>) -> Result<Unread, NotPlain> {
+        match self.sources.here() {
+            Some(here) => here.reader.plain(self.plain_until, len),
+            None => Err(NotPlain::Other),
+        }
     }
 
-    /// The next message of the source that is then at `at`, waited for as long as it takes.
+    /// The same, looked for a little longer: while messages come singly, for about as long as a round trip takes.
+    #[inline(always)]
+    fn look_plain_closely(&mut self, len: Option<u64>) -> Result<Unread, NotPlain> {
+        for _ in 0..self.looks {
+            hint::spin_loop();
+            let look = self.look_plain(len);
+            if look != Err(NotPlain::Nothing) {
+                self.take_streak();
+                return look;
+            }
+        }
+        Err(NotPlain::Nothing)
+    }
+
+    /// The next message of the source that is read now, if it is there and its turn.
+    #[inline(always)]
+    fn look(&mut self) -> Option<Found> {
+        let reader = &mut self.sources.here_mut()?.reader;
+        match reader.position() < self.until {
+            true => reader.next().ok()?,
+            false => None,
+        }
+    }
+
+    /// The source that something was just found in.
+    #[inline(always)]
+    fn here(&mut self) -> &mut Source {
+        self.sources.here_mut().expect("it was there just now")
+    }
+
+    /// Begins a turn of the source that is then read.
+    fn begin_turn(&mut self) {
+        if let Some(Source { reader, .. }) = self.sources.here() {
+            self.until = reader.position() + TURN;
+            self.plain_until = reader.turn(TURN);
+        }
+    }
+
+    /// Ends it.
+    fn end_turn(&mut self) {
+        (self.until, self.plain_until) = (0, 0);
+    }
+
+    /// The next message of the source that is then read, waited for as long as it takes.
     #[inline(always)]
     fn next(&mut self) -> Result<Found> {
         self.check_fork()?;
@@ -1226,9 +1321,7 @@ impl Receiver {
     #[inline(always)]
     fn find(&mut self) -> Result<Option<Found>> {
         self.check_fork()?;
-        if self.turn < TURN
-            && let Some(found) = self.look()
-        {
+        if let Some(found) = self.look() {
             return Ok(Some(found));
         }
         if self.look_elsewhere()? {
@@ -1241,16 +1334,11 @@ impl Receiver {
     /// round trip takes.
     #[inline(always)]
     fn look_closely(&mut self) -> Option<Found> {
-        if self.turn >= TURN {
-            return None;
-        }
         for look in 0..self.looks {
             if let Some(found) = self.look() {
-                self.streak = if look == 0 {
-                    self.streak.saturating_add(1)
-                } else {
-                    0
-                };
+                if look > 0 {
+                    self.take_streak();
+                }
                 return Some(found);
             }
             hint::spin_loop();
@@ -1258,20 +1346,27 @@ impl Receiver {
         None
     }
 
+    /// How many messages came in a row from the source that is read now, without a look in vain.
+    fn take_streak(&mut self) -> u32 {
+        let source = self.sources.here_mut();
+        source.map_or(0, |source| source.reader.track().take_streak())
+    }
+
     /// Looks at the roster, then at every source once; whether a message is there, at the source that is then read.
     fn look_elsewhere(&mut self) -> Result<bool> {
-        self.turn = 0;
+        self.end_turn();
         self.keep_up()?;
-        if !self.search() {
+        let found = self.search();
+        self.begin_turn();
+        let Some(here) = self.sources.here_mut().filter(|_| found) else {
             return Ok(false);
-        }
-        match self.sources[self.at].reader.next() {
+        };
+        match here.reader.next() {
             Ok(found) => Ok(found.is_some()),
             Err(Trouble::Missed(missed)) => Err(self.missed(missed)),
             Err(Trouble::Corrupt(corrupt)) => {
-                let id = self.sources[self.at].id;
-                let error = self.topic.files.corrupt_frame(id, corrupt);
-                self.abandon(self.at);
+                let error = self.topic.files.corrupt_frame(here.id, corrupt);
+                self.abandon();
                 Err(error)
             }
         }
@@ -1288,13 +1383,8 @@ impl Receiver {
     /// Looks at every source once, beginning behind the one that was read last, up to one that has something: that is then
     /// read. Publishes what was released of those that have nothing, and puts away those that have ended.
     fn search(&mut self) -> bool {
-        for _ in 0..self.sources.len() {
-            self.at = if self.at + 1 < self.sources.len() {
-                self.at + 1
-            } else {
-                0
-            };
-            let source = &mut self.sources[self.at];
+        let files = &self.topic.files;
+        self.sources.search(|source| {
             if !matches!(source.reader.next(), Ok(None)) {
                 return true;
             }
@@ -1302,46 +1392,40 @@ impl Receiver {
             // Its writer had gone before we looked.
             if source.closed && source.ended.is_none() {
                 source.ended = Some(source.reader.position());
-                let id = source.id;
-                self.put_away(id);
+                put_away(files, source.id);
             }
-        }
-        false
-    }
-
-    /// Puts away a lane that has ended, if all have read it.
-    #[cold]
-    fn put_away(&self, id: u64) {
-        // What can't be put away now will be by the next reader, publisher, or who opens the bus.
-        if reclaim::tidy_lane(&self.topic.files, id).unwrap_or(false) {
-            roster::changed(&self.topic.files.control);
-        }
+            false
+        })
     }
 
     /// Tells what the source that is read now has lost: once.
     #[cold]
     fn missed(&mut self, missed: Missed) -> Error {
-        let source = &mut self.sources[self.at];
-        source.reader.resume();
+        let source = self.sources.here_mut();
+        let lane = source.map_or(0, |source| {
+            source.reader.resume();
+            source.id
+        });
         let lost = Lost {
             messages: missed.messages,
             bytes: missed.bytes,
-            lane: source.id,
+            lane,
         };
         self.lost.messages = self.lost.messages.saturating_add(lost.messages);
         self.lost.bytes = self.lost.bytes.saturating_add(lost.bytes);
         Error::missed(Arc::clone(&self.topic.files.name), lost)
     }
 
-    /// Stops reading a source that contradicts itself: it is reported once, and not waited for any more.
+    /// Stops reading the source that is read now, which contradicts itself: it is reported once, and not waited for any more.
     #[cold]
-    fn abandon(&mut self, index: usize) {
-        let source = self.sources.remove(index);
-        lane::leave(&self.cursor.slots[source.slot]);
-        self.abandoned.push(source.id);
-        self.at = 0;
+    fn abandon(&mut self) {
+        if let Some(source) = self.sources.remove_here() {
+            lane::leave(&self.cursor.slots[source.slot]);
+            self.abandoned.push(source.id);
+        }
+        self.end_turn();
         // Its publisher may be there yet: that is no end.
-        self.had_publisher &= !self.sources.is_empty();
+        self.had_publisher &= self.sources.here().is_some();
     }
 
     /// Bytes of the envelope of what was found just now.
@@ -1355,7 +1439,8 @@ impl Receiver {
 
     #[inline(never)]
     fn look_at_envelope(&mut self, found: Found) -> Result<usize> {
-        let parts = self.sources[self.at].reader.parts(found);
+        let here = self.sources.here();
+        let parts = here.and_then(|here| here.reader.parts(found));
         let len = parts.map(|(envelope, _)| envelope.len());
         len.ok_or_else(|| self.contradicts(String::from("an envelope is longer than its message")))
     }
@@ -1363,8 +1448,9 @@ impl Receiver {
     /// Gives up the source that is read now.
     #[cold]
     fn contradicts(&mut self, why: String) -> Error {
-        let error = self.topic.files.corrupt_lane(self.sources[self.at].id, why);
-        self.abandon(self.at);
+        let id = self.sources.here().map_or(0, |here| here.id);
+        let error = self.topic.files.corrupt_lane(id, why);
+        self.abandon();
         error
     }
 
@@ -1399,13 +1485,9 @@ impl Receiver {
         if self.take_end() {
             return Err(self.ended());
         }
+        let streak = self.take_streak();
         let waiter = waiter.get_or_insert_with(|| {
-            self.pauses = if self.streak >= STREAM {
-                STREAM_PAUSES
-            } else {
-                1
-            };
-            self.streak = 0;
+            self.pauses = if streak >= STREAM { STREAM_PAUSES } else { 1 };
             Waiter::new(self.topic.wait, timeout)
         });
         self.looks = 1;
@@ -1463,9 +1545,9 @@ impl Receiver {
                 })?;
             }
         }
-        self.at = 0;
+        self.end_turn();
         self.seen_roster = Some(now);
-        for source in &mut self.sources {
+        for source in self.sources.iter_mut() {
             source.reader.track().refresh();
             source.closed = source.reader.is_closed();
             let is_empty = matches!(source.reader.next(), Ok(None));
@@ -1559,14 +1641,23 @@ impl Receiver {
     fn has_news(&mut self) -> Result<bool> {
         self.check_fork()?;
         self.keep_up()?;
-        let at = self.sources.get_mut(self.at);
-        let is_here =
-            self.turn < TURN && at.is_some_and(|at| !matches!(at.reader.next(), Ok(None)));
+        if self.has_next() {
+            return Ok(true);
+        }
+        let found = self.search();
         // Only looked: who takes it is to find the same one, not the one behind it.
-        let here = self.at;
-        let found = is_here || self.search();
-        self.at = here;
+        self.begin_turn();
         Ok(found)
+    }
+
+    /// Whether a look at the source that is read now finds something, in its turn.
+    fn has_next(&mut self) -> bool {
+        let until = self.until;
+        self.sources
+            .here_mut()
+            .is_some_and(|Source { reader, .. }| {
+                reader.position() < until && !matches!(reader.next(), Ok(None))
+            })
     }
 }
 
@@ -1594,13 +1685,13 @@ impl Drop for Receiver {
         if self.born != fork::generation() {
             return;
         }
-        for source in &mut self.sources {
+        for source in self.sources.iter_mut() {
             source.reader.track().settle();
         }
         let files = &self.topic.files;
         // What can't be put away here will be by the next one who opens the bus.
         let _ = reclaim::leave(files, &self.cursor);
-        for source in &self.sources {
+        for source in self.sources.iter() {
             if source.reader.is_closed() {
                 let _ = reclaim::tidy_lane(files, source.id);
             }
@@ -1658,7 +1749,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// contradicts itself, which is told when it is taken.
     #[inline]
     pub(crate) fn envelope_of(&self, found: Found) -> Option<(&EnvelopeHead, usize)> {
-        let source = &self.receiver.sources[self.receiver.at];
+        let source = self.receiver.sources.here()?;
         let (envelope, _) = source.reader.parts(found)?;
         let (head, _) = EnvelopeHead::ref_from_prefix(envelope).ok()?;
         Some((head, envelope.len()))
@@ -1689,8 +1780,17 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// `Corrupt` (once for each lane) when a lane contradicts itself. `Forked`, and the system's.
     #[inline(always)]
     pub fn recv(&mut self) -> Result<Frame<'_, T>> {
-        let found = self.receiver.next()?;
-        self.frame(found)
+        match self.receiver.look_plain(T::SIZE) {
+            Ok(unread) => return Ok(self.plain_frame(unread)),
+            Err(NotPlain::Nothing) => {
+                if let Ok(unread) = self.receiver.look_plain_closely(T::SIZE) {
+                    return Ok(self.plain_frame(unread));
+                }
+            }
+            Err(NotPlain::Other) => {}
+        }
+        let word = self.next_checked()?;
+        Ok(self.frame_here(word, self.receiver.envelope_len))
     }
 
     /// The next message, if it is there: in place.
@@ -1700,6 +1800,9 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     /// As for [`recv`](Self::recv).
     #[inline(always)]
     pub fn try_recv(&mut self) -> Result<Option<Frame<'_, T>>> {
+        if let Ok(unread) = self.receiver.look_plain(T::SIZE) {
+            return Ok(Some(self.plain_frame(unread)));
+        }
         let found = self.receiver.next_now()?;
         found.map(|found| self.frame(found)).transpose()
     }
@@ -1737,31 +1840,73 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.frame(found)
     }
 
+    /// What [`Receiver::look_plain`] found just now.
+    #[inline(always)]
+    fn plain_frame(&mut self, unread: Unread) -> Frame<'_, T> {
+        let until = self.receiver.plain_until;
+        let source = self.receiver.here();
+        let lane = source.id;
+        let (payload, track) = source.reader.read(unread);
+        Frame {
+            payload: T::in_frame(payload),
+            envelope: &[],
+            track,
+            word: unread.word,
+            end: unread.end,
+            lane,
+            until,
+        }
+    }
+
     /// What was found just now.
     #[inline(always)]
     pub(crate) fn frame(&mut self, found: Found) -> Result<Frame<'_, T>> {
+        let before = self.check(found)?;
+        Ok(self.frame_behind(found, before))
+    }
+
+    /// Bytes of the envelope of what was found just now, if it is as it should be.
+    #[inline(always)]
+    fn check(&mut self, found: Found) -> Result<usize> {
         let before = self.receiver.envelope_len(found)?;
         let len = found.word.len() - before as u64;
         if len != T::SIZE.unwrap_or(len) {
             return Err(self.wrong_size(len));
         }
-        Ok(self.frame_behind(found, before))
+        Ok(before)
+    }
+
+    /// Waits for the next message, and says its word: what is not inlined gives back what fits registers. The rest is in
+    /// `receiver`.
+    #[inline(never)]
+    fn next_checked(&mut self) -> Result<Word> {
+        let found = self.receiver.next()?;
+        self.receiver.envelope_len = self.check(found)?;
+        Ok(found.word)
+    }
+
+    /// The message at the reader's position, which was looked at.
+    #[inline(always)]
+    fn frame_here(&mut self, word: Word, before: usize) -> Frame<'_, T> {
+        let position = self.receiver.here().reader.position();
+        self.frame_behind(Found { position, word }, before)
     }
 
     /// The same, with so many bytes of an envelope, of a size that was looked at.
     #[inline(always)]
     pub(crate) fn frame_behind(&mut self, found: Found, before: usize) -> Frame<'_, T> {
-        let born = self.receiver.born;
-        let source = &mut self.receiver.sources[self.receiver.at];
+        let until = self.receiver.plain_until;
+        let source = self.receiver.here();
         let (body, track) = source.reader.take(found);
         let (envelope, payload) = body.split_at(before);
         Frame {
             payload: T::in_frame(payload),
             envelope,
             track,
-            found,
+            word: found.word,
+            end: found.end(),
             lane: source.id,
-            born,
+            until,
         }
     }
 
@@ -1860,20 +2005,14 @@ impl Subscriber<[u8]> {
     #[inline]
     fn batch(&mut self, first: Found, max: usize) -> Result<Batch<'_>> {
         self.receiver.envelope_len(first)?;
-        let Receiver {
-            sources, at, born, ..
-        } = &mut self.receiver;
-        Ok(Batch::new(&mut sources[*at].reader, first, max, *born))
+        Ok(Batch::new(&mut self.receiver.here().reader, first, max))
     }
 }
 
 /// For streams of bytes: a message that is kept unreleased between calls, without a borrow. Nothing else is called on the
 /// subscriber in between.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kept {
-    index: usize,
-    found: Found,
-}
+pub(crate) struct Kept(Found);
 
 impl Subscriber<[u8]> {
     /// Waits for the next message.
@@ -1893,10 +2032,7 @@ impl Subscriber<[u8]> {
 
     fn kept_of(&mut self, found: Found) -> Result<Kept> {
         self.receiver.envelope_len(found)?;
-        Ok(Kept {
-            index: self.receiver.at,
-            found,
-        })
+        Ok(Kept(found))
     }
 
     /// Whether a publisher is there whose end was not yet reported.
@@ -1906,30 +2042,34 @@ impl Subscriber<[u8]> {
 
     pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {
         self.receiver.check_fork()?;
-        let parts = self.receiver.sources[kept.index].reader.parts(kept.found);
+        let here = self.receiver.sources.here();
+        let parts = here.and_then(|here| here.reader.parts(kept.0));
         // Looked at when it was kept.
         Ok(parts.map_or(&[], |(_, payload)| payload))
     }
 
     pub(crate) fn release(&mut self, kept: Kept) {
         if self.receiver.check_fork().is_ok() {
-            let track = self.receiver.sources[kept.index].reader.track();
-            track.release(kept.found.word.size());
+            let track = self.receiver.here().reader.track();
+            track.release(kept.0.end(), 0);
         }
     }
 }
 
-/// A message in place. It derefs to the payload, and is released when dropped. It is not to be read in a forked child:
-/// the lane is not mapped there.
+/// A message in place. It derefs to the payload, and is released when dropped. A forked child finds
+/// zeros in it.
 #[must_use]
 pub struct Frame<'a, T: ?Sized = [u8]> {
     payload: &'a T,
     /// Empty if it has none.
     envelope: &'a [u8],
     track: &'a mut Track,
-    found: Found,
+    word: Word,
+    /// Where the next one starts.
+    end: u64,
     lane: u64,
-    born: u64,
+    /// See [`Reader::turn`].
+    until: u64,
 }
 
 impl<T: ?Sized> Frame<'_, T> {
@@ -1955,7 +2095,7 @@ impl<T: ?Sized> Frame<'_, T> {
     /// The low 32 bits of its sequence number in its lane.
     #[must_use]
     pub fn sequence(&self) -> u32 {
-        self.found.word.sequence()
+        self.word.sequence()
     }
 }
 
@@ -1970,9 +2110,7 @@ impl<T: ?Sized> Deref for Frame<'_, T> {
 impl<T: ?Sized> Drop for Frame<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if self.born == fork::generation() {
-            self.track.release(self.found.word.size());
-        }
+        self.track.release(self.end, self.until);
     }
 }
 
@@ -1999,14 +2137,13 @@ pub struct Batch<'a> {
     reader: &'a mut Reader,
     first: Found,
     len: usize,
-    size: u64,
-    born: u64,
+    end: u64,
 }
 
 impl<'a> Batch<'a> {
     #[inline]
-    fn new(reader: &'a mut Reader, first: Found, max: usize, born: u64) -> Self {
-        let (mut last, mut len, mut size) = (first, 1, first.word.size());
+    fn new(reader: &'a mut Reader, first: Found, max: usize) -> Self {
+        let (mut last, mut len) = (first, 1);
         // A frame that is damaged ends the batch, and is reported by the next look.
         while len < max
             && let Ok(Some(next)) = reader.after(last)
@@ -2014,14 +2151,12 @@ impl<'a> Batch<'a> {
         {
             last = next;
             len += 1;
-            size += next.word.size();
         }
         Self {
             reader,
             first,
             len,
-            size,
-            born,
+            end: last.end(),
         }
     }
 
@@ -2045,9 +2180,7 @@ impl<'a> Batch<'a> {
 impl Drop for Batch<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.born == fork::generation() {
-            self.reader.track().release(self.size);
-        }
+        self.reader.track().release(self.end, 0);
     }
 }
 

@@ -132,6 +132,13 @@ mod child {
         let mut wrong = Vec::new();
         let w = &mut wrong;
         forked(w, "send", || p.send(b"no").is_err_and(says));
+        // From now on nothing is to be looked at before a send, or a receive.
+        for _ in 0..3 {
+            p.send(b"on").unwrap();
+            assert_eq!(&*s.recv().unwrap(), b"on");
+        }
+        forked(w, "another send", || p.send(b"no").is_err_and(says));
+        forked(w, "another recv", || s.recv().map(drop).is_err_and(says));
         forked(w, "loan", || p.loan(1).map(drop).is_err_and(says));
         forked(w, "send_batch", || p.send_batch(["no"]).is_err_and(says));
         forked(w, "subscriber_count", || {

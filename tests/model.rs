@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buslane::shm::heap::futex;
-use buslane::shm::lane::{self, Boundary, Found, Outside, Reader, Writer};
+use buslane::shm::lane::{self, Boundary, Found, NotPlain, Outside, Reader, Writer};
 use buslane::shm::layout::{CURSOR_SLOTS, Control, CursorHeader, LaneHeader, Slot, Word};
 use buslane::shm::park::{self, Watch};
 use buslane::shm::roster::{self, Cursor, Listed, Lowest, Readers, Role};
@@ -273,6 +273,9 @@ impl Sender {
     }
 
     fn look_around(&mut self) {
+        if self.watch.is_quiet(&self.topic.control) {
+            return;
+        }
         if self.watch.disturbed(&self.topic.control, false) {
             self.refresh();
             if self.readers.any_parked() {
@@ -364,7 +367,7 @@ impl Sender {
     /// A loan with garbage in all its words, those that will be frame words not excepted.
     fn loan(&mut self, words: usize) -> u64 {
         let at = self.claim(words, false);
-        self.lane.open_loan();
+        self.lane.open_loan(words * 8);
         // The payload ends where the next frame's word is.
         let garbage: Vec<u64> = (0..words)
             .map(|i| if i % 2 == 1 { GARBAGE.0 } else { 0xdead })
@@ -413,11 +416,22 @@ impl Source {
         }
     }
 
+    /// The next message, if it is there.
+    fn next(&mut self) -> Option<Found> {
+        let until = self.reader.turn(u64::MAX / 2);
+        match self.reader.plain(until, None) {
+            Ok(unread) => Some(self.reader.see(unread)),
+            Err(NotPlain::Nothing) => None,
+            Err(NotPlain::Other) => self.reader.next().unwrap(),
+        }
+    }
+
     /// Checks the message that was found, and releases it. Its number.
     fn take(&mut self, found: Found) -> u64 {
         let sequence = self.next.unwrap_or(u64::from(found.word.sequence()));
         check(self.reader.ring(), self.index, sequence, found);
-        self.reader.track().release(found.word.size());
+        let until = self.reader.turn(u64::MAX / 2);
+        self.reader.track().release(found.end(), until);
         self.first = self.first.or(Some(sequence));
         self.next = Some(sequence + 1);
         sequence
@@ -426,7 +440,7 @@ impl Source {
     /// The next message, looked for again and again.
     fn receive(&mut self) -> u64 {
         loop {
-            if let Some(found) = self.reader.next().unwrap() {
+            if let Some(found) = self.next() {
                 return self.take(found);
             }
             self.reader.track().settle();
@@ -439,7 +453,7 @@ impl Source {
     /// What is found in so many looks.
     fn look(&mut self, times: usize) {
         for _ in 0..times {
-            if let Some(found) = self.reader.next().unwrap() {
+            if let Some(found) = self.next() {
                 self.take(found);
             }
         }
@@ -503,7 +517,7 @@ impl Receiver {
             self.refresh();
         }
         for (i, source) in self.sources.iter_mut().enumerate() {
-            if let Some(found) = source.reader.next().unwrap() {
+            if let Some(found) = source.next() {
                 return Some((i, found));
             }
         }

@@ -715,6 +715,7 @@ mod child {
             assert_eq!(reader.get(b"key").unwrap(), Some(&b"parent's"[..]));
             return;
         }
+        common::abort_on_panic();
         let forked = [
             producer.try_push(b"child's").unwrap_err(),
             consumer.try_recv().map(drop).unwrap_err(),

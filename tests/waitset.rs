@@ -17,7 +17,7 @@ mod child {
     use std::thread;
     use std::time::Duration;
 
-    use super::common::{role, say};
+    use super::common::{abort_on_panic, role, say};
     use buslane::{Bus, ErrorKind, Fd, WaitSet, WaitStrategy};
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
@@ -36,6 +36,7 @@ mod child {
             assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
             return;
         }
+        abort_on_panic();
         let told = set.wait(&mut [&mut subscriber], None).unwrap_err();
         assert_eq!(told.kind(), ErrorKind::Forked);
         drop((set, subscriber));

@@ -248,7 +248,7 @@ impl Share {
     fn lent(&self, found: Found) -> &[u8] {
         // Not overwritten while the claim is ours: the head can't pass it, and without a lease nobody takes it away.
         let len = found.word.len() as usize;
-        self.claims.ring.payload(found.body(), len)
+        self.claims.ring.place(found.position, len).payload()
     }
 
     #[inline(always)]

@@ -4,9 +4,11 @@
 //! being written, is the lane's protocol: `lane` is the only caller, and says at each call why it holds.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::layout::SLOT;
 use super::segment::Mapping;
 use super::sync::{AtomicU64, Ordering};
 
@@ -14,9 +16,10 @@ use super::sync::{AtomicU64, Ordering};
 #[derive(Clone)]
 pub struct Ring {
     start: NonNull<u8>,
-    mask: u64,
+    /// The offset of the last slot: what of a frame's position says where in the ring it is.
+    slots: u64,
     /// Keeps `start` mapped.
-    _map: Arc<Mapping>,
+    map: Arc<Mapping>,
 }
 
 // SAFETY: the mapping lives as long as the ring and is tied to no thread; who may touch which bytes when is the lane's
@@ -43,24 +46,60 @@ impl Ring {
         );
         Self {
             start: map.at(0, capacity, 64),
-            mask: capacity as u64 - 1,
-            _map: Arc::clone(map),
+            slots: capacity as u64 - SLOT,
+            map: Arc::clone(map),
         }
+    }
+
+    /// Has its pages in reach: for who will use all of them.
+    pub fn touch(&self) {
+        self.map.touch();
     }
 
     /// Bytes in the ring.
     #[inline]
     pub fn capacity(&self) -> u64 {
-        self.mask + 1
+        self.slots + SLOT
     }
 
-    /// Where `position` lies in the ring.
+    /// Where `position`, a multiple of 8, lies in the ring.
     #[inline]
     pub fn offset(&self, position: u64) -> u64 {
-        position & self.mask
+        position & (self.slots | 8)
     }
 
-    /// The frame word at `position`, a multiple of 16.
+    /// Whether a frame at `position`, a multiple of 16, ends within the ring if `len` bytes are behind its word: a slot has
+    /// room for 8 in any case.
+    #[inline]
+    pub fn holds(&self, position: u64, len: u64) -> bool {
+        len <= 8 || 8 + len <= self.capacity() - (position & self.slots)
+    }
+
+    /// The place of the frame at `position`, a multiple of 16, with `len` bytes behind its word.
+    #[inline(always)]
+    pub fn place(&self, position: u64, len: usize) -> Place<'_> {
+        assert!(
+            self.holds(position, len as u64),
+            "a payload lies within the ring"
+        );
+        // SAFETY: the offset is that of a slot, of 16 bytes, in the `capacity` bytes that are mapped from `start`.
+        let at = unsafe { self.start.add((position & self.slots) as usize) };
+        // SAFETY: `start` is aligned to 64, and slots are 16 bytes apart. (So no type's alignment is looked at.)
+        unsafe { std::hint::assert_unchecked(at.cast::<u128>().is_aligned()) };
+        Place {
+            at,
+            len,
+            ring: PhantomData,
+        }
+    }
+
+    /// The word of the frame at `position`, a multiple of 16.
+    #[inline(always)]
+    pub fn head(&self, position: u64) -> &AtomicU64 {
+        self.place(position, 0).head()
+    }
+
+    /// The word at `position`, a multiple of 8.
     #[inline]
     pub fn word(&self, position: u64) -> &AtomicU64 {
         // SAFETY: the offset is at most capacity - 8 and a multiple of 8, the mapping holds `capacity` bytes from
@@ -68,7 +107,7 @@ impl Ring {
         // a reader may look at them.
         unsafe {
             self.start
-                .add((position & self.mask & !7) as usize)
+                .add(self.offset(position) as usize)
                 .cast()
                 .as_ref()
         }
@@ -95,26 +134,38 @@ impl Ring {
     }
 
     /// Zeroes `[from, to)`, at most the ring, which may wrap. The lane has it writable, and no reader looks there.
+    #[inline]
     pub fn zero(&self, from: u64, to: u64) {
-        let len = (to - from).min(self.capacity());
-        let first = len.min(self.capacity() - self.offset(from));
-        for (position, len) in [(from, first), (from + first, len - first)] {
-            let at = self.range(position, len as usize);
-            // SAFETY: `range` checked the bounds; nobody else touches these bytes until a word makes them reachable.
-            unsafe { std::ptr::write_bytes(at.as_ptr(), 0, len as usize) }
+        let (len, to_end) = (to - from, self.capacity() - self.offset(from));
+        if len > to_end {
+            return self.zero_over_the_end(from, to_end, len);
         }
+        self.zero_range(from, len);
     }
 
-    /// The `len` bytes at `position`, which the lane has found committed and not yet released.
-    #[inline]
-    pub fn payload(&self, position: u64, len: usize) -> &[u8] {
-        let at = self.range(position, len);
-        // SAFETY: `range` checked the bounds; a committed frame is not written again until its reader, which the
-        // returned borrow keeps from releasing it, has released it.
-        unsafe { NonNull::slice_from_raw_parts(at, len).as_ref() }
+    #[cold]
+    fn zero_over_the_end(&self, from: u64, to_end: u64, len: u64) {
+        let behind = len.min(self.capacity()) - to_end;
+        self.zero_range(from, to_end);
+        self.zero_range(from + to_end, behind);
+    }
+
+    #[inline(always)]
+    fn zero_range(&self, position: u64, len: u64) {
+        let at = self.range(position, len as usize);
+        // SAFETY: `range` checked the bounds; nobody else touches these bytes until a word makes them reachable.
+        unsafe { std::ptr::write_bytes(at.as_ptr(), 0, len as usize) }
     }
 
     /// The `len` bytes at `position`, which the lane has claimed and not yet committed. The bytes are what was there.
+    #[inline]
+    pub fn loaned(&self, position: u64, len: usize) -> &[u8] {
+        let at = self.range(position, len);
+        // SAFETY: `range` checked the bounds; only the lane's writer changes them, and it is borrowed.
+        unsafe { NonNull::slice_from_raw_parts(at, len).as_ref() }
+    }
+
+    /// The same, to be written.
     #[inline]
     pub fn loan(&mut self, position: u64, len: usize) -> &mut [u8] {
         let at = self.range(position, len);
@@ -136,5 +187,42 @@ impl Ring {
             let word = unsafe { words.add(i).as_ref() };
             word.load(Ordering::Relaxed)
         }));
+    }
+}
+
+/// Where one frame lies, found once: it is within the ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    at: NonNull<u8>,
+    len: usize,
+    ring: PhantomData<&'a Ring>,
+}
+
+impl<'a> Place<'a> {
+    /// Its word.
+    #[inline(always)]
+    pub fn head(self) -> &'a AtomicU64 {
+        // SAFETY: `place` found the slot in the mapping, which the ring keeps; it is aligned to 16; any bytes are an
+        // `AtomicU64`; frame words are only accessed as atomics while a reader may look at them.
+        unsafe { self.at.cast().as_ref() }
+    }
+
+    /// Copies `payload` behind the word. The lane has it writable, and no reader looks there.
+    #[inline(always)]
+    pub fn fill(self, payload: &[u8]) {
+        assert!(payload.len() <= self.len, "a payload fits its place");
+        // SAFETY: `place` checked that `len` bytes behind the word are in the ring; for the rest, as in `copy_in`.
+        unsafe {
+            let to = self.at.add(8);
+            std::ptr::copy_nonoverlapping(payload.as_ptr(), to.as_ptr(), payload.len());
+        }
+    }
+
+    /// The bytes behind the word, which the lane has found committed and not yet released.
+    #[inline(always)]
+    pub fn payload(self) -> &'a [u8] {
+        // SAFETY: `place` checked that they are in the ring; a committed frame is not written again until its reader, whose
+        // lane the returned borrow is of, has released it.
+        unsafe { NonNull::slice_from_raw_parts(self.at.add(8), self.len).as_ref() }
     }
 }

@@ -1,9 +1,10 @@
-//! What a forked child must not keep: locks. Mappings are not inherited (`segment`), and every handle compares the
-//! [`generation`] it was born in with the current one before it touches its mapping.
+//! What a forked child must not keep: locks, and shared memory. Its locks are closed, and where a mapping was it has zeros of
+//! its own: whatever it does to the handles that it got from its parent reaches nobody, and the least of it, a look at a word
+//! that is never 0 otherwise, has a handle compare the [`generation`] it was born in with the current one.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 
 use super::{files, segment};
@@ -12,17 +13,49 @@ use super::{files, segment};
 /// while that has a single thread, so that `Relaxed` suffices.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
-/// A list that only grows, of the descriptors a child must close; it is walked without a lock in the child.
-static FIRST: Node = Node {
-    fd: AtomicI32::new(FREE),
-    next: OnceLock::new(),
-};
+/// A list that only grows, of what a child must not keep; it is walked without a lock in the child.
+static FIRST: Node = Node::new();
+/// In place of a descriptor: nobody uses the node.
 const FREE: RawFd = -1;
+/// In place of a descriptor: the node's user is about to say what for.
+const TAKEN: RawFd = -2;
+/// In place of a descriptor: the node has a mapping.
+const MAPPED: RawFd = -3;
 
 #[derive(Debug)]
 struct Node {
     fd: AtomicI32,
+    /// Address of a mapping.
+    start: AtomicUsize,
+    /// Bytes in it.
+    len: AtomicUsize,
     next: OnceLock<&'static Node>,
+}
+
+impl Node {
+    const fn new() -> Self {
+        Self {
+            fd: AtomicI32::new(FREE),
+            start: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            next: OnceLock::new(),
+        }
+    }
+
+    /// One that nobody used.
+    fn take() -> &'static Self {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| segment::at_fork(in_child));
+        let mut node = &FIRST;
+        while node
+            .fd
+            .compare_exchange(FREE, TAKEN, Ordering::Relaxed, Ordering::Relaxed)
+            .is_err()
+        {
+            node = node.next.get_or_init(|| Box::leak(Box::new(Self::new())));
+        }
+        node
+    }
 }
 
 /// A number that differs between a process and its forked children.
@@ -35,12 +68,54 @@ extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     let mut node = Some(&FIRST);
     while let Some(this) = node {
-        let fd = this.fd.swap(FREE, Ordering::Relaxed);
-        if fd != FREE {
-            // An error leaves nothing to do: the child is not a member either way.
-            let _ = nix::unistd::close(fd);
+        // Pairs with the `Release` in `Region::new`: start and len are the mapping's.
+        match this.fd.load(Ordering::Acquire) {
+            MAPPED => {
+                let (start, len) = (&this.start, &this.len);
+                segment::refill(start.load(Ordering::Relaxed), len.load(Ordering::Relaxed));
+                this.fd.store(FREE, Ordering::Relaxed);
+            }
+            fd if fd >= 0 => {
+                this.fd.store(FREE, Ordering::Relaxed);
+                // An error leaves nothing to do: the child is not a member either way.
+                let _ = nix::unistd::close(fd);
+            }
+            _ => {}
         }
         node = this.next.get().copied();
+    }
+}
+
+/// A mapping that a child does not inherit: it finds zeros there that are nobody else's. To be dropped before the mapping is.
+#[derive(Debug)]
+pub struct Region {
+    node: &'static Node,
+    born: u64,
+}
+
+impl Region {
+    /// Notes a mapping among those that a child finds to be zeros.
+    pub fn new(start: usize, len: usize) -> Self {
+        let node = Node::take();
+        node.start.store(start, Ordering::Relaxed);
+        node.len.store(len, Ordering::Relaxed);
+        // With the load in `in_child`.
+        node.fd.store(MAPPED, Ordering::Release);
+        let born = generation();
+        Self { node, born }
+    }
+
+    /// Whether this is the process that made the mapping.
+    pub fn is_ours(&self) -> bool {
+        self.born == generation()
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            self.node.fd.store(FREE, Ordering::Relaxed);
+        }
     }
 }
 
@@ -55,22 +130,8 @@ pub struct Held {
 impl Held {
     /// Notes `fd` among those that a child closes.
     pub fn new(fd: OwnedFd) -> Self {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| segment::at_fork(in_child));
-        let raw = fd.as_raw_fd();
-        let mut node = &FIRST;
-        while node
-            .fd
-            .compare_exchange(FREE, raw, Ordering::Relaxed, Ordering::Relaxed)
-            .is_err()
-        {
-            node = node.next.get_or_init(|| {
-                Box::leak(Box::new(Node {
-                    fd: AtomicI32::new(FREE),
-                    next: OnceLock::new(),
-                }))
-            });
-        }
+        let node = Node::take();
+        node.fd.store(fd.as_raw_fd(), Ordering::Relaxed);
         Self {
             fd: ManuallyDrop::new(fd),
             node,

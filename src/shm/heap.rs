@@ -99,6 +99,17 @@ impl Ring {
         position & (self.capacity() - 1)
     }
 
+    /// Whether a frame at `position` ends within the ring if `len` bytes are behind its word.
+    pub fn holds(&self, position: u64, len: u64) -> bool {
+        8 + len <= self.capacity() - self.offset(position)
+    }
+
+    /// The word of the frame at `position`, for an atomic access.
+    #[track_caller]
+    pub fn head(&self, position: u64) -> &AtomicU64 {
+        self.word(position)
+    }
+
     fn index(&self, position: u64) -> usize {
         (self.offset(position) / 8) as usize
     }

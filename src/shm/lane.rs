@@ -18,7 +18,7 @@
 //!
 //! | word | written by | ordering and its partner |
 //! |---|---|---|
-//! | frame word | the writer | `Release` in [`Writer::publish`], with the `Acquire` fence in [`frame_at`]: the payload, and the 0 behind the frame |
+//! | frame word | the writer | `Release` in [`show`], with the `Acquire` fence in [`see_what_is_behind`]: the payload, and the 0 behind the frame |
 //! | `mark` | the writer | `Release` in [`Writer::extend`], with the `SeqCst` fence in `roster::join`: the words from there on |
 //! | `limit` | the writer | before the `SeqCst` fence of `extend`; with the `SeqCst` fence of `roster::join`, either the writer sees the slot or the joiner the limit |
 //! | `floor` | the writer | a `Release` fence before what lies below is overwritten, with the `Acquire` fence in [`Outside::holds`] |
@@ -28,7 +28,7 @@
 //! | `want` | the writer | `park` has both sides |
 
 #[cfg(not(loom))]
-use super::layout::EnvelopeHead;
+use super::layout::{EnvelopeHead, MIN_CAPACITY, max_len};
 use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
@@ -36,9 +36,18 @@ use super::{Ring, View, futex};
 use zerocopy::IntoBytes;
 
 /// How far behind the place of the next frame slots are cleared, in bytes.
-const AHEAD: u64 = 128;
+const AHEAD: u64 = 384;
+/// The same while frames are small: a reader passes many before it comes to what was cleared.
+const SMALL_AHEAD: u64 = 2048;
+/// Bytes of a small frame.
+const SMALL: u64 = 2 * SLOT;
 /// How much of the place of a long frame is cleared.
 const MAX_AHEAD: u64 = 2048;
+// Two of what is prepared for end before what is cleared, and it is: so none is too long.
+#[cfg(not(loom))]
+const _: () = assert!(
+    AHEAD + 64 <= max_len(MIN_CAPACITY as u64) && SMALL_AHEAD <= 2 * max_len(MIN_CAPACITY as u64)
+);
 
 /// No lane comes this far; a position from another process that does is no position.
 pub(super) const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
@@ -94,7 +103,33 @@ pub struct Found {
     pub word: Word,
 }
 
+/// A message found at a reader's position, of which nothing but the word was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Its word.
+    pub word: Word,
+    /// Bytes in it.
+    len: u64,
+    /// Where the next frame starts.
+    pub end: u64,
+}
+
+/// Why there is no plain message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotPlain {
+    /// There is nothing yet.
+    Nothing,
+    /// There may be something: that is for [`Reader::next`].
+    Other,
+}
+
 impl Found {
+    /// Where the next frame starts.
+    #[inline]
+    pub fn end(&self) -> u64 {
+        self.position.wrapping_add(self.word.size())
+    }
+
     /// Where what it carries starts: its payload, with the envelope before it.
     #[inline]
     pub fn body(&self) -> u64 {
@@ -102,20 +137,33 @@ impl Found {
     }
 }
 
-/// The frame at `position`, padding or message; `None` while there is none. The only place where a frame word is
-/// loaded by who does not write it.
+/// The word at a frame boundary, 0 while there is no frame: the only place where one is loaded by who does not write it.
+/// Before anything behind it is read comes [`see_what_is_behind`].
+#[inline(always)]
+fn load_word(ring: &Ring, position: u64) -> Word {
+    // `Relaxed` and a fence, not `Acquire`: a reader's mapping is read-only.
+    Word(ring.head(position).load(Ordering::Relaxed))
+}
+
+/// After a word was loaded that is not 0.
+#[inline(always)]
+fn see_what_is_behind() {
+    // Pairs with the `Release` store of this word, or of the first word of its run: payload and next 0 are visible.
+    fence(Ordering::Acquire);
+}
+
+/// The frame at `position`, padding or message; `None` while there is none.
 #[inline]
 pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
-    // `Relaxed` and a fence, not `Acquire`: a reader's mapping is read-only.
-    let word = Word(ring.word(position).load(Ordering::Relaxed));
+    let word = load_word(ring, position);
     if word.0 == 0 {
         return Ok(None);
     }
-    // Pairs with the `Release` store of this word, or of the first word of its run: payload and next 0 are visible.
-    fence(Ordering::Acquire);
-    let fits = word.size() <= ring.capacity() - ring.offset(position);
+    see_what_is_behind();
+    let found = Found { position, word };
+    let fits = ring.holds(position, word.len());
     if fits && (word.is_message() || word.is_padding()) {
-        Ok(Some(Found { position, word }))
+        Ok(Some(found))
     } else {
         Err(Corrupt {
             position,
@@ -137,7 +185,7 @@ pub fn walk(
             break;
         };
         visit(found);
-        position = position.wrapping_add(found.word.size());
+        position = found.end();
     }
     Ok(position)
 }
@@ -157,14 +205,50 @@ pub struct Writer {
     bound: u64,
     /// See the invariant.
     cleared: u64,
-    /// Number of the next message.
-    sequence: u64,
-    /// Payload bytes sent.
-    bytes: u64,
+    /// Up to where only the message itself has to be written: at most `bound` and `cleared`, and 0 while a run is held back.
+    prepared: u64,
+    sent: Sent,
+    /// Where the last loan ends, and up to where slots behind it were cleared then: they are still.
+    lent: (u64, u64),
     /// First frame of a run of frames that become visible together, and its word; 0: there is none.
     first: (u64, Word),
     /// How many boundary records were made.
     recorded: usize,
+}
+
+/// What was sent, with what is staged.
+#[derive(Debug)]
+struct Sent {
+    /// Number of the next message.
+    sequence: u64,
+    /// Bytes that are neither payload nor the word before one. (That changes less often than the bytes that are.)
+    slack: u64,
+}
+
+impl Sent {
+    fn before(tail: Boundary) -> Self {
+        let Boundary {
+            position,
+            sequence,
+            bytes,
+        } = tail;
+        // Boundaries come from the lane's header: they may be anything.
+        let words = sequence.wrapping_mul(8);
+        let slack = position.wrapping_sub(words).wrapping_sub(bytes);
+        Self { sequence, slack }
+    }
+
+    #[inline(always)]
+    fn count(&mut self, word: Word) {
+        self.sequence += 1;
+        self.slack = self.slack.wrapping_add(word.size() - 8 - word.len());
+    }
+
+    /// Payload bytes up to the tail.
+    fn bytes(&self, tail: u64) -> u64 {
+        tail.wrapping_sub(8 * self.sequence)
+            .wrapping_sub(self.slack)
+    }
 }
 
 impl Writer {
@@ -180,7 +264,7 @@ impl Writer {
         header.records[0].sequence.store(0, Ordering::Relaxed);
         header.records[0].bytes.store(0, Ordering::Relaxed);
         header.records[0].position.store(origin, Ordering::Relaxed);
-        ring.word(origin).store(0, Ordering::Relaxed);
+        ring.head(origin).store(0, Ordering::Relaxed);
         Self::at(
             header,
             ring,
@@ -203,11 +287,7 @@ impl Writer {
     }
 
     fn at(header: View<LaneHeader>, ring: Ring, tail: Boundary, recorded: usize) -> Self {
-        let Boundary {
-            position,
-            sequence,
-            bytes,
-        } = tail;
+        let Boundary { position, .. } = tail;
         let first_slot = position + SLOT;
         let first = (position, Word(0));
         Self {
@@ -217,8 +297,9 @@ impl Writer {
             limit: first_slot,
             bound: 0,
             cleared: first_slot,
-            sequence,
-            bytes,
+            prepared: 0,
+            sent: Sent::before(tail),
+            lent: (0, 0),
             first,
             recorded,
         }
@@ -236,7 +317,7 @@ impl Writer {
 
     /// The number that the next message gets.
     pub fn next_sequence(&self) -> u64 {
-        self.sequence
+        self.sent.sequence
     }
 
     /// The end of what readers can see.
@@ -253,13 +334,59 @@ impl Writer {
         self.first.1.0 != 0
     }
 
+    /// Sends a message, if it is all that has to be written: nearly always, if it is short and like the one before it.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub fn put(&mut self, payload: &[u8]) -> bool {
+        let word = Word::message(payload.len() as u64, self.sent.sequence);
+        let size = word.size();
+        // So many small ones are prepared for at once that not to look afterwards is worth it.
+        let needed = if size <= SMALL { 2 * size } else { size };
+        if !self.is_prepared(needed) {
+            return false;
+        }
+        let place = self.ring.place(self.tail, payload.len());
+        // As in `write`.
+        place.fill(payload);
+        self.sent.count(word);
+        self.tail += size;
+        show(place.head(), word);
+        if !self.is_prepared(size) {
+            self.prepare(size);
+        }
+        true
+    }
+
+    /// The same, if there is room before the end of the ring and the limit in use.
+    #[cfg(not(loom))]
+    pub fn put_unprepared(&mut self, payload: &[u8]) -> bool {
+        let word = Word::message(payload.len() as u64, self.sent.sequence);
+        if self.has_run() || self.tail + word.size() + SLOT > self.bound {
+            return false;
+        }
+        // As in `write`.
+        self.ring.place(self.tail, payload.len()).fill(payload);
+        let at = self.pass_message(word);
+        show(self.ring.head(at), word);
+        self.prepare(word.size());
+        true
+    }
+
     /// Claims the next frame for `len` bytes (at most [`max_len`](super::layout::max_len)) and says where its payload goes. Claims nothing if it is full.
-    #[inline]
+    #[inline(always)]
     pub fn claim(&mut self, len: usize) -> Result<u64, Full> {
-        if self.tail + frame_size(len as u64) + SLOT > self.bound {
+        let size = frame_size(len as u64);
+        if !self.is_prepared(size) && self.tail + size + SLOT > self.bound {
             self.claim_past_bound(len)?;
         }
         Ok(self.tail + 8)
+    }
+
+    /// Whether frames of this size together are all that has to be written: there is room, what is behind them is cleared,
+    /// and there is no run.
+    #[inline(always)]
+    fn is_prepared(&self, size: u64) -> bool {
+        self.tail + size + SLOT <= self.prepared
     }
 
     /// Behind the end of the ring, or of the limit: pads up to the former, and says if the latter is too near.
@@ -269,8 +396,9 @@ impl Writer {
             return Err(Full { end });
         }
         if padding > 0 {
+            self.sent.slack = self.sent.slack.wrapping_add(padding);
             let at = self.pass(padding);
-            self.hold(at, Word::padding(padding, self.sequence));
+            self.hold(at, Word::padding(padding, self.sent.sequence));
         }
         self.set_bound();
         Ok(())
@@ -320,7 +448,8 @@ impl Writer {
     /// Lets a claim be written in place with [`loan`](Self::loan): also if it is never given back, the words there are
     /// not taken for cleared any more.
     #[inline]
-    pub fn open_loan(&mut self) {
+    pub fn open_loan(&mut self, len: usize) {
+        self.lent = (self.tail + frame_size(len as u64), self.cleared);
         self.expose();
     }
 
@@ -336,8 +465,7 @@ impl Writer {
     #[cfg(not(loom))]
     #[inline]
     pub fn loaned(&self, at: u64, len: usize) -> &[u8] {
-        // Only this writer changes it, and it is borrowed.
-        self.ring.payload(at, len)
+        self.ring.loaned(at, len)
     }
 
     /// A model's ring, to write a claimed payload to.
@@ -349,33 +477,42 @@ impl Writer {
     /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
     #[inline]
     pub fn commit(&mut self, len: usize) {
-        self.commit_word(Word::message(len as u64, self.sequence));
+        self.commit_word(Word::message(len as u64, self.sent.sequence));
     }
 
     /// The same of a frame whose `len` bytes begin with an envelope.
     #[cfg(not(loom))]
     #[inline]
     pub fn commit_with_envelope(&mut self, len: usize) {
-        self.commit_word(Word::message(len as u64, self.sequence).with_envelope());
+        self.commit_word(Word::message(len as u64, self.sent.sequence).with_envelope());
     }
 
-    #[inline]
+    #[inline(always)]
     fn commit_word(&mut self, word: Word) {
-        let at = self.pass_message(word);
-        if self.has_run() {
-            self.hold(at, word);
-            self.publish();
-        } else {
-            // Pairs with the fence in `frame_at`: payload and the 0 behind it come first.
-            self.ring.word(at).store(word.0, Ordering::Release);
-            self.keep_cleared(word.size());
+        let size = word.size();
+        if !self.is_prepared(size) {
+            return self.commit_unprepared(word);
         }
+        let at = self.tail;
+        self.sent.count(word);
+        self.tail += size;
+        show(self.ring.head(at), word);
+        if !self.is_prepared(size) {
+            self.prepare(size);
+        }
+    }
+
+    #[inline(never)]
+    fn commit_unprepared(&mut self, word: Word) {
+        let at = self.pass_message(word);
+        self.hold(at, word);
+        self.publish();
     }
 
     /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
     #[inline]
     pub fn stage(&mut self, len: usize) {
-        let word = Word::message(len as u64, self.sequence);
+        let word = Word::message(len as u64, self.sent.sequence);
         let at = self.pass_message(word);
         self.hold(at, word);
     }
@@ -383,8 +520,7 @@ impl Writer {
     /// Moves the tail behind the claimed frame: where it starts.
     #[inline]
     fn pass_message(&mut self, word: Word) -> u64 {
-        self.sequence += 1;
-        self.bytes += word.len();
+        self.sent.count(word);
         self.pass(word.size())
     }
 
@@ -394,8 +530,12 @@ impl Writer {
         let at = self.tail;
         self.tail += size;
         if self.tail + SLOT > self.cleared {
-            self.ring.word(self.tail).store(0, Ordering::Relaxed);
+            self.ring.head(self.tail).store(0, Ordering::Relaxed);
             self.cleared = self.tail + SLOT;
+        }
+        let (end, cleared) = self.lent;
+        if self.tail == end {
+            self.cleared = self.cleared.max(cleared);
         }
         at
     }
@@ -404,9 +544,10 @@ impl Writer {
     #[inline]
     fn hold(&mut self, at: u64, word: Word) {
         if self.has_run() {
-            self.ring.word(at).store(word.0, Ordering::Relaxed);
+            self.ring.head(at).store(word.0, Ordering::Relaxed);
         } else {
             self.first = (at, word);
+            self.prepared = 0;
         }
     }
 
@@ -415,35 +556,34 @@ impl Writer {
     pub fn publish(&mut self) {
         if self.has_run() {
             let (position, word) = self.first;
-            // Pairs with the fence in `frame_at`: payloads, later words of the run and the 0 at its end come first.
-            self.ring.word(position).store(word.0, Ordering::Release);
+            show(self.ring.head(position), word);
             self.first.1 = Word(0);
-            self.keep_cleared(word.size());
+            self.prepare(word.size());
         }
     }
 
-    /// Clears the place of the next frame, if it is no longer than the last one of `size` bytes. Not farther: lines that
+    /// Clears the place of the next frame, if it is no longer than the last one of `size` bytes. Not much farther: lines that
     /// are cleared long before they are written are taken away again by the reader's prefetcher.
-    #[inline]
-    fn keep_cleared(&mut self, size: u64) {
-        let next = self.tail + size.min(MAX_AHEAD);
-        if self.cleared < next + SLOT {
-            self.clear_up_to(next + AHEAD);
-        }
-    }
-
     #[inline(never)]
-    fn clear_up_to(&mut self, to: u64) {
-        let to = to.next_multiple_of(64).min(self.limit);
-        if to > self.cleared {
-            self.ring.zero(self.cleared, to);
-            self.cleared = to;
+    fn prepare(&mut self, size: u64) {
+        let next = self.tail + size.min(MAX_AHEAD);
+        let cleared = self.cleared;
+        if cleared < next + SLOT {
+            let ahead = if size <= SMALL { SMALL_AHEAD } else { AHEAD };
+            let to = ((next + ahead + 63) & !63).min(self.limit);
+            self.cleared = to.max(cleared);
+        }
+        self.prepared = self.bound.min(self.cleared);
+        if self.cleared > cleared {
+            self.ring.zero(cleared, self.cleared);
         }
     }
 
     /// Gives up a claimed frame, and the padding before it: nothing of them was ever visible.
     pub fn abort(&mut self) {
-        self.tail = self.visible();
+        let visible = self.visible();
+        self.sent.slack = self.sent.slack.wrapping_sub(self.tail - visible);
+        self.tail = visible;
         self.first.1 = Word(0);
         self.bound = 0;
         self.expose();
@@ -452,6 +592,7 @@ impl Writer {
     /// Forgets what is cleared behind the tail: anything may be written there.
     fn expose(&mut self) {
         self.cleared = self.tail + SLOT;
+        self.prepared = 0;
     }
 
     /// Where readers that have not joined this lane yet stand: they will start at 0, unless what is there may have
@@ -538,8 +679,10 @@ impl Writer {
             // The record that this replaces is a ring behind, and so below the floor already: who reads half of each does
             // not believe it.
             let record = &self.header.records[self.recorded % RECORDS];
-            record.sequence.store(self.sequence, Ordering::Relaxed);
-            record.bytes.store(self.bytes, Ordering::Relaxed);
+            record.sequence.store(self.sent.sequence, Ordering::Relaxed);
+            record
+                .bytes
+                .store(self.sent.bytes(self.tail), Ordering::Relaxed);
             // Pairs with the fence in `Outside::record`: sequence and bytes belong to this position.
             record.position.store(self.tail, Ordering::Release);
             self.recorded += 1;
@@ -563,6 +706,13 @@ impl Writer {
             .max(lowest.saturating_add(self.ring.capacity() / 4))
             .min(self.tail)
     }
+}
+
+/// Stores the word that makes a frame, or a run of them, visible.
+#[inline(always)]
+fn show(head: &AtomicU64, word: Word) {
+    // Pairs with the fence in `see_what_is_behind`: payloads, later words of a run and the 0 at its end come first.
+    head.store(word.0, Ordering::Release);
 }
 
 /// The end of a lane without a writer, and the index of its newest boundary record.
@@ -659,6 +809,8 @@ pub struct Track {
     batch: u64,
     /// The `want` that was answered last.
     answered: u64,
+    /// How often something was released since that was last asked.
+    streak: u32,
     /// The writer or this process can't use `membarrier`.
     fences: bool,
 }
@@ -683,6 +835,7 @@ impl Reader {
             published: position,
             batch,
             answered: NOBODY,
+            streak: 0,
             fences,
         };
         Self {
@@ -709,6 +862,63 @@ impl Reader {
             missed: None,
         }));
         reader
+    }
+
+    /// Up to where [`plain`](Self::plain) may be asked before anything else is to be done: at most `bytes` on.
+    pub fn turn(&self, bytes: u64) -> u64 {
+        let Track {
+            position,
+            published,
+            batch,
+            fences,
+            ..
+        } = self.track;
+        match fences || self.copied.is_some() {
+            true => 0,
+            false => (position + bytes).min(published + batch),
+        }
+    }
+
+    /// The next message, if it begins before `until`, which [`turn`](Self::turn) gave, and is a plain one, of `len` bytes if
+    /// that is said.
+    #[inline(always)]
+    pub fn plain(&self, until: u64, len: Option<u64>) -> Result<Unread, NotPlain> {
+        let position = self.track.position;
+        if position >= until {
+            return Err(NotPlain::Other);
+        }
+        let word = load_word(&self.ring, position);
+        let is_meant = match len {
+            Some(len) => word.is_plain_of(len),
+            None => word.is_plain(),
+        };
+        let len = len.unwrap_or(word.len());
+        let end = position + frame_size(len);
+        if is_meant && self.ring.holds(position, len) {
+            return Ok(Unread { word, len, end });
+        }
+        Err(match word.0 {
+            0 => NotPlain::Nothing,
+            _ => NotPlain::Other,
+        })
+    }
+
+    /// From now on what is behind its word may be read.
+    #[inline(always)]
+    pub fn see(&self, unread: Unread) -> Found {
+        let (position, word) = (self.track.position, unread.word);
+        see_what_is_behind();
+        Found { position, word }
+    }
+
+    /// What that carries, with what releases it.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub fn read(&mut self, unread: Unread) -> (&[u8], &mut Track) {
+        let place = self.ring.place(self.track.position, unread.len as usize);
+        self.see(unread);
+        // As in `body`: `turn` permits nothing to who copies.
+        (place.payload(), &mut self.track)
     }
 
     /// The next message, which stays until it is released; `None` while there is none.
@@ -818,7 +1028,7 @@ impl Reader {
             // One is copied at a time.
             return Ok(None);
         }
-        match frame_at(&self.ring, found.position + found.word.size())? {
+        match frame_at(&self.ring, found.end())? {
             Some(next) if next.word.is_padding() => Ok(None),
             next => Ok(next),
         }
@@ -887,7 +1097,7 @@ fn body<'a>(ring: &'a Ring, copied: Option<&'a Copied>, found: Found) -> &'a [u8
     match copied {
         Some(copied) => &copied.words.as_bytes()[..len],
         // Committed, as `next` found; not overwritten, because our slot's position gates the writer until `release`.
-        None => ring.payload(found.body(), len),
+        None => ring.place(found.position, len).payload(),
     }
 }
 
@@ -906,14 +1116,28 @@ impl Track {
         self.publish();
     }
 
-    /// Releases the next `size` bytes: the writer may overwrite them from now on.
-    #[inline]
-    pub fn release(&mut self, size: u64) {
-        self.position += size;
+    /// Releases all before `end`, where the next frame starts: the writer may overwrite it from now on. `until`: what
+    /// [`Reader::turn`] gave, or 0.
+    #[inline(always)]
+    pub fn release(&mut self, end: u64, until: u64) {
+        self.streak = self.streak.wrapping_add(1);
+        self.position = end;
+        if end >= until || end >= self.want(false) {
+            self.release_slowly();
+        }
+    }
+
+    #[inline(never)]
+    fn release_slowly(&mut self) {
         if self.position - self.published >= self.batch {
             self.publish();
         }
         self.answer();
+    }
+
+    /// How often something was released since this was last asked.
+    pub fn take_streak(&mut self) -> u32 {
+        std::mem::take(&mut self.streak)
     }
 
     /// Looks again at whether the lane's writer, which may be another one now, can use `membarrier`.
@@ -939,24 +1163,24 @@ impl Track {
             .store(self.position, Ordering::Release);
     }
 
-    /// Wakes the writer if it waits for a position that we have passed.
-    #[inline]
-    fn answer(&mut self) {
-        // With the heavy fence in `park::wait_for_room`: either the writer sees the position stored above, or we see
-        // its `want`.
-        light_fence(self.fences);
-        let want = self.header.want.load(Ordering::Relaxed);
-        if self.position >= want && want != self.answered {
-            self.wake(want);
-        }
+    /// The position that the writer waits for.
+    #[inline(always)]
+    fn want(&self, fences: bool) -> u64 {
+        // With the heavy fence in `park::wait_for_room`: either the writer sees the position that we have stored, or we
+        // see its `want`.
+        light_fence(fences);
+        self.header.want.load(Ordering::Relaxed)
     }
 
-    #[cold]
-    fn wake(&mut self, want: u64) {
-        // Once for each `want`: a writer that waits anew waits for more than a cursor that it has seen.
-        self.answered = want;
-        self.publish();
-        futex::wake(&self.slots[self.index].position);
+    /// Wakes the writer if it waits for a position that we have passed.
+    fn answer(&mut self) {
+        let want = self.want(self.fences);
+        if self.position >= want && want != self.answered {
+            // Once for each `want`: a writer that waits anew waits for more than a cursor that it has seen.
+            self.answered = want;
+            self.publish();
+            futex::wake(&self.slots[self.index].position);
+        }
     }
 }
 
@@ -1002,7 +1226,7 @@ impl Boundary {
 
     /// Moves behind `found`.
     pub fn pass(&mut self, found: Found) {
-        self.position = found.position.wrapping_add(found.word.size());
+        self.position = found.end();
         if found.word.is_message() {
             self.sequence = self.sequence.wrapping_add(1);
             self.bytes = self.bytes.wrapping_add(found.word.len());

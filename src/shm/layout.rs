@@ -501,6 +501,12 @@ impl Word {
         self.0 & Self::FLAGS == Self::COMMITTED
     }
 
+    /// Whether it is a message of `len` bytes without an envelope.
+    #[inline(always)]
+    pub const fn is_plain_of(self, len: u64) -> bool {
+        self.0 as u32 == Self::message(len, 0).0 as u32
+    }
+
     /// Whether it only fills the end of the ring.
     #[inline]
     pub const fn is_padding(self) -> bool {

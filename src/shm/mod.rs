@@ -9,7 +9,7 @@
 //! | `claims` | a queue's group: whose each message is | yes | |
 //! | `park` | the sleep and wake handshake | yes | |
 //! | `wakers` | many sleepers behind one thread | | |
-//! | `fork` | what a forked child must not keep | yes | |
+//! | `fork` | what a forked child must not keep: locks and mappings | yes | |
 //! | `sync` | the atomics: the processor's, or loom's | types only | |
 //! | `files` | making, checking, locking and listing files | | |
 //! | `members` | who is alive, and the doorbell that rings when somebody dies | | |

@@ -49,28 +49,49 @@ use super::{View, futex};
 #[derive(Debug)]
 pub struct Watch {
     seen: u64,
+    /// The same, unless the others can't use `membarrier`.
+    quiet: u64,
 }
+
+/// No value that `attention` reaches.
+const UNSEEN: u64 = u64::MAX;
 
 impl Default for Watch {
     fn default() -> Self {
-        // No value that `attention` reaches: the first send looks around.
-        Self { seen: u64::MAX }
+        // The first send looks around.
+        Self {
+            seen: UNSEEN,
+            quiet: UNSEEN,
+        }
     }
 }
 
 impl Watch {
-    /// After a commit: whether somebody joined, left, or went to sleep since the last look. `full`: the others can't
-    /// use `membarrier`, so the fence must be a whole one.
-    #[inline]
+    /// After a commit: whether nobody joined, left, or went to sleep since the last look. If not, what follows is
+    /// [`disturbed`](Self::disturbed).
+    #[inline(always)]
+    pub fn is_quiet(&self, control: &Control) -> bool {
+        attention(control, false) == self.quiet
+    }
+
+    /// Whether somebody joined, left, or went to sleep since the last look. `full`: the others can't use `membarrier`, so
+    /// the fence must be a whole one.
     pub fn disturbed(&mut self, control: &Control, full: bool) -> bool {
-        // Between the frame's word and `attention`; with the heavy fence in `park`, as drawn above.
-        light_fence(full);
-        // Pairs with the bumps in `park` and `roster::changed`: `parked` and the roster are at least as new.
-        let now = control.attention.load(Ordering::Acquire);
+        let now = attention(control, full);
         let disturbed = now != self.seen;
         self.seen = now;
+        self.quiet = if full { UNSEEN } else { now };
         disturbed
     }
+}
+
+/// What a sender compares after a commit.
+#[inline(always)]
+fn attention(control: &Control, full: bool) -> u64 {
+    // Between the frame's word and `attention`; with the heavy fence in `park`, as drawn above.
+    light_fence(full);
+    // Pairs with the bumps in `park` and `roster::changed`: `parked` and the roster are at least as new.
+    control.attention.load(Ordering::Acquire)
 }
 
 /// Wakes all that sleep on the topic's bell.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use zerocopy::FromBytes;
 
-use super::fork;
+use super::fork::Region;
 
 /// Whether a mapping may be written through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +28,10 @@ pub enum Access {
     Write,
 }
 
-/// A shared mapping of part of a file, gone in a forked child.
+/// A shared mapping of part of a file; zeros of its own in a forked child.
 pub struct Mapping {
     map: ManuallyDrop<MmapRaw>,
-    born: u64,
+    region: ManuallyDrop<Region>,
 }
 
 impl fmt::Debug for Mapping {
@@ -53,10 +53,18 @@ impl Mapping {
             Access::Write => options.map_raw(fd)?,
         };
         map.advise(Advice::DontFork)?;
+        let region = Region::new(map.as_ptr().expose_provenance(), map.len());
         Ok(Arc::new(Self {
             map: ManuallyDrop::new(map),
-            born: fork::generation(),
+            region: ManuallyDrop::new(region),
         }))
+    }
+
+    /// Has the pages in reach before they are used, many at a time: a page fault takes longer than a message. On a tmpfs
+    /// that goes for writing, too.
+    pub fn touch(&self) {
+        // Before Linux 5.14, or without memory for the tables, they come one by one.
+        let _ = self.map.advise(Advice::PopulateRead);
     }
 
     /// The address of `len` bytes at `offset`, aligned to `align`. Panics if they are not all inside.
@@ -108,10 +116,13 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.born == fork::generation() {
-            // SAFETY: dropped here only, and not used afterwards. In a forked child the mapping does not exist
-            // (`DontFork`), and something else may stand at its address: there it is not unmapped.
-            unsafe { ManuallyDrop::drop(&mut self.map) }
+        if self.region.is_ours() {
+            // SAFETY: both are dropped here only, and not used afterwards. In this order: no child is to find zeros where
+            // something else was mapped meanwhile. What a forked child has in the mapping's place stays.
+            unsafe {
+                ManuallyDrop::drop(&mut self.region);
+                ManuallyDrop::drop(&mut self.map);
+            }
         }
     }
 }
@@ -164,6 +175,23 @@ impl<T: FromBytes> Deref for View<[T]> {
     fn deref(&self) -> &[T] {
         // SAFETY: as for one `T`; `views` checked the bounds of all `len`.
         unsafe { NonNull::slice_from_raw_parts(self.at.cast::<T>(), self.len).as_ref() }
+    }
+}
+
+/// Puts zeros, this process's own, where a mapping was that it has not inherited. Async-signal-safe.
+pub fn refill(start: usize, len: usize) {
+    let (access, kind) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE,
+    );
+    let at = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: an anonymous mapping at an address where, if this succeeds, nothing was.
+    let got = unsafe { libc::mmap(at, len, access, kind, -1, 0) };
+    let taken = got == libc::MAP_FAILED && nix::errno::Errno::last() == nix::errno::Errno::EEXIST;
+    if taken || (got != libc::MAP_FAILED && got != at) {
+        // Another library's handler was faster, and a handle would write into what is its. (Where there is no memory,
+        // touching the handle is a fault, which harms nobody else.)
+        std::process::abort();
     }
 }
 

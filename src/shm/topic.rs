@@ -153,6 +153,7 @@ impl TopicFiles {
         let made = self.dir.create(&format!("{LANE}{id}"), &plan, |file| {
             let (header, ring) = self.map_lane(file, capacity, Access::Write, Access::Write)?;
             lane::own(&header, member, !futex::has_barrier());
+            ring.touch();
             Ok(Writer::create(header, ring, 0))
         })?;
         let (file, writer) = made.ok_or_else(|| self.taken("lane", id))?;
@@ -168,6 +169,7 @@ impl TopicFiles {
             return Ok(None);
         }
         lane::own(&header, member, !futex::has_barrier());
+        ring.touch();
         // A lane that can't be followed to its end is left to its readers, who will say so.
         Ok(Writer::adopt(header, ring)
             .ok()
@@ -196,9 +198,11 @@ impl TopicFiles {
     /// The same, to be followed by a subscriber. Its ring is mapped writable although nobody writes there: some
     /// processors (AMD's of the Zen 4 kind, as measured) hand a line over in 0.6 of the time if its page is.
     pub fn lane_to_follow(&self, id: u64) -> Result<Option<LaneFile>> {
-        Ok(self
-            .open_lane(id, Access::Read, Access::Write)?
-            .map(|(_, lane)| lane))
+        let opened = self.open_lane(id, Access::Read, Access::Write)?;
+        Ok(opened.map(|(_, lane)| {
+            lane.ring.touch();
+            lane
+        }))
     }
 
     fn open_lane(

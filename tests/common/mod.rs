@@ -128,6 +128,14 @@ impl Drop for Process {
     }
 }
 
+/// For a forked child, whose harness has no thread any more that would tell of a panic.
+pub fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::abort();
+    }));
+}
+
 /// In a child: the bus's path and the argument. `None` in an ordinary run, where roles do nothing.
 pub fn role() -> Option<(PathBuf, String)> {
     let path = std::env::var_os(BUS)?;
