@@ -1,12 +1,15 @@
 //! One way to carry messages between processes, and what each side does with it while the clock runs.
 
+use std::collections::VecDeque;
+use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use buslane::{Client, Publisher, Server, Subscriber};
+use buslane::{Client, Pending, Publisher, Refusal, Server, Subscriber};
 use hdrhistogram::Histogram;
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::Transport;
 use crate::failure::Failure;
 
 /// One turn of one transport.
@@ -14,8 +17,8 @@ use crate::failure::Failure;
 pub struct Job {
     /// What to do.
     pub kind: Kind,
-    /// With what.
-    pub transport: Transport,
+    /// With what: which of the transports.
+    pub transport: usize,
     /// Bytes in a message.
     pub size: usize,
     /// Messages.
@@ -33,6 +36,27 @@ pub enum Kind {
     OneWay,
     /// All messages go one way, from each other side to the one with the clock.
     FanIn,
+    /// As the round trips, with [`UNDER_WAY`] requests unanswered at any time.
+    Requests,
+    /// As one way, at one message a millisecond.
+    Paced,
+    /// No message: the bytes of memory that are this process's, as far as a mapping can say.
+    Weigh,
+}
+
+/// Requests that are unanswered at any time, where it is not one.
+pub const UNDER_WAY: usize = 64;
+
+/// Between two messages that do not come as fast as they can.
+const PACE: Duration = Duration::from_millis(1);
+
+/// What another side says of a job.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// Of what it received; or what was asked for.
+    pub checksum: u64,
+    /// Nanoseconds of processor time that it took.
+    pub cpu: u64,
 }
 
 /// What is measured of round trips.
@@ -110,6 +134,22 @@ pub trait Link {
         Ok(checksum)
     }
 
+    /// All round trips, on the side with the clock, with [`UNDER_WAY`] requests unanswered. The checksum of what came.
+    fn requests(&mut self, _job: &Job) -> Result<u64, Failure> {
+        Err(Failure::Error("this transport has no requests".into()))
+    }
+
+    /// All messages one way, each some time after the one before it.
+    fn trickle(&mut self, job: &Job) -> Result<(), Failure> {
+        let mut message = Message::new(job);
+        for _ in 0..job.count {
+            thread::sleep(PACE);
+            self.send(message.bytes())?;
+            message.advance();
+        }
+        Ok(())
+    }
+
     /// All messages one way, as fast as they go.
     fn flood(&mut self, job: &Job) -> Result<(), Failure> {
         let mut message = Message::new(job);
@@ -156,6 +196,22 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("these bounds are allowed")
 }
 
+/// Processor time that this process has taken so far, in nanoseconds.
+pub fn cpu_time() -> Result<u64, Failure> {
+    let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+        .map_err(|e| Failure::system("ask for the processor time")(e.into()))?;
+    Ok(nanoseconds(Duration::from(now)))
+}
+
+/// Bytes of memory that are this process's; of what several map, its share.
+pub fn memory() -> Result<u64, Failure> {
+    let rollup = fs::read_to_string("/proc/self/smaps_rollup");
+    let rollup = rollup.map_err(Failure::system("ask for the memory in use"))?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(1024 * kib.unwrap_or(0))
+}
+
 /// A duration in the unit of the report.
 pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
@@ -178,9 +234,9 @@ pub fn expected_checksum(job: &Job) -> u64 {
     })
 }
 
-/// The order matters.
+/// A checksum goes on with the sum of the next message: the order matters.
 #[inline]
-fn fold(checksum: u64, sum: u64) -> u64 {
+pub fn fold(checksum: u64, sum: u64) -> u64 {
     checksum.rotate_left(1).wrapping_add(sum)
 }
 
@@ -198,7 +254,8 @@ pub fn sum(bytes: &[u8]) -> u64 {
 const NUMBER_BYTES: usize = size_of::<u64>();
 
 /// A message: its number, as far as there is room, before what never changes.
-struct Message {
+#[derive(Debug)]
+pub struct Message {
     /// This one, and those after it: a small one is made well before it is sent, so that the copy need not wait for the
     /// number to be stored.
     ahead: Vec<Vec<u8>>,
@@ -210,7 +267,8 @@ struct Message {
 const SMALL: usize = 4096;
 
 impl Message {
-    fn new(job: &Job) -> Self {
+    /// The first of a job.
+    pub fn new(job: &Job) -> Self {
         let bytes: Vec<u8> = (0..job.size).map(|i| (i * 31 + 7) as u8).collect();
         let count = if job.size <= SMALL { 2 } else { 1 };
         let mut ahead = vec![bytes; count];
@@ -225,14 +283,15 @@ impl Message {
         }
     }
 
+    /// All of it.
     #[inline]
-    fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         &self.ahead[self.at]
     }
 
     /// Goes on to the next one.
     #[inline]
-    fn advance(&mut self) {
+    pub fn advance(&mut self) {
         let count = self.ahead.len();
         stamp(&mut self.ahead[self.at], self.number + count as u64);
         self.number += 1;
@@ -307,9 +366,36 @@ impl Link for ClientLink {
     fn ask(&mut self, message: &[u8], _size: usize) -> Result<u64, Failure> {
         match self.0.call(message)? {
             Ok(reply) => Ok(sum(&reply)),
-            Err(refusal) => Err(Failure::Error(refusal.to_string())),
+            Err(refusal) => Err(refused(refusal)),
         }
     }
+
+    fn requests(&mut self, job: &Job) -> Result<u64, Failure> {
+        let mut message = Message::new(job);
+        let mut under_way = VecDeque::with_capacity(UNDER_WAY);
+        let mut checksum = 0;
+        let mut take = |pending: Pending| match pending.wait()? {
+            Ok(reply) => {
+                checksum = fold(checksum, sum(&reply));
+                Ok(())
+            }
+            Err(refusal) => Err(refused(refusal)),
+        };
+        for _ in 0..job.count {
+            if under_way.len() == UNDER_WAY {
+                under_way.pop_front().map(&mut take).transpose()?;
+            }
+            under_way.push_back(self.0.start(message.bytes())?);
+            message.advance();
+        }
+        under_way.into_iter().try_for_each(take)?;
+        Ok(checksum)
+    }
+}
+
+#[cold]
+fn refused(refusal: Refusal) -> Failure {
+    Failure::Error(refusal.to_string())
 }
 
 /// Who answers for it.

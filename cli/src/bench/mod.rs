@@ -4,11 +4,11 @@
 //! short rounds, and what counts is the ratio within a round.
 
 mod floor;
-mod link;
+pub mod link;
 pub mod peer;
-mod report;
-mod setup;
-mod stream;
+pub mod report;
+pub mod setup;
+pub mod stream;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -27,10 +27,11 @@ use crate::private::{self, Actor};
 use crate::progress::Progress;
 use crate::signals::Stop;
 use crate::size;
-use link::{Job, Kind, RoundTrips, expected_checksum};
+use link::{Done, Job, Kind, Link, RoundTrips, expected_checksum};
 pub use report::Report;
 use report::{Figures, Placement, Round};
-use setup::{Links, Offer, Setup, Side};
+pub use setup::{BUSLANE, FUTEX, PIPE, PUBSUB, RAW, UDS};
+use setup::{Links, Setup, Side};
 
 /// Measure what messages cost between processes
 ///
@@ -55,7 +56,7 @@ Transports:
   pipe     two pipes of 1MiB, one write a message, reads as large as they come
   uds      a connected pair of Unix stream sockets, used like the pipes
 With fanout and fanin there is a pair of pipes or sockets for each peer: written one after the other, polled for reading.")]
-pub struct Args {
+pub(crate) struct Args {
     /// What to measure
     #[arg(value_enum)]
     what: What,
@@ -98,6 +99,12 @@ pub enum What {
     Fanin,
     /// Requests and their replies between two processes that wait as --wait says
     Request,
+    /// Requests a second, with several unanswered
+    #[value(skip)]
+    Requests,
+    /// Messages that come seldom: what they cost
+    #[value(skip)]
+    Paced,
 }
 
 impl What {
@@ -109,6 +116,8 @@ impl What {
             Self::Fanout => "fanout",
             Self::Fanin => "fanin",
             Self::Request => "request",
+            Self::Requests => "requests",
+            Self::Paced => "paced",
         }
     }
 
@@ -124,39 +133,29 @@ impl What {
 }
 
 /// A way to carry messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Transport {
-    /// The library.
-    Buslane,
-    /// Its topics, where it is something else of it that is measured.
-    Pubsub,
-    /// A cache line.
-    Raw,
-    /// Two pipes.
-    Pipe,
-    /// A Unix socket.
-    Uds,
-    /// A cache line and a wake-up.
-    Futex,
-}
-
-impl Transport {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Buslane => "buslane",
-            Self::Pubsub => "pubsub",
-            Self::Raw => "raw",
-            Self::Pipe => "pipe",
-            Self::Uds => "uds",
-            Self::Futex => "futex",
-        }
-    }
-
+#[derive(Clone, Copy, Debug)]
+pub struct Transport {
+    /// What it is called; no other is.
+    pub name: &'static str,
     /// One word in shared memory between two processes, whatever was asked for.
-    fn is_floor(self) -> bool {
-        matches!(self, Self::Raw | Self::Futex)
+    pub is_floor: bool,
+    /// On the side with the clock: makes what the others need to find.
+    pub offer: fn(&Setup) -> Result<Offer, Failure>,
+    /// On the other sides: finds it.
+    pub join: fn(&Setup, Side) -> Result<Box<dyn Link>, Failure>,
+}
+
+/// What becomes a link once the others have joined.
+pub type Offer = Box<dyn FnOnce(&Setup) -> Result<Box<dyn Link>, Failure>>;
+
+impl PartialEq for Transport {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
     }
 }
+
+/// Those of `buslane bench`.
+pub const TRANSPORTS: [Transport; 6] = [BUSLANE, PUBSUB, RAW, PIPE, UDS, FUTEX];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Against {
@@ -180,20 +179,28 @@ pub enum Wait {
 }
 
 /// What to measure, and how.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
-    what: What,
-    sizes: Vec<usize>,
-    peers: Vec<usize>,
-    rounds: u32,
-    against: Vec<Transport>,
-    wait: Wait,
-    cpus: Vec<usize>,
-    capacity: Option<usize>,
+    /// What is measured.
+    pub what: What,
+    /// Bytes in a message.
+    pub sizes: Vec<usize>,
+    /// How many other processes, one time after the other.
+    pub peers: Vec<usize>,
+    /// How often each transport has its turn.
+    pub rounds: u32,
+    /// The library, and what it is compared with.
+    pub transports: Vec<Transport>,
+    /// How buslane waits.
+    pub wait: Wait,
+    /// The CPU of the process with the clock, then those of the others.
+    pub cpus: Vec<usize>,
+    /// Bytes in a lane of buslane.
+    pub capacity: Option<usize>,
 }
 
 /// Measures and prints.
-pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
+pub(crate) fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     let reports = measure(&Plan::from_args(args)?, stop)?;
     let mut out = stdout(stop)?;
     if common.json {
@@ -209,13 +216,12 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
 impl Plan {
     /// A plan with nothing but defaults.
     pub fn new(what: What, size: usize, rounds: u32, against: Transport) -> Result<Self, Failure> {
-        let (sizes, against) = (vec![size], vec![against]);
         Ok(Self {
             what,
-            sizes,
+            sizes: vec![size],
             peers: vec![1],
             rounds,
-            against,
+            transports: vec![BUSLANE, against],
             wait: Wait::Adaptive,
             cpus: some_cpus(what)?,
             capacity: None,
@@ -251,7 +257,7 @@ impl Plan {
             sizes,
             peers,
             rounds: args.rounds,
-            against: against(args)?,
+            transports: [BUSLANE].into_iter().chain(against(args)?).collect(),
             wait,
             cpus,
             capacity: args.capacity,
@@ -273,30 +279,30 @@ impl Plan {
 fn against(args: &Args) -> Result<Vec<Transport>, Failure> {
     if args.against.is_empty() {
         return Ok(match args.what {
-            What::Rtt => vec![Transport::Raw, Transport::Pipe],
-            What::Request => vec![Transport::Raw, Transport::Pubsub, Transport::Pipe],
-            What::Rate | What::Fanout | What::Fanin => vec![Transport::Pipe],
-            What::Wake => vec![Transport::Futex],
+            What::Rtt => vec![RAW, PIPE],
+            What::Request => vec![RAW, PUBSUB, PIPE],
+            What::Wake => vec![FUTEX],
+            _ => vec![PIPE],
         });
     }
     let mut against = Vec::new();
     for choice in &args.against {
         let transport = match choice {
-            Against::Raw => Transport::Raw,
-            Against::Pubsub => Transport::Pubsub,
-            Against::Pipe => Transport::Pipe,
-            Against::Uds => Transport::Uds,
-            Against::Futex => Transport::Futex,
+            Against::Raw => RAW,
+            Against::Pubsub => PUBSUB,
+            Against::Pipe => PIPE,
+            Against::Uds => UDS,
+            Against::Futex => FUTEX,
             Against::None => continue,
         };
-        if transport == Transport::Pubsub && args.what != What::Request {
+        if transport == PUBSUB && args.what != What::Request {
             return Err(Failure::Usage(
                 "pubsub is what buslane is here; compare it with `bench request`".into(),
             ));
         }
         let carries_words = matches!(args.what, What::Rtt | What::Wake | What::Request);
-        if !carries_words && transport.is_floor() {
-            let (name, what) = (transport.name(), args.what.name());
+        if !carries_words && transport.is_floor {
+            let (name, what) = (transport.name, args.what.name());
             return Err(Failure::Usage(format!(
                 "{name} has room for one word and no rate; use --against pipe, uds or none with `bench {what}`"
             )));
@@ -359,6 +365,27 @@ fn chosen_cpus(args: &Args) -> Result<Vec<usize>, Failure> {
 
 /// Does the whole plan.
 pub fn measure(plan: &Plan, stop: &Stop) -> Result<Vec<Report>, Failure> {
+    Ok(report::reports(plan, &rounds(plan, stop)?))
+}
+
+/// What it takes to have the plan's first transport between two processes.
+pub fn weigh(plan: &Plan, stop: &Stop) -> Result<Weight, Failure> {
+    let bare = Plan {
+        transports: Vec::new(),
+        ..plan.clone()
+    };
+    let nothing = Crew::start(&bare, 1, stop)?.memory()?;
+    let mut crew = Crew::start(plan, 1, stop)?;
+    let setup = crew.setup[0];
+    for &size in &plan.sizes {
+        crew.round(size)?;
+    }
+    let memory = crew.memory()?.saturating_sub(nothing);
+    Ok(Weight { setup, memory })
+}
+
+/// All rounds of a plan.
+pub fn rounds(plan: &Plan, stop: &Stop) -> Result<Vec<Round>, Failure> {
     let mut rounds = Vec::new();
     let mut progress = Progress::rounds(plan.rounds as usize * plan.peers.len());
     for &peers in &plan.peers {
@@ -370,7 +397,7 @@ pub fn measure(plan: &Plan, stop: &Stop) -> Result<Vec<Report>, Failure> {
             progress.add(1);
         }
     }
-    Ok(report::reports(plan, &rounds))
+    Ok(rounds)
 }
 
 /// Round trips that sleep, in a turn.
@@ -385,60 +412,85 @@ struct Crew<'a> {
     plan: &'a Plan,
     stop: &'a Stop,
     transports: Vec<Transport>,
+    /// Which of them places each round.
+    raw: usize,
     peers: Vec<Actor>,
     links: Links,
     /// How many messages fill a turn.
-    counts: HashMap<(Transport, usize), u64>,
+    counts: HashMap<(usize, usize), u64>,
     next_number: u64,
+    /// How long each transport took to set up, in nanoseconds of all processes together.
+    setup: Vec<u64>,
     _dir: TempDir,
 }
 
-/// What came of one turn.
-struct Turn {
+/// What was found out of one transport in one turn.
+#[derive(Clone, Debug)]
+pub struct Turn {
     elapsed: Duration,
-    figures: Figures,
+    /// The figures.
+    pub figures: Figures,
+    /// Nanoseconds of processor time for each message, of all processes together.
+    pub cpu: f64,
+}
+
+/// What it takes to have a transport between two processes.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// Nanoseconds, of both together, until it can be used.
+    pub setup: u64,
+    /// Bytes of memory that are mapped for it in both, after messages of each size went through.
+    pub memory: u64,
 }
 
 impl<'a> Crew<'a> {
     fn start(plan: &'a Plan, peers: usize, stop: &'a Stop) -> Result<Self, Failure> {
         let dir = private::directory()?;
-        let transports: Vec<_> = [Transport::Buslane]
-            .into_iter()
-            .chain(plan.against.iter().copied())
-            .collect();
-        let mut connected = transports.clone();
-        if !connected.contains(&Transport::Raw) {
-            connected.push(Transport::Raw); // it places each round
-        }
+        let mut transports = plan.transports.clone();
+        let raw = transports.iter().position(|known| *known == RAW);
+        let raw = raw.unwrap_or_else(|| {
+            transports.push(RAW);
+            transports.len() - 1
+        });
         let setup = Setup {
             dir: dir.path().into(),
             cpus: plan.cpus.clone(),
             peers,
-            transports: connected,
+            transports: transports.iter().map(|known| known.name.into()).collect(),
+            sizes: plan.sizes.clone(),
             capacity: plan.capacity,
             wait: plan.wait,
-            requests: plan.what == What::Request,
+            requests: matches!(plan.what, What::Request | What::Requests),
         };
-        let offer = Offer::new(&setup)?;
+        let (mut offers, mut took) = (Vec::new(), Vec::new());
+        for transport in &transports {
+            let started = Instant::now();
+            offers.push((transport.offer)(&setup)?);
+            took.push(link::nanoseconds(started.elapsed()));
+        }
         let mut peers = Vec::new();
         for number in 0..setup.peers {
             let mut peer = Actor::start(&[peer::NAME])?;
             peer.tell(&(number, &setup))?;
             peers.push(peer);
         }
+        let mut add = |theirs: &[u64]| took.iter_mut().zip(theirs).for_each(|(sum, ns)| *sum += ns);
         for peer in &mut peers {
-            peer.answer::<String>(stop)?;
+            add(&peer.answer::<Vec<u64>>(stop)?);
         }
         setup.pin(Side::Clock)?;
-        let links = offer.accept(&setup)?;
+        let links = Links::accept(&setup, offers)?;
+        add(&links.took);
         let mut crew = Self {
             plan,
             stop,
             transports,
+            raw,
             peers,
             links,
             counts: HashMap::new(),
             next_number: 1,
+            setup: took,
             _dir: dir,
         };
         for &size in &plan.sizes {
@@ -449,9 +501,9 @@ impl<'a> Crew<'a> {
 
     /// Finds how many messages fill a turn.
     fn calibrate(&mut self, size: usize) -> Result<(), Failure> {
-        for transport in self.transports.clone() {
+        for transport in 0..self.plan.transports.len() {
             let mut count = WAKES;
-            while self.plan.what != What::Wake {
+            while !matches!(self.plan.what, What::Wake | What::Paced) {
                 let elapsed = self.turn(transport, size, count)?.elapsed;
                 let scale = self.plan.what.turn().as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
                 // A short try says little: only approach.
@@ -468,15 +520,12 @@ impl<'a> Crew<'a> {
 
     /// One turn for each transport, and where the CPUs were just then.
     fn round(&mut self, size: usize) -> Result<Round, Failure> {
-        let bare = self.round_trips(Transport::Raw, size, PLACING, 16)?;
+        let (bare, _) = self.round_trips(self.raw, size, PLACING, 16)?;
         let placement = Placement::of(Duration::from_nanos(bare.times.value_at_quantile(0.5)));
         let mut turns = Vec::new();
-        for transport in self.transports.clone() {
-            turns.push((
-                transport,
-                self.turn(transport, size, self.counts[&(transport, size)])?
-                    .figures,
-            ));
+        for (transport, &known) in self.plan.transports.iter().enumerate() {
+            let count = self.counts[&(transport, size)];
+            turns.push((known, self.turn(transport, size, count)?));
         }
         Ok(Round {
             peers: self.plan.what.fans().then_some(self.peers.len()),
@@ -486,59 +535,68 @@ impl<'a> Crew<'a> {
         })
     }
 
-    fn turn(&mut self, transport: Transport, size: usize, count: u64) -> Result<Turn, Failure> {
-        match self.plan.what {
+    fn turn(&mut self, transport: usize, size: usize, count: u64) -> Result<Turn, Failure> {
+        let what = self.plan.what;
+        let before = link::cpu_time()?;
+        // The clock's side, and what the others took.
+        let (elapsed, figures, messages, theirs) = match what {
             What::Rtt | What::Wake | What::Request => {
-                let result = self.round_trips(transport, size, count, self.plan.batch())?;
-                Ok(Turn {
-                    elapsed: result.elapsed,
-                    figures: Figures::round_trips(&result.times),
-                })
-            }
-            What::Rate | What::Fanout => {
-                let elapsed = self.one_way(transport, size, count)?;
-                Ok(Turn {
-                    elapsed,
-                    figures: Figures::rate(size, count, elapsed),
-                })
+                let (result, cpu) = self.round_trips(transport, size, count, self.plan.batch())?;
+                let figures = Figures::round_trips(&result.times);
+                (result.elapsed, figures, 2 * count, cpu)
             }
             What::Fanin => {
-                let elapsed = self.fan_in(transport, size, count)?;
+                let (elapsed, cpu) = self.fan_in(transport, size, count)?;
                 let sent = count * self.peers.len() as u64;
-                Ok(Turn {
-                    elapsed,
-                    figures: Figures::rate(size, sent, elapsed),
-                })
+                (elapsed, Figures::rate(size, sent, elapsed), sent, cpu)
             }
-        }
+            What::Rate | What::Fanout | What::Requests | What::Paced => {
+                let kind = match what {
+                    What::Requests => Kind::Requests,
+                    What::Paced => Kind::Paced,
+                    _ => Kind::OneWay,
+                };
+                let (elapsed, cpu) = self.one_way(kind, transport, size, count)?;
+                (elapsed, Figures::rate(size, count, elapsed), count, cpu)
+            }
+        };
+        let cpu = (link::cpu_time()? - before + theirs) as f64 / messages as f64;
+        Ok(Turn {
+            elapsed,
+            figures,
+            cpu,
+        })
     }
 
+    /// What was measured, and the processor time of the other side.
     fn round_trips(
         &mut self,
-        transport: Transport,
+        transport: usize,
         size: usize,
         count: u64,
         batch: u64,
-    ) -> Result<RoundTrips, Failure> {
+    ) -> Result<(RoundTrips, u64), Failure> {
         // Full batches.
         let count = count / batch * batch;
         let job = self.new_job(Kind::RoundTrips, transport, size, count, 1);
         self.begin(0, &job)?;
         self.ready(0)?;
         let result = self.links.get(transport).ping(&job, batch)?;
-        check(&job, result.checksum)?;
-        let theirs = self.peers[0].answer(self.stop)?;
-        check(&job, theirs)?;
-        Ok(result)
+        self.check(&job, result.checksum)?;
+        let theirs = self.peers[0].answer::<Done>(self.stop)?;
+        self.check(&job, theirs.checksum)?;
+        Ok((result, theirs.cpu))
     }
 
+    /// From the first message to the end of the last, and the processor time of the other sides.
     fn one_way(
         &mut self,
-        transport: Transport,
+        kind: Kind,
+        transport: usize,
         size: usize,
         count: u64,
-    ) -> Result<Duration, Failure> {
-        let job = self.new_job(Kind::OneWay, transport, size, count, 1);
+    ) -> Result<(Duration, u64), Failure> {
+        let job = self.new_job(kind, transport, size, count, 1);
         for peer in 0..self.peers.len() {
             self.begin(peer, &job)?;
         }
@@ -546,25 +604,42 @@ impl<'a> Crew<'a> {
             self.ready(peer)?;
         }
         let started = Instant::now();
-        self.links.get(transport).flood(&job)?;
+        let link = self.links.get(transport);
         let mut checksums = Vec::new();
+        match kind {
+            Kind::Requests => checksums.push(link.requests(&job)?),
+            Kind::Paced => link.trickle(&job)?,
+            _ => link.flood(&job)?,
+        }
+        let mut cpu = 0;
         for peer in &mut self.peers {
-            checksums.push(peer.answer(self.stop)?);
+            let done = peer.answer::<Done>(self.stop)?;
+            checksums.push(done.checksum);
+            cpu += done.cpu;
         }
         let elapsed = started.elapsed();
         checksums
             .into_iter()
-            .try_for_each(|checksum| check(&job, checksum))?;
-        Ok(elapsed)
+            .try_for_each(|checksum| self.check(&job, checksum))?;
+        Ok((elapsed, cpu))
+    }
+
+    /// Bytes of memory in both processes together.
+    fn memory(&mut self) -> Result<u64, Failure> {
+        let job = self.new_job(Kind::Weigh, self.raw, 8, 0, 1);
+        self.begin(0, &job)?;
+        self.ready(0)?;
+        let theirs = self.peers[0].answer::<Done>(self.stop)?.checksum;
+        Ok(theirs + link::memory()?)
     }
 
     /// From the word to go.
     fn fan_in(
         &mut self,
-        transport: Transport,
+        transport: usize,
         size: usize,
         count: u64,
-    ) -> Result<Duration, Failure> {
+    ) -> Result<(Duration, u64), Failure> {
         let senders = self.peers.len();
         let job = self.new_job(Kind::FanIn, transport, size, count, senders as u64);
         // Each sends messages of its own.
@@ -586,17 +661,18 @@ impl<'a> Crew<'a> {
         }
         let mut checksums = self.links.get(transport).gather(&job, senders)?;
         let elapsed = started.elapsed();
+        let mut cpu = 0;
         for peer in &mut self.peers {
-            peer.answer::<u64>(self.stop)?;
+            cpu += peer.answer::<Done>(self.stop)?.cpu;
         }
         // The senders are numbered as they were met.
         let mut expected: Vec<_> = jobs.iter().map(expected_checksum).collect();
         expected.sort_unstable();
         checksums.sort_unstable();
         if checksums == expected {
-            Ok(elapsed)
+            Ok((elapsed, cpu))
         } else {
-            Err(wrong_bytes(&job))
+            Err(self.wrong_bytes(&job))
         }
     }
 
@@ -604,13 +680,13 @@ impl<'a> Crew<'a> {
     fn new_job(
         &mut self,
         kind: Kind,
-        transport: Transport,
+        transport: usize,
         size: usize,
         count: u64,
         senders: u64,
     ) -> Job {
         // The floor carries a word, whatever the size.
-        let size = if transport.is_floor() {
+        let size = if self.transports[transport].is_floor {
             size_of::<u64>()
         } else {
             size
@@ -636,23 +712,20 @@ impl<'a> Crew<'a> {
     fn ready(&mut self, peer: usize) -> Result<(), Failure> {
         self.peers[peer].answer::<String>(self.stop).map(drop)
     }
-}
 
-/// Off the clock: whether what was received is what was sent.
-fn check(job: &Job, checksum: u64) -> Result<(), Failure> {
-    if checksum == expected_checksum(job) {
-        Ok(())
-    } else {
-        Err(wrong_bytes(job))
+    /// Off the clock: whether what was received is what was sent.
+    fn check(&self, job: &Job, checksum: u64) -> Result<(), Failure> {
+        if checksum == expected_checksum(job) {
+            Ok(())
+        } else {
+            Err(self.wrong_bytes(job))
+        }
     }
-}
 
-fn wrong_bytes(job: &Job) -> Failure {
-    let Job {
-        transport, size, ..
-    } = job;
-    Failure::Error(format!(
-        "{} delivered wrong bytes in messages of {size}; please report it",
-        transport.name()
-    ))
+    fn wrong_bytes(&self, job: &Job) -> Failure {
+        let (name, size) = (self.transports[job.transport].name, job.size);
+        Failure::Error(format!(
+            "{name} delivered wrong bytes in messages of {size}; please report it"
+        ))
+    }
 }

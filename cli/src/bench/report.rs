@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use super::{Plan, Transport};
+use super::{Plan, Transport, Turn};
 use crate::failure::Failure;
 use crate::output;
 
@@ -82,6 +82,11 @@ impl Figures {
         }
     }
 
+    /// Their names, and what was measured: what matters first.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.names.iter().copied().zip(self.values.iter().copied())
+    }
+
     fn score(&self) -> f64 {
         self.values[0].max(1) as f64
     }
@@ -107,7 +112,7 @@ pub struct Round {
     /// Where the CPUs were.
     pub placement: Placement,
     /// What each transport did.
-    pub turns: Vec<(Transport, Figures)>,
+    pub turns: Vec<(Transport, Turn)>,
 }
 
 impl Round {
@@ -115,7 +120,7 @@ impl Round {
         self.turns
             .iter()
             .find(|(name, _)| *name == transport)
-            .map(|(_, figures)| figures)
+            .map(|(_, turn)| &turn.figures)
     }
 
     fn ratio(&self, transport: Transport, to: Transport) -> Option<f64> {
@@ -193,7 +198,7 @@ impl Report {
 
     /// Whether it is of this transport.
     pub fn is_of(&self, transport: Transport) -> bool {
-        self.transport == transport.name()
+        self.transport == transport.name
     }
 }
 
@@ -224,8 +229,8 @@ fn report(plan: &Plan, first: &Round, transport: Transport, rounds: &[&Round]) -
         .filter_map(|round| round.figures(transport))
         .collect();
     let reference = plan
-        .against
-        .first()
+        .transports
+        .get(1)
         .copied()
         .filter(|reference| *reference != transport);
     let ratio = reference.map(|to| {
@@ -234,13 +239,13 @@ fn report(plan: &Plan, first: &Round, transport: Transport, rounds: &[&Round]) -
             .filter_map(|round| round.ratio(transport, to))
             .collect();
         Ratio {
-            to: to.name(),
+            to: to.name,
             spread: Spread::of(ratios).rounded(),
         }
     });
     Report {
         bench: plan.what.name(),
-        transport: transport.name(),
+        transport: transport.name,
         size: first.size,
         peers: first.peers,
         placement: first.placement,

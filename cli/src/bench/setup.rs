@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use buslane::{Bus, WaitStrategy};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -12,9 +13,9 @@ use nix::unistd::{Pid, mkfifo};
 use serde::{Deserialize, Serialize};
 
 use super::floor::{FutexLink, RawLink, Segment};
-use super::link::{BusLink, ClientLink, Link, ServerLink};
+use super::link::{BusLink, ClientLink, Link, ServerLink, nanoseconds};
 use super::stream::StreamLink;
-use super::{Transport, Wait};
+use super::{Offer, Transport, Wait};
 use crate::failure::Failure;
 
 /// What all sides must know.
@@ -26,8 +27,10 @@ pub struct Setup {
     pub cpus: Vec<usize>,
     /// How many others there are.
     pub peers: usize,
-    /// What is measured.
-    pub transports: Vec<Transport>,
+    /// The names of the transports.
+    pub transports: Vec<String>,
+    /// Bytes in the messages that are sent at some time.
+    pub sizes: Vec<usize>,
     /// Bytes in a lane.
     pub capacity: Option<usize>,
     /// How buslane waits.
@@ -91,13 +94,19 @@ impl Setup {
         self.dir.join("socket")
     }
 
-    /// Shared memory has one place for names; the directory's is unique.
-    fn segment(&self, transport: Transport) -> String {
+    /// A name that no other benchmark has: the directory's is unique.
+    pub fn name(&self, transport: &str) -> String {
         let dir = self.dir.file_name().unwrap_or_default().to_string_lossy();
-        format!("{dir}-{}", transport.name())
+        format!("{dir}-{transport}")
     }
 
-    fn bus(&self) -> Result<Bus, Failure> {
+    /// Whether both sides run on one CPU.
+    pub fn shares_cpu(&self) -> bool {
+        self.cpu(Side::Clock) == self.cpu(Side::Peer(0))
+    }
+
+    /// buslane, as it is to wait.
+    pub fn bus(&self) -> Result<Bus, Failure> {
         let wait = match self.wait {
             Wait::Spin => WaitStrategy::Spin,
             Wait::Adaptive => WaitStrategy::Adaptive,
@@ -126,16 +135,6 @@ impl Setup {
         })
     }
 
-    fn floor_link(&self, transport: Transport, side: Side, segment: Segment) -> Box<dyn Link> {
-        match transport {
-            Transport::Futex => Box::new(FutexLink::new(segment, side)),
-            _ => {
-                let yields = self.cpu(Side::Clock) == self.cpu(Side::Peer(0));
-                Box::new(RawLink::new(segment, side, yields))
-            }
-        }
-    }
-
     fn pipe_link(&self, side: Side) -> Result<StreamLink<File>, Failure> {
         let open = |options: &mut OpenOptions, direction, peer| {
             let file = options.open(self.pipe(direction, peer))?;
@@ -161,114 +160,143 @@ impl Setup {
 /// Each pipe's size.
 const PIPE_BYTES: i32 = 1 << 20;
 
-/// The links of one side.
-pub struct Links(Vec<(Transport, Box<dyn Link>)>);
+/// The links of one side, in the order of the transports; those that are between two are not on every side.
+pub(crate) struct Links {
+    links: Vec<Option<Box<dyn Link>>>,
+    /// How long each took to make, in nanoseconds.
+    pub took: Vec<u64>,
+}
 
 impl Links {
     /// On the side of this peer, of what the one with the clock offers.
-    pub fn join(setup: &Setup, number: usize) -> Result<Self, Failure> {
-        let side = Side::Peer(number);
-        let join = |transport| -> Result<Box<dyn Link>, Failure> {
-            Ok(match transport {
-                Transport::Buslane => setup.bus_link(&setup.bus()?, side)?,
-                Transport::Pubsub => Box::new(topics_link(&setup.bus()?, side)?),
-                Transport::Raw | Transport::Futex => {
-                    setup.floor_link(transport, side, Segment::open(&setup.segment(transport))?)
-                }
-                Transport::Pipe => Box::new(setup.pipe_link(side)?),
-                Transport::Uds => {
-                    let stream = UnixStream::connect(setup.socket()).map_err(connect)?;
-                    Box::new(socket_link(vec![stream])?)
-                }
-            })
-        };
-        setup
-            .transports
-            .iter()
-            .filter(|transport| number == 0 || !transport.is_floor()) // which is between two
-            .map(|&transport| Ok((transport, join(transport)?)))
-            .collect::<Result<_, _>>()
-            .map(Self)
+    pub fn join(setup: &Setup, transports: &[Transport], number: usize) -> Result<Self, Failure> {
+        Self::timed(transports.iter(), |transport| {
+            let joins = number == 0 || !transport.is_floor;
+            joins
+                .then(|| (transport.join)(setup, Side::Peer(number)))
+                .transpose()
+        })
+    }
+
+    /// On the side with the clock, once the others have joined what it offered.
+    pub fn accept(setup: &Setup, offers: Vec<Offer>) -> Result<Self, Failure> {
+        Self::timed(offers.into_iter(), |offer| offer(setup).map(Some))
+    }
+
+    fn timed<T>(
+        all: impl Iterator<Item = T>,
+        mut make: impl FnMut(T) -> Result<Option<Box<dyn Link>>, Failure>,
+    ) -> Result<Self, Failure> {
+        let (mut links, mut took) = (Vec::new(), Vec::new());
+        for one in all {
+            let started = Instant::now();
+            links.push(make(one)?);
+            took.push(nanoseconds(started.elapsed()));
+        }
+        Ok(Self { links, took })
     }
 
     /// The link of this transport.
-    pub fn get(&mut self, transport: Transport) -> &mut dyn Link {
-        let found = self.0.iter_mut().find(|(name, _)| *name == transport);
-        &mut *found.expect("only what was set up is measured").1
+    pub fn get(&mut self, transport: usize) -> &mut dyn Link {
+        let link = self.links[transport].as_mut();
+        &mut **link.expect("only what was set up is measured")
     }
 }
 
-/// What the side with the clock makes first, for the others to find.
-pub struct Offer(Vec<Offered>);
+/// The library.
+pub const BUSLANE: Transport = Transport {
+    name: "buslane",
+    is_floor: false,
+    offer: |setup| {
+        let bus = setup.bus()?;
+        Ok(Box::new(move |setup| setup.bus_link(&bus, Side::Clock)))
+    },
+    join: |setup, side| setup.bus_link(&setup.bus()?, side),
+};
 
-enum Offered {
-    Bus(Transport, Bus),
-    Floor(Transport, Segment),
-    /// All pipes, open at both ends, so that neither side waits for the other to open them.
-    Pipes(Vec<File>),
-    Socket(UnixListener),
-}
+/// Its topics, where it is something else of it that is measured.
+pub const PUBSUB: Transport = Transport {
+    name: "pubsub",
+    is_floor: false,
+    offer: |setup| {
+        let bus = setup.bus()?;
+        Ok(Box::new(move |_| {
+            Ok(Box::new(topics_link(&bus, Side::Clock)?))
+        }))
+    },
+    join: |setup, side| Ok(Box::new(topics_link(&setup.bus()?, side)?)),
+};
 
-impl Offer {
-    /// Makes it.
-    pub fn new(setup: &Setup) -> Result<Self, Failure> {
-        let offer = |transport: &Transport| {
-            Ok(match *transport {
-                Transport::Buslane | Transport::Pubsub => Offered::Bus(*transport, setup.bus()?),
-                Transport::Raw | Transport::Futex => {
-                    Offered::Floor(*transport, Segment::create(&setup.segment(*transport))?)
-                }
-                Transport::Pipe => {
-                    let pipes = (0..2 * setup.peers).map(|n| make_pipe(&setup.pipe(n % 2, n / 2)));
-                    Offered::Pipes(pipes.collect::<Result<_, _>>()?)
-                }
-                Transport::Uds => {
-                    Offered::Socket(UnixListener::bind(setup.socket()).map_err(connect)?)
-                }
-            })
-        };
-        setup
-            .transports
-            .iter()
-            .map(offer)
-            .collect::<Result<_, _>>()
-            .map(Self)
-    }
+/// A cache line.
+pub const RAW: Transport = Transport {
+    name: "raw",
+    is_floor: true,
+    offer: |setup| {
+        let segment = Segment::create(&setup.name("raw"))?;
+        Ok(Box::new(move |setup| {
+            Ok(Box::new(RawLink::new(
+                segment,
+                Side::Clock,
+                setup.shares_cpu(),
+            )))
+        }))
+    },
+    join: |setup, side| {
+        let segment = Segment::open(&setup.name("raw"))?;
+        Ok(Box::new(RawLink::new(segment, side, setup.shares_cpu())))
+    },
+};
 
-    /// Once the others have joined.
-    pub fn accept(self, setup: &Setup) -> Result<Links, Failure> {
-        let side = Side::Clock;
-        let accept = |offered| -> Result<(Transport, Box<dyn Link>), Failure> {
-            Ok(match offered {
-                Offered::Bus(Transport::Pubsub, bus) => {
-                    (Transport::Pubsub, Box::new(topics_link(&bus, side)?))
-                }
-                Offered::Bus(transport, bus) => (transport, setup.bus_link(&bus, side)?),
-                Offered::Floor(transport, segment) => {
-                    (transport, setup.floor_link(transport, side, segment))
-                }
-                Offered::Pipes(held) => {
-                    let link = setup.pipe_link(side)?;
-                    drop(held); // from here on the end of one side is seen by the other
-                    (Transport::Pipe, Box::new(link))
-                }
-                Offered::Socket(listener) => {
-                    let accept = |_| listener.accept().map(|(stream, _)| stream);
-                    let streams = (0..setup.peers).map(accept).collect::<Result<_, _>>();
-                    (
-                        Transport::Uds,
-                        Box::new(socket_link(streams.map_err(connect)?)?),
-                    )
-                }
-            })
-        };
-        self.0
-            .into_iter()
-            .map(accept)
-            .collect::<Result<_, _>>()
-            .map(Links)
-    }
-}
+/// A cache line and a wake-up.
+pub const FUTEX: Transport = Transport {
+    name: "futex",
+    is_floor: true,
+    offer: |setup| {
+        let segment = Segment::create(&setup.name("futex"))?;
+        Ok(Box::new(move |_| {
+            Ok(Box::new(FutexLink::new(segment, Side::Clock)))
+        }))
+    },
+    join: |setup, side| {
+        let segment = Segment::open(&setup.name("futex"))?;
+        Ok(Box::new(FutexLink::new(segment, side)))
+    },
+};
+
+/// Two pipes.
+pub const PIPE: Transport = Transport {
+    name: "pipe",
+    is_floor: false,
+    offer: |setup| {
+        // All of them, open at both ends, so that neither side waits for the other to open them.
+        let pipes = (0..2 * setup.peers).map(|n| make_pipe(&setup.pipe(n % 2, n / 2)));
+        let held = pipes.collect::<Result<Vec<_>, _>>()?;
+        Ok(Box::new(move |setup| {
+            let link = setup.pipe_link(Side::Clock)?;
+            drop(held); // from here on the end of one side is seen by the other
+            Ok(Box::new(link))
+        }))
+    },
+    join: |setup, side| Ok(Box::new(setup.pipe_link(side)?)),
+};
+
+/// A Unix socket.
+pub const UDS: Transport = Transport {
+    name: "uds",
+    is_floor: false,
+    offer: |setup| {
+        let listener = UnixListener::bind(setup.socket()).map_err(connect)?;
+        Ok(Box::new(move |setup| {
+            let accept = |_| listener.accept().map(|(stream, _)| stream);
+            let streams = (0..setup.peers).map(accept).collect::<Result<_, _>>();
+            Ok(Box::new(socket_link(streams.map_err(connect)?)?))
+        }))
+    },
+    join: |setup, _| {
+        let stream = UnixStream::connect(setup.socket()).map_err(connect)?;
+        Ok(Box::new(socket_link(vec![stream])?))
+    },
+};
 
 fn topics_link(bus: &Bus, side: Side) -> Result<BusLink, Failure> {
     let topic = |direction| bus.topic(["ping", "pong"][direction]);
@@ -296,6 +324,7 @@ fn socket_link(streams: Vec<UnixStream>) -> Result<StreamLink<UnixStream>, Failu
     Ok(StreamLink::new(streams, reads))
 }
 
-fn connect(error: std::io::Error) -> Failure {
+/// What failed before anything was measured.
+pub fn connect(error: std::io::Error) -> Failure {
     Failure::system("connect the processes")(error)
 }

@@ -12,7 +12,7 @@ use buslane::{Bus, CallOptions, Client, ErrorKind};
 use serde::Serialize;
 
 use crate::Common;
-use crate::bench::{self, Plan, Report, Transport, What};
+use crate::bench::{self, Plan, Report, What};
 use crate::failure::Failure;
 use crate::output::{Output, json_line, stdout};
 use crate::private::{self, Actor, Running};
@@ -114,8 +114,8 @@ pub fn run(common: &Common, stop: &Stop) -> Result<(), Failure> {
     };
 
     // Made first: to measure binds this thread to one of the CPUs that are chosen here.
-    let rate_plan = Plan::new(What::Rate, MESSAGE_BYTES, ROUNDS, Transport::Pipe)?;
-    let rtt_plan = Plan::new(What::Rtt, MESSAGE_BYTES, ROUNDS, Transport::Pipe)?;
+    let rate_plan = Plan::new(What::Rate, MESSAGE_BYTES, ROUNDS, bench::PIPE)?;
+    let rtt_plan = Plan::new(What::Rtt, MESSAGE_BYTES, ROUNDS, bench::PIPE)?;
 
     let file = stage.file()?;
     program.line("file", &file.describe())?;
@@ -540,9 +540,7 @@ fn describe_rtt(reports: &[Report]) -> String {
 
 /// One for each place that the CPUs were in.
 fn describe_each(reports: &[Report], describe: impl Fn(u64, Option<f64>) -> String) -> String {
-    let ours = reports
-        .iter()
-        .filter(|report| report.is_of(Transport::Buslane));
+    let ours = reports.iter().filter(|report| report.is_of(bench::BUSLANE));
     let texts: Vec<_> = ours
         .map(|report| report.headline())
         .map(|(value, ratio)| describe(value, ratio))
