@@ -21,7 +21,7 @@ use crate::shm::layout::{BusControl, Identity, Kind, Pattern, max_len};
 use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::topic::{BUS_SIZE, TopicFiles, check_capacity, map_bus};
-use crate::shm::{View, roster};
+use crate::shm::{View, futex, roster};
 use crate::wait::WaitStrategy;
 
 /// Bytes in a lane whose topic was made without saying how many: 4 MiB. Chosen by measurement: a ring that is larger
@@ -334,6 +334,8 @@ impl Bus {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if doorbell.is_none() {
+            // In a process with a second thread, the doorbell's, registering takes milliseconds.
+            futex::has_barrier();
             let (members, topics) = (Arc::clone(&self.0.members), Arc::clone(&self.0.topics));
             let control = self.0.control.clone();
             let name = self.0.path.display().to_string();

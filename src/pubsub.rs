@@ -176,6 +176,19 @@ impl Sender {
         Ok(())
     }
 
+    /// Makes a run visible, and begins another one.
+    #[inline(never)]
+    fn begin_run(&mut self, first: &[u8]) -> Result<()> {
+        self.lane.publish();
+        self.look_around();
+        if !self.lane.put_in_run(first) {
+            let at = self.claim(first.len(), None)?;
+            self.lane.write(at, first);
+            self.lane.stage(first.len());
+        }
+        Ok(())
+    }
+
     #[inline(always)]
     fn commit(&mut self, len: usize) {
         self.lane.commit(len);
@@ -837,28 +850,19 @@ impl Publisher<[u8]> {
     where
         I: IntoIterator<Item: AsRef<[u8]>>,
     {
+        self.sender.check_fork()?;
         let run = Run(&mut self.sender);
         let mut sent = 0;
-        let mut staged = 0;
         for message in messages {
             let message = message.as_ref();
-            let at = run.0.claim(message.len(), None)?;
-            run.0.lane.write(at, message);
-            run.0.lane.stage(message.len());
-            sent += 1;
-            staged += message.len() + 8;
-            if staged >= RUN_BYTES {
-                run.0.lane.publish();
-                run.0.look_around();
-                staged = 0;
+            if !run.0.lane.put_in_run(message) {
+                run.0.begin_run(message)?;
             }
+            sent += 1;
         }
         Ok(sent)
     }
 }
-
-/// How much of a batch is staged before readers see it.
-const RUN_BYTES: usize = 4096;
 
 /// Makes what was staged visible, also if the batch's iterator panics.
 struct Run<'a>(&'a mut Sender);

@@ -1,5 +1,6 @@
 //! How to wait, look again, pause, yield, sleep; and what can be waited for.
 
+use std::cell::Cell;
 use std::hint;
 use std::sync::OnceLock;
 use std::thread;
@@ -65,7 +66,8 @@ impl<W: Waitable + ?Sized> Waitable for &mut W {
 pub enum WaitStrategy {
     /// Look again and again: the least latency, and a whole core.
     Spin,
-    /// Look again for about as long as a sleep and a wake-up take, then sleep.
+    /// Look again for about as long as a sleep and a wake-up take, then sleep. Where others wait for the processor, let them
+    /// have it between two looks.
     #[default]
     Adaptive,
     /// Sleep at once: no core is used, and every message after a pause costs a wake-up.
@@ -89,6 +91,14 @@ pub(crate) enum Next {
     Sleep(Duration),
     /// Give up.
     TimedOut,
+}
+
+/// A yield that takes longer has let somebody else run: two changes of process, at least.
+const SWITCH: Duration = Duration::from_micros(2);
+
+thread_local! {
+    /// Whether the last yield let somebody else run: whoever is waited for may need this very processor.
+    static CROWDED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// One wait, from the first look that found nothing.
@@ -122,7 +132,8 @@ impl Waiter {
             WaitStrategy::Adaptive => !is_alone(),
         };
         self.looks += 1;
-        if spins && !self.slept && !self.looks.is_multiple_of(LOOKS) {
+        let is_early = !self.looks.is_multiple_of(LOOKS) && !CROWDED.get();
+        if spins && !self.slept && is_early {
             for _ in 0..pauses {
                 hint::spin_loop();
             }
@@ -142,8 +153,8 @@ impl Waiter {
         }
         let started = *self.started.get_or_insert(now);
         if spins && (self.strategy == WaitStrategy::Spin || now - started < SPIN) {
-            // Whoever is waited for may need this very processor.
             thread::yield_now();
+            CROWDED.set(now.elapsed() > SWITCH);
             return Next::Look;
         }
         // Woken for nothing, or at the end of a slice: it looks once, and sleeps on.

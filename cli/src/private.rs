@@ -5,6 +5,8 @@ use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -33,11 +35,12 @@ pub fn this_program() -> Result<Command, Failure> {
 }
 
 /// Another process of ours, seen from the one that started it. It is told things on its stdin and answers on its
-/// stdout, each a line of JSON; while it is told nothing it sleeps. It ends when dropped.
+/// stdout, each a line of JSON; while it is told nothing it sleeps. When dropped it is told that there is nothing more, and
+/// ends; soon, or it is killed.
 #[derive(Debug)]
 pub struct Actor {
     process: Running,
-    ears: ChildStdin,
+    ears: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
@@ -55,14 +58,15 @@ impl Actor {
         };
         Ok(Self {
             process,
-            ears,
+            ears: Some(ears),
             answers: BufReader::new(answers),
         })
     }
 
     /// Tells it something.
     pub fn tell(&mut self, what: &impl Serialize) -> Result<(), Failure> {
-        write_line(&mut self.ears, what).map_err(|_| Self::gone())
+        let ears = self.ears.as_mut().ok_or_else(Self::gone)?;
+        write_line(ears, what).map_err(|_| Self::gone())
     }
 
     /// Waits for its answer.
@@ -87,6 +91,19 @@ impl Actor {
 
     fn gone() -> Failure {
         Failure::PeerGone("the other process ended early; see what it says above".into())
+    }
+}
+
+/// How long a process that is told nothing more may take to put its things away.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        drop(self.ears.take());
+        let told = Instant::now();
+        while told.elapsed() < FAREWELL && matches!(self.process.0.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

@@ -207,6 +207,8 @@ pub struct Writer {
     cleared: u64,
     /// Up to where only the message itself has to be written: at most `bound` and `cleared`, and 0 while a run is held back.
     prepared: u64,
+    /// The same of what is added to a run that is held back, from when it began.
+    prepared_in_run: u64,
     sent: Sent,
     /// Where the last loan ends, and up to where slots behind it were cleared then: they are still.
     lent: (u64, u64),
@@ -298,6 +300,7 @@ impl Writer {
             bound: 0,
             cleared: first_slot,
             prepared: 0,
+            prepared_in_run: 0,
             sent: Sent::before(tail),
             lent: (0, 0),
             first,
@@ -474,6 +477,27 @@ impl Writer {
         &self.ring
     }
 
+    /// Adds a message to the run that [`publish`](Self::publish) makes visible, if it is all that has to be written.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub fn put_in_run(&mut self, payload: &[u8]) -> bool {
+        let word = Word::message(payload.len() as u64, self.sent.sequence);
+        let (at, size) = (self.tail, word.size());
+        let prepared = match self.has_run() {
+            true => self.prepared_in_run,
+            false => self.prepared,
+        };
+        if at + size + SLOT > prepared {
+            return false;
+        }
+        // As in `write`.
+        self.ring.place(at, payload.len()).fill(payload);
+        self.sent.count(word);
+        self.tail += size;
+        self.hold(at, word);
+        true
+    }
+
     /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
     #[inline]
     pub fn commit(&mut self, len: usize) {
@@ -541,13 +565,13 @@ impl Writer {
     }
 
     /// Puts a frame's word in its place: the first of a run is held back, the rest is invisible behind it.
-    #[inline]
+    #[inline(always)]
     fn hold(&mut self, at: u64, word: Word) {
         if self.has_run() {
             self.ring.head(at).store(word.0, Ordering::Relaxed);
         } else {
             self.first = (at, word);
-            self.prepared = 0;
+            self.prepared_in_run = std::mem::take(&mut self.prepared);
         }
     }
 
@@ -592,7 +616,7 @@ impl Writer {
     /// Forgets what is cleared behind the tail: anything may be written there.
     fn expose(&mut self) {
         self.cleared = self.tail + SLOT;
-        self.prepared = 0;
+        (self.prepared, self.prepared_in_run) = (0, 0);
     }
 
     /// Where readers that have not joined this lane yet stand: they will start at 0, unless what is there may have

@@ -217,7 +217,9 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
             }
             Step::Batch(ref lens) => {
                 for &len in lens {
-                    if let Ok(at) = claim(&mut writer, &mut readers, len) {
+                    if writer.put_in_run(&payload(next, len)) {
+                        next = sent(&mut expected, len).sequence;
+                    } else if let Ok(at) = claim(&mut writer, &mut readers, len) {
                         writer.write(at, &payload(next, len));
                         writer.stage(len);
                         next = sent(&mut expected, len).sequence;

@@ -142,11 +142,14 @@ pub struct Transport {
     /// On the side with the clock: makes what the others need to find.
     pub offer: fn(&Setup) -> Result<Offer, Failure>,
     /// On the other sides: finds it.
-    pub join: fn(&Setup, Side) -> Result<Box<dyn Link>, Failure>,
+    pub join: fn(&Setup, Side) -> Linked,
 }
 
+/// A link, or why there is none.
+pub type Linked = Result<Box<dyn Link>, Failure>;
+
 /// What becomes a link once the others have joined.
-pub type Offer = Box<dyn FnOnce(&Setup) -> Result<Box<dyn Link>, Failure>>;
+pub type Offer = Box<dyn FnOnce(&Setup) -> Linked>;
 
 impl PartialEq for Transport {
     fn eq(&self, other: &Self) -> bool {

@@ -15,7 +15,7 @@ use crate::output;
 const NEAR: Duration = Duration::from_nanos(200);
 
 /// Where the two CPUs were, in a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
     /// Close together.
@@ -34,7 +34,8 @@ impl Placement {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// As it is printed.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Near => "near",
             Self::Far => "far",
@@ -87,7 +88,8 @@ impl Figures {
         self.names.iter().copied().zip(self.values.iter().copied())
     }
 
-    fn score(&self) -> f64 {
+    /// What ratios are made of.
+    pub fn score(&self) -> f64 {
         self.values[0].max(1) as f64
     }
 }
@@ -129,16 +131,17 @@ impl Round {
 }
 
 /// Median and extremes.
-#[derive(Debug, Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
     /// Of at least one value.
-    fn of(mut values: Vec<f64>) -> Self {
+    pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_unstable_by(f64::total_cmp);
         let middle = values.len() / 2;
         let median = if values.len().is_multiple_of(2) {
@@ -154,7 +157,7 @@ impl Spread {
     }
 
     /// Three digits after the point: more would be noise.
-    fn rounded(self) -> Self {
+    pub fn rounded(self) -> Self {
         let round = |value: f64| (value * 1e3).round() / 1e3;
         Self {
             median: round(self.median),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::floor::{FutexLink, RawLink, Segment};
 use super::link::{BusLink, ClientLink, Link, ServerLink, nanoseconds};
 use super::stream::StreamLink;
-use super::{Offer, Transport, Wait};
+use super::{Linked, Offer, Transport, Wait};
 use crate::failure::Failure;
 
 /// What all sides must know.
@@ -119,7 +119,7 @@ impl Setup {
         Ok(builder.at(self.dir.join("bus"))?)
     }
 
-    fn bus_link(&self, bus: &Bus, side: Side) -> Result<Box<dyn Link>, Failure> {
+    fn bus_link(&self, bus: &Bus, side: Side) -> Linked {
         if !self.requests {
             return Ok(Box::new(topics_link(bus, side)?));
         }
