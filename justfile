@@ -27,3 +27,8 @@ figures:
     target/release/buslane bench rtt --size 8,64,256,1024 --against raw
     target/release/buslane bench rate --size 64,1024,65536 --against pipe
     target/release/buslane bench wake --against futex
+
+# buslane beside other libraries, in docs/benchmarks.md. On a quiet machine; `just peers --quick` to see that it runs.
+peers *args:
+    cd benches/peers && cargo build --release
+    benches/peers/target/release/buslane-peers --page docs/benchmarks.md {{args}}

@@ -1121,8 +1121,8 @@ struct Receiver {
     envelope_len: usize,
     /// Looks at the source that is read now before anything else is done.
     looks: u32,
-    /// How often to pause before the next look.
-    pauses: u32,
+    /// Whether the messages are taken for a stream.
+    pace: Pace,
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
     lost: Lost,
@@ -1162,13 +1162,64 @@ impl Start {
     }
 }
 
-/// Bytes of messages taken from one lane before the others are looked at.
-const TURN: u64 = 8192;
-/// Messages in a row from which on they are a stream: the reader then looks seldom, because each look at an empty word
-/// takes the line away from the writer that is about to write it.
-const STREAM: u32 = 8;
-/// Pauses between two looks at a stream; halved with each look that finds nothing.
+/// Bytes of messages taken from one lane before the others are looked at; at most a quarter of it.
+const TURN: u64 = 65_536;
+/// How a reader finds out that the messages are a stream: it then looks seldom, because each look at an empty word takes the
+/// line away from the writer that is about to write it, which makes it the slower one, so that the next look is in vain again.
+///
+/// Now and then a reader that has found nothing pauses before it looks again. If several messages are there then, they are a
+/// stream, and it pauses each time, until a pause brings one message, or none. Who waits for an answer pauses in vain, and tries
+/// ever more seldom.
+#[derive(Debug)]
+struct Pace {
+    /// Looks in vain until the next pause.
+    left: u32,
+    /// The same from one try to the next.
+    between: u32,
+    /// The last one was followed by a pause.
+    paused: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let between = FIRST_TRY;
+        Self {
+            left: between,
+            between,
+            paused: false,
+        }
+    }
+}
+
+/// Looks in vain before the first pause is tried.
+const FIRST_TRY: u32 = 16;
+/// The same when many were tried in vain: a try adds a microsecond or two to an answer.
+const LAST_TRY: u32 = 1 << 14;
+/// Messages after a pause that are a stream.
+const STREAM: u32 = 3;
+/// Pauses of the processor between two looks at a stream: a few microseconds.
 const STREAM_PAUSES: u32 = 256;
+
+impl Pace {
+    /// After a look in vain, `came` messages after the one before it.
+    #[inline(never)]
+    fn pause(&mut self, came: u32) {
+        if self.paused && came < STREAM {
+            self.paused = false;
+            self.between = (self.between * 2).min(LAST_TRY);
+            self.left = self.between;
+            return;
+        }
+        if self.paused {
+            self.between = FIRST_TRY;
+        }
+        self.paused = true;
+        self.left = 1;
+        for _ in 0..STREAM_PAUSES {
+            hint::spin_loop();
+        }
+    }
+}
 
 /// Far longer than a store takes to become visible.
 const INTRODUCTION: Duration = Duration::from_millis(1);
@@ -1204,7 +1255,7 @@ impl Receiver {
             plain_until: 0,
             envelope_len: 0,
             looks: 1,
-            pauses: 1,
+            pace: Pace::default(),
             abandoned: Vec::new(),
             lost: Lost::default(),
             seen_roster: None,
@@ -1244,11 +1295,11 @@ impl Receiver {
     /// The same, looked for a little longer: while messages come singly, for about as long as a round trip takes.
     #[inline(always)]
     fn look_plain_closely(&mut self, len: Option<u64>) -> Result<Unread, NotPlain> {
+        self.note_vain_look();
         for _ in 0..self.looks {
             hint::spin_loop();
             let look = self.look_plain(len);
             if look != Err(NotPlain::Nothing) {
-                self.take_streak();
                 return look;
             }
         }
@@ -1274,8 +1325,9 @@ impl Receiver {
     /// Begins a turn of the source that is then read.
     fn begin_turn(&mut self) {
         if let Some(Source { reader, .. }) = self.sources.here() {
-            self.until = reader.position() + TURN;
-            self.plain_until = reader.turn(TURN);
+            let bytes = TURN.min(reader.capacity() / 4);
+            self.until = reader.position() + bytes;
+            self.plain_until = reader.turn(bytes);
         }
     }
 
@@ -1338,11 +1390,8 @@ impl Receiver {
     /// round trip takes.
     #[inline(always)]
     fn look_closely(&mut self) -> Option<Found> {
-        for look in 0..self.looks {
+        for _ in 0..self.looks {
             if let Some(found) = self.look() {
-                if look > 0 {
-                    self.take_streak();
-                }
                 return Some(found);
             }
             hint::spin_loop();
@@ -1350,10 +1399,15 @@ impl Receiver {
         None
     }
 
-    /// How many messages came in a row from the source that is read now, without a look in vain.
-    fn take_streak(&mut self) -> u32 {
-        let source = self.sources.here_mut();
-        source.map_or(0, |source| source.reader.track().take_streak())
+    /// After a look that found nothing, the first since a message was found.
+    #[inline(always)]
+    fn note_vain_look(&mut self) {
+        self.pace.left -= 1;
+        if self.pace.left == 0 {
+            let here = self.sources.here_mut();
+            let came = here.map_or(0, |here| here.reader.track().take_streak());
+            self.pace.pause(came);
+        }
     }
 
     /// Looks at the roster, then at every source once; whether a message is there, at the source that is then read.
@@ -1489,14 +1543,15 @@ impl Receiver {
         if self.take_end() {
             return Err(self.ended());
         }
-        let streak = self.take_streak();
-        let waiter = waiter.get_or_insert_with(|| {
-            self.pauses = if streak >= STREAM { STREAM_PAUSES } else { 1 };
-            Waiter::new(self.topic.wait, timeout)
-        });
+        let waiter = match waiter {
+            Some(waiter) => waiter,
+            None => {
+                self.note_vain_look();
+                waiter.insert(Waiter::new(self.topic.wait, timeout))
+            }
+        };
         self.looks = 1;
-        match waiter.next(self.pauses) {
-            Next::Look if self.pauses > 1 => self.pauses /= 2,
+        match waiter.next(1) {
             Next::Look => self.looks = CLOSE_LOOKS,
             Next::Sleep(time) => self.sleep(time)?,
             Next::TimedOut => return Ok(false),

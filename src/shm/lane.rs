@@ -1097,6 +1097,11 @@ impl Reader {
         self.track.position
     }
 
+    /// Bytes in the ring.
+    pub fn capacity(&self) -> u64 {
+        self.ring.capacity()
+    }
+
     /// See [`is_closed`].
     pub fn is_closed(&self) -> bool {
         is_closed(&self.track.header)
