@@ -100,7 +100,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         }
     }
     let json = args.out.join("peers.json");
-    fs::write(&json, serde_json::to_string_pretty(&results)? + "\n")?;
+    fs::write(&json, serde_json::to_string(&results)? + "\n")?;
     let page = page::page(&results, "benchmarks");
     match &args.page {
         Some(path) => replace(path, &page)?,

@@ -422,6 +422,8 @@ struct Crew<'a> {
     /// How many messages fill a turn.
     counts: HashMap<(usize, usize), u64>,
     next_number: u64,
+    /// Rounds begun.
+    begun: usize,
     /// How long each transport took to set up, in nanoseconds of all processes together.
     setup: Vec<u64>,
     _dir: TempDir,
@@ -493,6 +495,7 @@ impl<'a> Crew<'a> {
             links,
             counts: HashMap::new(),
             next_number: 1,
+            begun: 0,
             setup: took,
             _dir: dir,
         };
@@ -526,10 +529,19 @@ impl<'a> Crew<'a> {
         let (bare, _) = self.round_trips(self.raw, size, PLACING, 16)?;
         let placement = Placement::of(Duration::from_nanos(bare.times.value_at_quantile(0.5)));
         let mut turns = Vec::new();
-        for (transport, &known) in self.plan.transports.iter().enumerate() {
+        let all = self.plan.transports.len();
+        for turn in 0..all {
+            // Each is the first in its turn, too: what the one before it has left in the caches is not the same for all.
+            let transport = (self.begun + turn) % all;
             let count = self.counts[&(transport, size)];
-            turns.push((known, self.turn(transport, size, count)?));
+            turns.push((transport, self.turn(transport, size, count)?));
         }
+        self.begun += 1;
+        turns.sort_by_key(|(transport, _)| *transport);
+        let turns = turns
+            .into_iter()
+            .map(|(transport, turn)| (self.plan.transports[transport], turn))
+            .collect();
         Ok(Round {
             peers: self.plan.what.fans().then_some(self.peers.len()),
             size,
