@@ -2,10 +2,11 @@
 //! timed runs, so every message is in this core's cache. What a message costs on its way to another process,
 //! `buslane bench` measures; `benches/floor.rs` compares with the least that is possible.
 
+use std::cell::{Cell, RefCell};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use buslane::{Bus, DEFAULT_CAPACITY, Message, Publisher, Subscriber, Topic};
+use buslane::{Bus, DEFAULT_CAPACITY, Delivery, Message, Publisher, Subscriber, Topic};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use memmap2::MmapMut;
 use tempfile::TempDir;
@@ -119,6 +120,45 @@ fn sending(c: &mut Criterion) {
             )
         });
     });
+}
+
+/// What messages that nobody has received yet, and subscribers, cost who sends one more.
+fn sending_to_many(c: &mut Criterion) {
+    for waiting in [0, 1_000, 30_000] {
+        let (_dir, bus) = bus(DEFAULT_CAPACITY);
+        let topic = bus.topic("bytes").unwrap();
+        let mut subscriber = topic.subscriber().unwrap();
+        let mut publisher = topic.publisher().unwrap();
+        let message = [7; 64];
+        send_all(&mut publisher, &message, waiting + RUN);
+        c.bench_function(&format!("send/64/waiting/{waiting}"), |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |now| (0..now).for_each(|_| drop(subscriber.recv().unwrap())),
+                    |now| send_all(&mut publisher, black_box(&message), now),
+                )
+            });
+        });
+    }
+    for subscribers in [1, 8, 64] {
+        let (_dir, bus) = bus(DEFAULT_CAPACITY);
+        let topic = bus.topic("bytes").unwrap();
+        let subscriber = |_| topic.subscriber().unwrap();
+        let mut subscribers: Vec<_> = (0..subscribers).map(subscriber).collect();
+        let mut publisher = topic.publisher().unwrap();
+        let message = [7; 64];
+        let name = format!("send/64/subscribers/{}", subscribers.len());
+        c.bench_function(&name, |b| {
+            b.iter_custom(|count| {
+                in_runs(
+                    count,
+                    |_| subscribers.iter_mut().for_each(drain),
+                    |now| send_all(&mut publisher, black_box(&message), now),
+                )
+            });
+        });
+    }
 }
 
 fn sending_values(c: &mut Criterion) {
@@ -256,6 +296,80 @@ fn state(c: &mut Criterion) {
     }
 }
 
+/// A work queue: sent, claimed, acknowledged.
+fn queue(c: &mut Criterion) {
+    let (_dir, bus) = bus(DEFAULT_CAPACITY);
+    let queue = bus.queue("queue").unwrap();
+    let mut producer = queue.producer().unwrap();
+    let mut consumer = queue.consumer().unwrap();
+    let message = [7; 64];
+    let mut push = |count: u64| (0..count).for_each(|_| producer.push(&message).unwrap());
+    c.bench_function("queue_push/64", |b| {
+        let pushed = Cell::new(0);
+        let mut take = || (0..pushed.take()).for_each(|_| consumer.recv().unwrap().ack().unwrap());
+        b.iter_custom(|count| {
+            in_runs(
+                count,
+                |_| take(),
+                |now| {
+                    push(now);
+                    pushed.set(now);
+                },
+            )
+        });
+        take();
+    });
+    let held = RefCell::new(Vec::new());
+    c.bench_function("queue_claim/64", |b| {
+        b.iter_custom(|count| {
+            in_runs(
+                count,
+                |now| {
+                    held.borrow_mut().drain(..).for_each(acknowledge);
+                    push(now);
+                },
+                |now| {
+                    let claimed = (0..now).map(|_| consumer.recv().unwrap());
+                    held.borrow_mut().extend(claimed);
+                },
+            )
+        });
+    });
+    held.borrow_mut().drain(..).for_each(acknowledge);
+    c.bench_function("queue_ack/64", |b| {
+        b.iter_custom(|count| {
+            in_runs(
+                count,
+                |now| {
+                    push(now);
+                    let claimed = (0..now).map(|_| consumer.recv().unwrap());
+                    held.borrow_mut().extend(claimed);
+                },
+                |_| held.borrow_mut().drain(..).for_each(acknowledge),
+            )
+        });
+    });
+}
+
+fn acknowledge(delivery: Delivery) {
+    delivery.ack().unwrap();
+}
+
+/// A request and its reply, both sides of it.
+fn calls(c: &mut Criterion) {
+    let (_dir, bus) = bus(DEFAULT_CAPACITY);
+    let service = bus.service("service").unwrap();
+    let (mut server, client) = (service.server().unwrap(), service.client().unwrap());
+    let message = [7; 64];
+    c.bench_function("call_and_reply/64", |b| {
+        b.iter(|| {
+            let pending = client.start(black_box(&message)).unwrap();
+            server.recv().unwrap().reply(&message).unwrap();
+            black_box(pending.wait().unwrap().unwrap()[0])
+        });
+    });
+}
+
 /// Reading a lossy topic takes a copy and a check.
 fn receiving_lossy(c: &mut Criterion) {
     let (_dir, bus) = bus(DEFAULT_CAPACITY);
@@ -309,8 +423,11 @@ criterion_group!(
     operations,
     sending,
     sending_values,
+    sending_to_many,
     receiving,
     receiving_lossy,
+    queue,
+    calls,
     state,
     many_lanes,
     setting_up

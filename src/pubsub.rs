@@ -2202,20 +2202,23 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     #[inline]
     fn new(reader: &'a mut Reader, first: Found, max: usize) -> Self {
-        let (mut last, mut len) = (first, 1);
+        let (mut end, mut len) = reader.plain_row(first.position, max);
+        if len == 0 {
+            (end, len) = (first.end(), 1);
+        }
         // A frame that is damaged ends the batch, and is reported by the next look.
         while len < max
-            && let Ok(Some(next)) = reader.after(last)
+            && let Ok(Some(next)) = reader.ahead(end)
             && reader.parts(next).is_some()
         {
-            last = next;
+            end = next.end();
             len += 1;
         }
         Self {
             reader,
             first,
             len,
-            end: last.end(),
+            end,
         }
     }
 
@@ -2230,7 +2233,8 @@ impl<'a> Batch<'a> {
     pub fn iter(&self) -> BatchIter<'_> {
         BatchIter {
             reader: self.reader,
-            next: Some(self.first),
+            first: self.first,
+            position: self.first.position,
             left: self.len,
         }
     }
@@ -2262,7 +2266,8 @@ impl<'b> IntoIterator for &'b Batch<'_> {
 #[must_use]
 pub struct BatchIter<'b> {
     reader: &'b Reader,
-    next: Option<Found>,
+    first: Found,
+    position: u64,
     left: usize,
 }
 
@@ -2271,19 +2276,29 @@ impl<'b> Iterator for BatchIter<'b> {
 
     #[inline]
     fn next(&mut self) -> Option<&'b [u8]> {
-        let found = self.next.filter(|_| self.left > 0)?;
-        self.left -= 1;
-        self.next = if self.left > 0 {
-            self.reader.after(found).ok().flatten()
-        } else {
-            None
-        };
-        // Looked at when the batch was made.
-        Some(self.reader.parts(found)?.1)
+        self.left = self.left.checked_sub(1)?;
+        if let Some((payload, end)) = self.reader.read_in_row(self.position) {
+            self.position = end;
+            return Some(payload);
+        }
+        self.next_of_any_kind()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         (0, Some(self.left))
+    }
+}
+
+impl<'b> BatchIter<'b> {
+    #[inline(never)]
+    fn next_of_any_kind(&mut self) -> Option<&'b [u8]> {
+        let found = match self.position == self.first.position {
+            true => self.first,
+            false => self.reader.ahead(self.position).ok().flatten()?,
+        };
+        self.position = found.end();
+        // Looked at when the batch was made.
+        Some(self.reader.parts(found)?.1)
     }
 }
 

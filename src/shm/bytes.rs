@@ -211,10 +211,20 @@ impl<'a> Place<'a> {
     #[inline(always)]
     pub fn fill(self, payload: &[u8]) {
         assert!(payload.len() <= self.len, "a payload fits its place");
-        // SAFETY: `place` checked that `len` bytes behind the word are in the ring; for the rest, as in `copy_in`.
+        let (from, len) = (payload.as_ptr(), payload.len());
+        // SAFETY: `place` checked that `len` bytes behind the word are in the ring; for the rest, as in `copy_in`. Of 8 to 16
+        // bytes, the first 8 and the last 8 are all.
         unsafe {
-            let to = self.at.add(8);
-            std::ptr::copy_nonoverlapping(payload.as_ptr(), to.as_ptr(), payload.len());
+            let to = self.at.add(8).as_ptr();
+            if (8..=16).contains(&len) {
+                let (first, last) = (0, len - 8);
+                let word = |at| from.add(at).cast::<u64>().read_unaligned();
+                let (head, tail) = (word(first), word(last));
+                to.add(first).cast::<u64>().write_unaligned(head);
+                to.add(last).cast::<u64>().write_unaligned(tail);
+            } else {
+                std::ptr::copy_nonoverlapping(from, to, len);
+            }
         }
     }
 

@@ -907,17 +907,22 @@ impl Reader {
     /// that is said.
     #[inline(always)]
     pub fn plain(&self, until: u64, len: Option<u64>) -> Result<Unread, NotPlain> {
-        let position = self.track.position;
-        if position >= until {
-            return Err(NotPlain::Other);
+        match self.track.position < until {
+            true => self.plain_at(self.track.position, len),
+            false => Err(NotPlain::Other),
         }
+    }
+
+    /// The message at a frame boundary, if it is a plain one.
+    #[inline(always)]
+    fn plain_at(&self, position: u64, len: Option<u64>) -> Result<Unread, NotPlain> {
         let word = load_word(&self.ring, position);
         let is_meant = match len {
             Some(len) => word.is_plain_of(len),
             None => word.is_plain(),
         };
         let len = len.unwrap_or(word.len());
-        let end = position + frame_size(len);
+        let end = position.wrapping_add(frame_size(len));
         if is_meant && self.ring.holds(position, len) {
             return Ok(Unread { word, len, end });
         }
@@ -925,6 +930,36 @@ impl Reader {
             0 => NotPlain::Nothing,
             _ => NotPlain::Other,
         })
+    }
+
+    /// Where a row of at most `max` plain messages from a frame boundary on ends, and how many they are. Nothing that is behind
+    /// their words was looked at.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn plain_row(&self, mut position: u64, max: usize) -> (u64, usize) {
+        let mut len = 0;
+        while len < max
+            && self.copied.is_none()
+            && let Ok(unread) = self.plain_at(position, None)
+        {
+            position = unread.end;
+            len += 1;
+        }
+        (position, len)
+    }
+
+    /// What the next message of such a row carries, and where it ends.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub fn read_in_row(&self, position: u64) -> Option<(&[u8], u64)> {
+        if self.copied.is_some() {
+            return None;
+        }
+        let unread = self.plain_at(position, None).ok()?;
+        let place = self.ring.place(position, unread.len as usize);
+        see_what_is_behind();
+        // Committed, and not released: the batch that borrows this reader releases it.
+        Some((place.payload(), unread.end))
     }
 
     /// From now on what is behind its word may be read.
@@ -1045,14 +1080,14 @@ impl Reader {
         }
     }
 
-    /// The message behind `found`, if it is there: to read ahead without releasing.
+    /// The message at a frame boundary behind the reader's position, if it is there: to read ahead without releasing.
     #[inline]
-    pub fn after(&self, found: Found) -> Result<Option<Found>, Corrupt> {
+    pub fn ahead(&self, position: u64) -> Result<Option<Found>, Corrupt> {
         if self.copied.is_some() {
             // One is copied at a time.
             return Ok(None);
         }
-        match frame_at(&self.ring, found.end())? {
+        match frame_at(&self.ring, position)? {
             Some(next) if next.word.is_padding() => Ok(None),
             next => Ok(next),
         }

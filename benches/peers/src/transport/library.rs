@@ -1,7 +1,7 @@
 //! The library's typed topics, and its batches.
 
 use buslane::{Bus, Message, Publisher, Subscriber, WaitStrategy};
-use buslane_cli::bench::link::{self, BusLink, Job, Link, sum};
+use buslane_cli::bench::link::{self, BusLink, Job, Link, fold, sum};
 use buslane_cli::bench::setup::{Setup, Side};
 use buslane_cli::bench::{Linked, Transport};
 use buslane_cli::failure::Failure;
@@ -132,6 +132,18 @@ impl Link for Batch {
     #[inline]
     fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
         Ok(sum(&self.subscriber.recv()?))
+    }
+
+    fn drain(&mut self, job: &Job) -> Result<u64, Failure> {
+        let (mut checksum, mut left) = (0, job.count);
+        while left > 0 {
+            let batch = self.subscriber.recv_batch(BATCHED)?;
+            for message in &batch {
+                checksum = fold(checksum, sum(message));
+            }
+            left -= batch.len() as u64;
+        }
+        Ok(checksum)
     }
 
     fn flood(&mut self, job: &Job) -> Result<(), Failure> {
