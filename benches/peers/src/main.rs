@@ -33,6 +33,9 @@ struct Args {
     /// Only these sections
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only these transports beside buslane
+    #[arg(long, value_delimiter = ',')]
+    beside: Vec<String>,
     /// Where the results go
     #[arg(long, default_value = "docs/benchmarks")]
     out: PathBuf,
@@ -42,6 +45,14 @@ struct Args {
     /// The CPU of the process with the clock, and those of the others
     #[arg(long, value_delimiter = ',', default_value = "0,1")]
     cpus: Vec<usize>,
+}
+
+impl Args {
+    fn is_beside(&self, name: &str) -> bool {
+        self.beside.is_empty()
+            || name == BUSLANE.name
+            || self.beside.iter().any(|beside| beside == name)
+    }
 }
 
 fn main() -> ExitCode {
@@ -80,7 +91,8 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     for section in SECTIONS.iter().filter(|section| wanted(section.name)) {
         eprintln!("{}", section.title);
         let mut all = Vec::new();
-        for plan in section.plans(count, &args.cpus) {
+        for mut plan in section.plans(count, &args.cpus) {
+            plan.transports.retain(|it| args.is_beside(it.name));
             all.extend(rounds(&plan, &stop).map_err(|failure| format!("{failure:?}"))?);
         }
         let rows = result::rows(section, &all);

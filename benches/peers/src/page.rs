@@ -113,7 +113,7 @@ fn goals(page: &mut String, results: &Results) {
     );
     table(
         page,
-        &["", "size", "wanted", "near", "far", "near: reached"],
+        &["", "size", "wanted", "near", "far", "reached"],
         goal::lines(results).into_iter().map(|line| line.to_vec()),
     );
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use buslane_cli::bench::report::Placement;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::page::bytes;
 use crate::result::Row;
@@ -62,18 +63,18 @@ pub fn draw(
             0.0..width * groups.len() as f64,
             (10_f64.powf(least.log10().floor())..10_f64.powf(most.log10().ceil())).log_scale(),
         )?;
-    let of_group = |x: &f64| {
-        let at = (*x / width) as usize;
-        groups.get(at).cloned().unwrap_or_default()
-    };
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(groups.len() + 1)
-        .x_label_formatter(&of_group)
+        .x_labels(0)
         .y_label_formatter(&|y| format!("{y:.0e}"))
         .draw()?;
     let bottom = 10_f64.powf(least.log10().floor());
+    let below = TextStyle::from(("sans-serif", 14)).pos(Pos::new(HPos::Center, VPos::Top));
+    for (at, name) in groups.iter().enumerate() {
+        let (x, y) = chart.backend_coord(&((at as f64 + 0.5) * width, bottom));
+        area.draw(&Text::new(name.clone(), (x, y + 8), below.clone()))?;
+    }
     for (which, transport) in transports.iter().enumerate() {
         let color = Palette99::pick(which).mix(0.85);
         let bars = rows

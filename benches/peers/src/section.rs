@@ -2,7 +2,9 @@
 
 use buslane_cli::bench::{BUSLANE, FUTEX, PIPE, PUBSUB, Plan, RAW, Transport, UDS, Wait, What};
 
-use crate::transport::{BATCH, ICEORYX2, MEMCPY, MQUEUE, RINGFIRE, SEQPACKET, SLEEPING, TYPED};
+use crate::transport::{
+    BATCH, ICEORYX2, MEMCPY, MQUEUE, RINGFIRE, RINGFIRE_BATCH, SEQPACKET, SLEEPING, TYPED,
+};
 
 /// One question.
 #[derive(Clone, Debug)]
@@ -58,7 +60,17 @@ pub const SECTIONS: [Section; 11] = [
         what: What::Rate,
         sizes: &[8, 64, 1024, 65536],
         transports: &[
-            BUSLANE, TYPED, BATCH, MEMCPY, ICEORYX2, RINGFIRE, PIPE, UDS, SEQPACKET, MQUEUE,
+            BUSLANE,
+            TYPED,
+            BATCH,
+            MEMCPY,
+            ICEORYX2,
+            RINGFIRE,
+            RINGFIRE_BATCH,
+            PIPE,
+            UDS,
+            SEQPACKET,
+            MQUEUE,
         ],
         ..PLAIN
     },

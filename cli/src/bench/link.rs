@@ -299,8 +299,9 @@ impl Message {
     }
 }
 
+/// Writes a message's number into its beginning.
 #[inline]
-fn stamp(bytes: &mut [u8], number: u64) {
+pub fn stamp(bytes: &mut [u8], number: u64) {
     let number = number.to_le_bytes();
     match bytes.first_chunk_mut() {
         Some(place) => *place = number,

@@ -1,13 +1,13 @@
 //! The library's typed topics, and its batches.
 
 use buslane::{Bus, Message, Publisher, Subscriber, WaitStrategy};
-use buslane_cli::bench::link::{self, BusLink, Job, Link, fold, sum};
+use buslane_cli::bench::link::{BusLink, Job, Link, fold, sum};
 use buslane_cli::bench::setup::{Setup, Side};
 use buslane_cli::bench::{Linked, Transport};
 use buslane_cli::failure::Failure;
 use zerocopy::FromBytes;
 
-use super::{Bytes, by_size};
+use super::{BATCHED, Bytes, Rows, by_size};
 
 macro_rules! messages {
     ($($size:literal),*) => {
@@ -28,7 +28,7 @@ pub const TYPED: Transport = Transport {
 
 fn typed(setup: &Setup, side: Side) -> Linked {
     Ok(Box::new(by_size!(&setup.sizes, |N| Typed::<N>::new(
-        setup, side
+        "typed", setup, side
     )?)))
 }
 
@@ -44,9 +44,9 @@ impl<const N: usize> Typed<N>
 where
     Bytes<N>: Message,
 {
-    fn new(setup: &Setup, side: Side) -> Result<Self, Failure> {
+    fn new(name: &str, setup: &Setup, side: Side) -> Result<Self, Failure> {
         let bus = setup.bus()?;
-        let topic = |direction| bus.typed(&format!("typed/{N}/{direction}"));
+        let topic = |direction| bus.typed(&format!("{name}/{N}/{direction}"));
         let subscriber = topic(side.incoming())?.subscriber()?;
         let publisher = topic(side.outgoing())?.publisher()?;
         Ok(Self {
@@ -74,92 +74,56 @@ where
     }
 }
 
-/// Bytes, many at a time where they go one way.
+/// Values of a type, many at a time where they go one way.
 pub const BATCH: Transport = Transport {
     name: "buslane-batch",
     is_floor: false,
-    offer: |_| {
-        Ok(Box::new(|setup| {
-            Ok(Box::new(Batch::new(setup, Side::Clock)?))
-        }))
-    },
-    join: |setup, side| Ok(Box::new(Batch::new(setup, side)?)),
+    offer: |_| Ok(Box::new(|setup| batch(setup, Side::Clock))),
+    join: batch,
 };
 
-struct Batch {
-    publisher: Publisher,
-    subscriber: Subscriber,
+fn batch(setup: &Setup, side: Side) -> Linked {
+    Ok(Box::new(by_size!(&setup.sizes, |N| Batch(
+        Typed::<N>::new("batch", setup, side)?
+    ))))
 }
 
-/// Messages in a batch.
-const BATCHED: usize = 64;
+struct Batch<const N: usize>(Typed<N>)
+where
+    Bytes<N>: Message;
 
-impl Batch {
-    fn new(setup: &Setup, side: Side) -> Result<Self, Failure> {
-        let bus = setup.bus()?;
-        let topic = |direction| bus.topic(&format!("batch/{direction}"));
-        let subscriber = topic(side.incoming())?.subscriber()?;
-        let publisher = topic(side.outgoing())?.publisher()?;
-        Ok(Self {
-            publisher,
-            subscriber,
-        })
-    }
-
-    /// In arrays, whose size is known to the compiler.
-    fn flood_arrays<const N: usize>(&mut self, job: &Job) -> Result<(), Failure> {
-        let mut message = link::Message::new(job);
-        let mut left = job.count;
-        while left > 0 {
-            let some = left.min(BATCHED as u64);
-            self.publisher.send_batch((0..some).map(|_| {
-                let bytes: [u8; N] = message.bytes().try_into().expect("the job's size");
-                message.advance();
-                bytes
-            }))?;
-            left -= some;
-        }
-        Ok(())
-    }
-}
-
-impl Link for Batch {
+impl<const N: usize> Link for Batch<N>
+where
+    Bytes<N>: Message,
+{
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
-        Ok(self.publisher.send(message)?)
+        self.0.send(message)
     }
 
     #[inline]
-    fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
-        Ok(sum(&self.subscriber.recv()?))
+    fn recv(&mut self, size: usize) -> Result<u64, Failure> {
+        self.0.recv(size)
+    }
+
+    fn flood(&mut self, job: &Job) -> Result<(), Failure> {
+        let mut rows = Rows::new(job);
+        while let Some(row) = rows.next() {
+            self.0.publisher.send_values(row)?;
+        }
+        Ok(())
     }
 
     fn drain(&mut self, job: &Job) -> Result<u64, Failure> {
         let (mut checksum, mut left) = (0, job.count);
         while left > 0 {
-            let batch = self.subscriber.recv_batch(BATCHED)?;
+            let batch = self.0.subscriber.recv_batch(BATCHED)?;
             for message in &batch {
-                checksum = fold(checksum, sum(message));
+                checksum = fold(checksum, sum(&message.0));
             }
             left -= batch.len() as u64;
         }
         Ok(checksum)
-    }
-
-    fn flood(&mut self, job: &Job) -> Result<(), Failure> {
-        match job.size {
-            8 => self.flood_arrays::<8>(job),
-            64 => self.flood_arrays::<64>(job),
-            1024 => self.flood_arrays::<1024>(job),
-            _ => {
-                let mut message = link::Message::new(job);
-                for _ in 0..job.count {
-                    self.publisher.send_batch([message.bytes()])?;
-                    message.advance();
-                }
-                Ok(())
-            }
-        }
     }
 }
 

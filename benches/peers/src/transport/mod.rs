@@ -7,9 +7,10 @@ mod mqueue;
 mod ring;
 mod seqpacket;
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use buslane_cli::bench::link::{Job, Link, PATIENCE, RoundTrips, gone};
+use buslane_cli::bench::link::{self, Job, Link, PATIENCE, RoundTrips, gone, stamp};
 use buslane_cli::bench::setup::Setup;
 use buslane_cli::bench::{BUSLANE, FUTEX, PIPE, PUBSUB, RAW, Transport, UDS};
 use buslane_cli::failure::Failure;
@@ -18,13 +19,26 @@ pub use ice::ICEORYX2;
 pub use library::{BATCH, SLEEPING, TYPED};
 pub use memcpy::MEMCPY;
 pub use mqueue::MQUEUE;
-pub use ring::RINGFIRE;
+pub use ring::{RINGFIRE, RINGFIRE_BATCH};
 pub use seqpacket::SEQPACKET;
 
 /// All there are, by their names.
-pub const ALL: [Transport; 14] = [
-    BUSLANE, TYPED, BATCH, SLEEPING, PUBSUB, RAW, MEMCPY, FUTEX, PIPE, UDS, SEQPACKET, MQUEUE,
-    ICEORYX2, RINGFIRE,
+pub const ALL: [Transport; 15] = [
+    BUSLANE,
+    TYPED,
+    BATCH,
+    SLEEPING,
+    PUBSUB,
+    RAW,
+    MEMCPY,
+    FUTEX,
+    PIPE,
+    UDS,
+    SEQPACKET,
+    MQUEUE,
+    ICEORYX2,
+    RINGFIRE,
+    RINGFIRE_BATCH,
 ];
 
 /// Those of `size` bytes are carried by a type of that size: its link is chosen once for each job.
@@ -124,6 +138,37 @@ use by_size;
 )]
 #[repr(transparent)]
 pub struct Bytes<const N: usize>(pub [u8; N]);
+
+/// The messages of a job, in batches.
+struct Rows<const N: usize> {
+    values: Vec<Bytes<N>>,
+    numbers: Range<u64>,
+}
+
+/// Messages in a batch, and bytes, at most.
+const BATCHED: usize = 64;
+const BATCHED_BYTES: usize = 65536;
+
+impl<const N: usize> Rows<N> {
+    fn new(job: &Job) -> Self {
+        let mut value = Bytes([0; N]);
+        value.0.copy_from_slice(link::Message::new(job).bytes());
+        Self {
+            values: vec![value; (BATCHED_BYTES / N).clamp(1, BATCHED)],
+            numbers: job.first..job.first + job.count,
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<&[Bytes<N>]> {
+        let mut some = 0;
+        for (value, number) in self.values.iter_mut().zip(&mut self.numbers) {
+            stamp(&mut value.0, number);
+            some += 1;
+        }
+        (some > 0).then(|| &self.values[..some])
+    }
+}
 
 /// Looks again and again until something is there.
 #[inline(always)]

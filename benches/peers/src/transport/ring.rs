@@ -3,16 +3,16 @@
 use std::hint::black_box;
 use std::path::PathBuf;
 
-use buslane_cli::bench::link::{Link, sum};
+use buslane_cli::bench::link::{Job, Link, fold, sum};
 use buslane_cli::bench::setup::{Setup, Side};
-use buslane_cli::bench::{Linked, Transport, Wait};
+use buslane_cli::bench::{Offer, Transport, Wait};
 use buslane_cli::failure::Failure;
 use ringfire::{
     BusySpin, FlowControl, FutexWait, RingConsumer, RingProducer, RingProducerBuilder, YieldBackoff,
 };
 use zerocopy::FromBytes;
 
-use super::{Bytes, by_size, failed, look, yields};
+use super::{BATCHED, BySize, Bytes, Rows, by_size, failed, look, yields};
 
 /// A ring of about the size of buslane's lanes for each direction; its readers look again and again, or, where buslane
 /// sleeps, sleep at once.
@@ -20,24 +20,97 @@ pub const RINGFIRE: Transport = Transport {
     name: "ringfire",
     is_floor: false,
     offer: |setup| {
-        let made = by_size!(&setup.sizes, |N| Half::<N>::make(setup, Side::Clock)?);
-        Ok(Box::new(move |_| {
-            let mut whole = made;
-            for (_, link) in &mut whole.0 {
-                link.send(&[])?; // the other direction's ring is there now
-            }
-            Ok(Box::new(whole))
-        }))
+        finish(by_size!(&setup.sizes, |N| Half::<N>::make(
+            "ring",
+            setup,
+            Side::Clock
+        )?))
     },
-    join,
+    join: |setup, side| {
+        Ok(Box::new(by_size!(&setup.sizes, |N| {
+            let mut half = Half::<N>::make("ring", setup, side)?;
+            half.attach()?;
+            half
+        })))
+    },
 };
 
-fn join(setup: &Setup, side: Side) -> Linked {
-    Ok(Box::new(by_size!(&setup.sizes, |N| {
-        let mut half = Half::<N>::make(setup, side)?;
-        half.attach()?;
-        half
-    })))
+/// The same with many at a time, where they go one way.
+pub const RINGFIRE_BATCH: Transport = Transport {
+    name: "ringfire-batch",
+    is_floor: false,
+    offer: |setup| {
+        finish(by_size!(&setup.sizes, |N| Batch::<N>::make(
+            setup,
+            Side::Clock
+        )?))
+    },
+    join: |setup, side| {
+        Ok(Box::new(by_size!(&setup.sizes, |N| {
+            let mut batch = Batch::<N>::make(setup, side)?;
+            batch.half.attach()?;
+            batch
+        })))
+    },
+};
+
+fn finish(made: BySize) -> Result<Offer, Failure> {
+    Ok(Box::new(move |_| {
+        let mut whole = made;
+        for (_, link) in &mut whole.0 {
+            link.send(&[])?; // the other direction's ring is there now
+        }
+        Ok(Box::new(whole))
+    }))
+}
+
+struct Batch<const N: usize> {
+    half: Half<N>,
+    received: Vec<Bytes<N>>,
+}
+
+impl<const N: usize> Batch<N> {
+    fn make(setup: &Setup, side: Side) -> Result<Self, Failure> {
+        Ok(Self {
+            half: Half::make("batch", setup, side)?,
+            received: vec![Bytes([0; N]); BATCHED],
+        })
+    }
+}
+
+impl<const N: usize> Link for Batch<N> {
+    fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
+        self.half.send(message)
+    }
+
+    fn recv(&mut self, size: usize) -> Result<u64, Failure> {
+        self.half.recv(size)
+    }
+
+    fn flood(&mut self, job: &Job) -> Result<(), Failure> {
+        let mut rows = Rows::new(job);
+        while let Some(row) = rows.next() {
+            self.half.producer.push_batch(row);
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, job: &Job) -> Result<u64, Failure> {
+        let Self { half, received } = self;
+        let (mut checksum, mut left) = (0, job.count as usize);
+        while left > 0 {
+            let most = left.min(received.len());
+            let came = look(half.yields, || {
+                let came = half.consumers[0].recv_batch(&mut received[..most]);
+                Ok((came > 0).then_some(came))
+            })?;
+            for message in &received[..came] {
+                checksum = fold(checksum, sum(&message.0));
+            }
+            left -= came;
+        }
+        Ok(checksum)
+    }
 }
 
 /// Makes its own ring at once, and finds the other side's when it is told to, by an empty message.
@@ -52,10 +125,10 @@ struct Half<const N: usize> {
 }
 
 impl<const N: usize> Half<N> {
-    fn make(setup: &Setup, side: Side) -> Result<Self, Failure> {
+    fn make(name: &str, setup: &Setup, side: Side) -> Result<Self, Failure> {
         let path = |from: Side| match from {
-            Side::Clock => setup.dir.join(format!("ring-{N}")),
-            Side::Peer(number) => setup.dir.join(format!("ring-{N}-{number}")),
+            Side::Clock => setup.dir.join(format!("{name}-{N}")),
+            Side::Peer(number) => setup.dir.join(format!("{name}-{N}-{number}")),
         };
         let incoming = match side {
             Side::Clock => (0..setup.peers)
