@@ -22,7 +22,7 @@ use crate::presence;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{
-    self, Boundary, Found, Missed, NotPlain, Outside, Reader, Track, Trouble, Unread, Writer,
+    self, Boundary, Found, Missed, NotPlain, Outside, Reader, Row, Track, Trouble, Unread, Writer,
 };
 use crate::shm::layout::{Control, EnvelopeHead, Word, max_len};
 use crate::shm::park::{self, Ticket, Watch};
@@ -176,17 +176,15 @@ impl Sender {
         Ok(())
     }
 
-    /// Makes a run visible, and begins another one.
+    /// Makes a run visible, and begins another one, unless messages are too long for one: then they are sent singly.
     #[inline(never)]
     fn begin_run(&mut self, first: &[u8]) -> Result<()> {
         self.lane.publish();
         self.look_around();
-        if !self.lane.put_in_run(first) {
-            let at = self.claim(first.len(), None)?;
-            self.lane.write(at, first);
-            self.lane.stage(first.len());
+        if self.lane.put_in_run(first) {
+            return Ok(());
         }
-        Ok(())
+        self.send(first, None)
     }
 
     #[inline(always)]
@@ -850,8 +848,7 @@ impl Publisher<[u8]> {
     where
         I: IntoIterator<Item: AsRef<[u8]>>,
     {
-        self.sender.check_fork()?;
-        let run = Run(&mut self.sender);
+        let run = Run::begin(&mut self.sender)?;
         let mut sent = 0;
         for message in messages {
             let message = message.as_ref();
@@ -866,6 +863,13 @@ impl Publisher<[u8]> {
 
 /// Makes what was staged visible, also if the batch's iterator panics.
 struct Run<'a>(&'a mut Sender);
+
+impl<'a> Run<'a> {
+    fn begin(sender: &'a mut Sender) -> Result<Self> {
+        sender.check_fork()?;
+        Ok(Self(sender))
+    }
+}
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
@@ -885,6 +889,45 @@ impl<T: Message + 'static> Publisher<T> {
     #[inline(always)]
     pub fn send_value(&mut self, value: &T) -> Result<()> {
         self.sender.send_value(value, None)
+    }
+
+    /// Sends copies of many values, one message each, with fewer steps than one by one. Those sent so far become visible
+    /// together, at the latest when this returns. Waits while there is no room.
+    ///
+    /// ```
+    /// # use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+    /// # #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+    /// # #[repr(C)]
+    /// # struct Sample(u64);
+    /// # impl buslane::Message for Sample {
+    /// #     const NAME: &'static str = "Sample";
+    /// # }
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # let bus = buslane::Bus::at(dir.path().join("bus"))?;
+    /// let topic = bus.typed::<Sample>("samples")?;
+    /// let (mut subscriber, mut publisher) = (topic.subscriber()?, topic.publisher()?);
+    /// publisher.send_values(&[Sample(1), Sample(2), Sample(3)])?;
+    /// let batch = subscriber.recv_batch(100)?;
+    /// assert_eq!(batch.iter().map(|sample| sample.0).sum::<u64>(), 6);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_value`](Self::send_value); what was sent before stays sent.
+    pub fn send_values(&mut self, values: &[T]) -> Result<()> {
+        let run = Run::begin(&mut self.sender)?;
+        let mut left = values;
+        loop {
+            left = &left[run.0.lane.put_row(left)..];
+            match left {
+                [] => return Ok(()),
+                [first, rest @ ..] => {
+                    run.0.begin_run(first.as_bytes())?;
+                    left = rest;
+                }
+            }
+        }
     }
 
     /// Sends a copy of `value` in an envelope. Waits while there is no room.
@@ -1123,6 +1166,8 @@ struct Receiver {
     looks: u32,
     /// Whether the messages are taken for a stream.
     pace: Pace,
+    /// The last batch ended where there was nothing more: a look in vain.
+    was_short: bool,
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
     lost: Lost,
@@ -1256,6 +1301,7 @@ impl Receiver {
             envelope_len: 0,
             looks: 1,
             pace: Pace::default(),
+            was_short: false,
             abandoned: Vec::new(),
             lost: Lost::default(),
             seen_roster: None,
@@ -1899,6 +1945,47 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.frame(found)
     }
 
+    /// The next messages of one publisher, at least one and at most `max`, in place. Waits for the first one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_, T>> {
+        if self.receiver.was_short {
+            self.receiver.note_vain_look();
+        }
+        let found = match self.receiver.look() {
+            Some(found) => found,
+            None => self.receiver.next()?,
+        };
+        self.batch(found, max)
+    }
+
+    /// The next messages of one publisher, `max` at most, in place, if there are any.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    #[inline]
+    pub fn try_recv_batch(&mut self, max: usize) -> Result<Option<Batch<'_, T>>> {
+        let found = self.receiver.next_now()?;
+        found.map(|found| self.batch(found, max)).transpose()
+    }
+
+    #[inline]
+    fn batch(&mut self, first: Found, max: usize) -> Result<Batch<'_, T>> {
+        self.check(first)?;
+        let row = self.receiver.here().reader.row(first, max, T::SIZE);
+        self.receiver.was_short = row.messages < max;
+        Ok(Batch {
+            reader: &mut self.receiver.here().reader,
+            first,
+            row,
+            payload: PhantomData,
+        })
+    }
+
     /// What [`Receiver::look_plain`] found just now.
     #[inline(always)]
     fn plain_frame(&mut self, unread: Unread) -> Frame<'_, T> {
@@ -2038,36 +2125,6 @@ impl<T: ?Sized + Payload> Receive for Subscriber<T> {
     }
 }
 
-impl Subscriber<[u8]> {
-    /// The next messages of one publisher, at least one and at most `max`, in place. Waits for the first one.
-    ///
-    /// # Errors
-    ///
-    /// As for [`recv`](Self::recv).
-    #[inline]
-    pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
-        let found = self.receiver.next()?;
-        self.batch(found, max)
-    }
-
-    /// The next messages of one publisher, `max` at most, in place, if there are any.
-    ///
-    /// # Errors
-    ///
-    /// As for [`recv`](Self::recv).
-    #[inline]
-    pub fn try_recv_batch(&mut self, max: usize) -> Result<Option<Batch<'_>>> {
-        let found = self.receiver.next_now()?;
-        found.map(|found| self.batch(found, max)).transpose()
-    }
-
-    #[inline]
-    fn batch(&mut self, first: Found, max: usize) -> Result<Batch<'_>> {
-        self.receiver.envelope_len(first)?;
-        Ok(Batch::new(&mut self.receiver.here().reader, first, max))
-    }
-}
-
 /// For streams of bytes: a message that is kept unreleased between calls, without a borrow. Nothing else is called on the
 /// subscriber in between.
 #[derive(Clone, Copy, Debug)]
@@ -2192,71 +2249,55 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for Frame<'_, T> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use]
-pub struct Batch<'a> {
+pub struct Batch<'a, T: ?Sized = [u8]> {
     reader: &'a mut Reader,
     first: Found,
-    len: usize,
-    end: u64,
+    row: Row,
+    payload: PhantomData<&'a T>,
 }
 
-impl<'a> Batch<'a> {
-    #[inline]
-    fn new(reader: &'a mut Reader, first: Found, max: usize) -> Self {
-        let (mut end, mut len) = reader.plain_row(first.position, max);
-        if len == 0 {
-            (end, len) = (first.end(), 1);
-        }
-        // A frame that is damaged ends the batch, and is reported by the next look.
-        while len < max
-            && let Ok(Some(next)) = reader.ahead(end)
-            && reader.parts(next).is_some()
-        {
-            end = next.end();
-            len += 1;
-        }
-        Self {
-            reader,
-            first,
-            len,
-            end,
-        }
-    }
-
+impl<T: ?Sized + Payload> Batch<'_, T> {
     /// How many messages: at least one.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
-        self.len
+        self.row.messages
     }
 
     /// The messages.
-    pub fn iter(&self) -> BatchIter<'_> {
+    #[inline]
+    pub fn iter(&self) -> BatchIter<'_, T> {
         BatchIter {
             reader: self.reader,
             first: self.first,
-            position: self.first.position,
-            left: self.len,
+            position: self.row.start,
+            left: self.row.messages,
+            each: self.row.len,
+            payload: PhantomData,
         }
     }
 }
 
-impl Drop for Batch<'_> {
+impl<T: ?Sized> Drop for Batch<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.reader.track().release(self.end, 0);
+        let Row { end, messages, .. } = self.row;
+        self.reader.track().release_row(end, messages);
     }
 }
 
-impl fmt::Debug for Batch<'_> {
+impl<T: ?Sized + Payload + fmt::Debug> fmt::Debug for Batch<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self).finish()
     }
 }
 
-impl<'b> IntoIterator for &'b Batch<'_> {
-    type Item = &'b [u8];
-    type IntoIter = BatchIter<'b>;
-    fn into_iter(self) -> BatchIter<'b> {
+impl<'b, T: ?Sized + Payload> IntoIterator for &'b Batch<'_, T> {
+    type Item = &'b T;
+    type IntoIter = BatchIter<'b, T>;
+
+    #[inline]
+    fn into_iter(self) -> BatchIter<'b, T> {
         self.iter()
     }
 }
@@ -2264,22 +2305,26 @@ impl<'b> IntoIterator for &'b Batch<'_> {
 /// The messages of a [`Batch`].
 #[derive(Debug)]
 #[must_use]
-pub struct BatchIter<'b> {
+pub struct BatchIter<'b, T: ?Sized = [u8]> {
     reader: &'b Reader,
     first: Found,
     position: u64,
     left: usize,
+    /// Bytes in each, if that is known.
+    each: Option<u64>,
+    payload: PhantomData<&'b T>,
 }
 
-impl<'b> Iterator for BatchIter<'b> {
-    type Item = &'b [u8];
+impl<'b, T: ?Sized + Payload> Iterator for BatchIter<'b, T> {
+    type Item = &'b T;
 
     #[inline]
-    fn next(&mut self) -> Option<&'b [u8]> {
+    fn next(&mut self) -> Option<&'b T> {
         self.left = self.left.checked_sub(1)?;
-        if let Some((payload, end)) = self.reader.read_in_row(self.position) {
+        let each = self.each.and(T::SIZE);
+        if let Some((payload, end)) = self.reader.read_in_row(self.position, each) {
             self.position = end;
-            return Some(payload);
+            return Some(T::in_frame(payload));
         }
         self.next_of_any_kind()
     }
@@ -2289,16 +2334,18 @@ impl<'b> Iterator for BatchIter<'b> {
     }
 }
 
-impl<'b> BatchIter<'b> {
+impl<'b, T: ?Sized + Payload> BatchIter<'b, T> {
     #[inline(never)]
-    fn next_of_any_kind(&mut self) -> Option<&'b [u8]> {
+    fn next_of_any_kind(&mut self) -> Option<&'b T> {
         let found = match self.position == self.first.position {
             true => self.first,
             false => self.reader.ahead(self.position).ok().flatten()?,
         };
         self.position = found.end();
-        // Looked at when the batch was made.
-        Some(self.reader.parts(found)?.1)
+        let (_, payload) = self.reader.parts(found)?;
+        // Looked at when the batch was made; a writer that does not keep the protocol may have changed it.
+        let is_whole = T::SIZE.is_none_or(|size| payload.len() as u64 == size);
+        is_whole.then(|| T::in_frame(payload))
     }
 }
 

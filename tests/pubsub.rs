@@ -7,7 +7,9 @@ mod common;
 use std::io::{BufRead, Read, Write};
 use std::time::Duration;
 
-use buslane::{Bus, ErrorKind, Message, Publisher, Subscriber, Topic, WaitStrategy};
+use buslane::{
+    Bus, Envelope, ErrorKind, Kind, Message, Publisher, Subscriber, Topic, WaitStrategy,
+};
 use common::{PATIENCE, check, fill, length, private};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -298,6 +300,52 @@ struct Price {
 }
 impl Message for Price {
     const NAME: &'static str = "test.Price";
+}
+
+#[test]
+fn values_come_in_batches() {
+    const MESSAGES: u64 = 20_000;
+    let private = private();
+    let bus = private.bus();
+    let builder = bus.topic_builder("prices").capacity(4096);
+    let topic = builder.open_typed::<Price>().unwrap();
+    let (mut s, mut p) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+    let price = |cents| Price {
+        cents,
+        size: !cents,
+    };
+    let sending = std::thread::spawn(move || {
+        let mut next = 0;
+        for len in (0..400).cycle() {
+            let until = (next + len).min(MESSAGES);
+            let values: Vec<_> = (next..until).map(price).collect();
+            p.send_values(&values).unwrap();
+            next = until;
+            if next == MESSAGES {
+                break;
+            }
+            // Batches go around an envelope.
+            let envelope = Envelope::new(Kind::Event);
+            p.send_value_with(&envelope, &price(next)).unwrap();
+            next += 1;
+        }
+    });
+    let mut next = 0;
+    loop {
+        let batch = match s.recv_batch(100) {
+            Ok(batch) => batch,
+            Err(e) => break assert_eq!(e.kind(), ErrorKind::Ended),
+        };
+        assert!((1..=100).contains(&batch.len()));
+        let mut len = 0;
+        for price in &batch {
+            assert_eq!((price.cents, price.size), (next, !next));
+            (next, len) = (next + 1, len + 1);
+        }
+        assert_eq!(len, batch.len());
+    }
+    assert_eq!(next, MESSAGES);
+    sending.join().unwrap();
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Debug)]

@@ -6,7 +6,7 @@
 //! followed the words up to `e` finds 0 until the frame there is committed, never what an earlier lap left.
 //!
 //! The writer keeps it with `cleared`: the first word of every slot in `[tail, cleared)` is 0, except under an open
-//! loan, and `tail + 16 <= cleared`. What is written ends at least one slot before `limit`, and nothing at or past
+//! loan, and `tail + 16 <= cleared` but while a run is held back. What is written ends at least one slot before `limit`, and nothing at or past
 //! `limit` is touched, because `limit - capacity` is where the slowest reader still reads.
 //!
 //! ```text
@@ -33,6 +33,8 @@ use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_s
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
+#[cfg(not(loom))]
+use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
 /// How far behind the place of the next frame slots are cleared, in bytes.
@@ -41,6 +43,8 @@ const AHEAD: u64 = 384;
 const SMALL_AHEAD: u64 = 2048;
 /// Bytes of a small frame.
 const SMALL: u64 = 2 * SLOT;
+/// Bytes of a run of frames that become visible together.
+const RUN: u64 = 4096;
 /// How much of the place of a long frame is cleared.
 const MAX_AHEAD: u64 = 2048;
 // Two of what is prepared for end before what is cleared, and it is: so none is too long.
@@ -112,6 +116,19 @@ pub struct Unread {
     len: u64,
     /// Where the next frame starts.
     pub end: u64,
+}
+
+/// Messages that lie one behind the other, and of which nothing but the words was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Where the first one starts.
+    pub start: u64,
+    /// Where the next frame starts.
+    pub end: u64,
+    /// How many: at least one.
+    pub messages: usize,
+    /// Bytes in each, if that was asked for, and all are plain ones.
+    pub len: Option<u64>,
 }
 
 /// Why there is no plain message.
@@ -207,8 +224,8 @@ pub struct Writer {
     cleared: u64,
     /// Up to where only the message itself has to be written: at most `bound` and `cleared`, and 0 while a run is held back.
     prepared: u64,
-    /// The same of what is added to a run that is held back, from when it began.
-    prepared_in_run: u64,
+    /// Up to where frames may be added to the run that is held back.
+    run_end: u64,
     sent: Sent,
     /// Where the last loan ends, and up to where slots behind it were cleared then: they are still.
     lent: (u64, u64),
@@ -300,7 +317,7 @@ impl Writer {
             bound: 0,
             cleared: first_slot,
             prepared: 0,
-            prepared_in_run: 0,
+            run_end: 0,
             sent: Sent::before(tail),
             lent: (0, 0),
             first,
@@ -369,9 +386,7 @@ impl Writer {
         }
         // As in `write`.
         self.ring.place(self.tail, payload.len()).fill(payload);
-        let at = self.pass_message(word);
-        show(self.ring.head(at), word);
-        self.prepare(word.size());
+        self.commit_unprepared(word);
         true
     }
 
@@ -400,8 +415,7 @@ impl Writer {
         }
         if padding > 0 {
             self.sent.slack = self.sent.slack.wrapping_add(padding);
-            let at = self.pass(padding);
-            self.hold(at, Word::padding(padding, self.sent.sequence));
+            self.hold(Word::padding(padding, self.sent.sequence));
         }
         self.set_bound();
         Ok(())
@@ -477,25 +491,59 @@ impl Writer {
         &self.ring
     }
 
-    /// Adds a message to the run that [`publish`](Self::publish) makes visible, if it is all that has to be written.
+    /// Adds a message to the run that [`publish`](Self::publish) makes visible, if it is short, and there is room before the end
+    /// of the ring and the limit in use.
     #[cfg(not(loom))]
     #[inline(always)]
     pub fn put_in_run(&mut self, payload: &[u8]) -> bool {
         let word = Word::message(payload.len() as u64, self.sent.sequence);
-        let (at, size) = (self.tail, word.size());
-        let prepared = match self.has_run() {
-            true => self.prepared_in_run,
-            false => self.prepared,
+        // One alone is no run: it would wait for the one behind it.
+        let fits = match self.has_run() {
+            true => self.tail + word.size() + SLOT <= self.run_end,
+            false => self.tail + 2 * word.size() + SLOT <= self.end_of_run(),
         };
-        if at + size + SLOT > prepared {
-            return false;
+        if fits {
+            // As in `write`.
+            self.ring.place(self.tail, payload.len()).fill(payload);
+            self.add_to_run(word);
         }
-        // As in `write`.
-        self.ring.place(at, payload.len()).fill(payload);
-        self.sent.count(word);
-        self.tail += size;
-        self.hold(at, word);
-        true
+        fits
+    }
+
+    /// The same of many messages, as far as they fit: how many.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn put_row<T: IntoBytes + Immutable>(&mut self, messages: &[T]) -> usize {
+        let Some((first, rest)) = messages.split_first() else {
+            return 0;
+        };
+        if !self.put_in_run(first.as_bytes()) {
+            return 0;
+        }
+        let len = size_of::<T>();
+        let size = frame_size(len as u64);
+        let room = self.run_end.saturating_sub(self.tail + SLOT) / size;
+        let row = &rest[..rest.len().min(room as usize)];
+        let (mut at, mut sequence) = (self.tail, self.sent.sequence);
+        for message in row {
+            let place = self.ring.place(at, len);
+            // As in `write`.
+            place.fill(message.as_bytes());
+            let word = Word::message(len as u64, sequence);
+            place.head().store(word.0, Ordering::Relaxed);
+            (at, sequence) = (at + size, sequence + 1);
+        }
+        let slack = row.len() as u64 * (size - 8 - len as u64);
+        self.sent.sequence = sequence;
+        self.sent.slack = self.sent.slack.wrapping_add(slack);
+        self.tail = at;
+        1 + row.len()
+    }
+
+    /// Where a run ends that begins at the tail, at the latest.
+    #[inline(always)]
+    fn end_of_run(&self) -> u64 {
+        self.bound.min(self.tail + RUN)
     }
 
     /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
@@ -528,66 +576,60 @@ impl Writer {
 
     #[inline(never)]
     fn commit_unprepared(&mut self, word: Word) {
-        let at = self.pass_message(word);
-        self.hold(at, word);
-        self.publish();
-    }
-
-    /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
-    #[inline]
-    pub fn stage(&mut self, len: usize) {
-        let word = Word::message(len as u64, self.sent.sequence);
-        let at = self.pass_message(word);
-        self.hold(at, word);
-    }
-
-    /// Moves the tail behind the claimed frame: where it starts.
-    #[inline]
-    fn pass_message(&mut self, word: Word) -> u64 {
-        self.sent.count(word);
-        self.pass(word.size())
-    }
-
-    /// Moves the tail by a frame, keeping the invariant: where that frame starts.
-    #[inline]
-    fn pass(&mut self, size: u64) -> u64 {
-        let at = self.tail;
-        self.tail += size;
-        if self.tail + SLOT > self.cleared {
-            self.ring.head(self.tail).store(0, Ordering::Relaxed);
-            self.cleared = self.tail + SLOT;
-        }
+        self.add_to_run(word);
         let (end, cleared) = self.lent;
         if self.tail == end {
             self.cleared = self.cleared.max(cleared);
         }
-        at
+        self.publish();
+        self.prepare(word.size());
     }
 
-    /// Puts a frame's word in its place: the first of a run is held back, the rest is invisible behind it.
+    /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
+    #[cfg(loom)]
+    pub fn stage(&mut self, len: usize) {
+        self.add_to_run(Word::message(len as u64, self.sent.sequence));
+    }
+
     #[inline(always)]
-    fn hold(&mut self, at: u64, word: Word) {
-        if self.has_run() {
-            self.ring.head(at).store(word.0, Ordering::Relaxed);
-        } else {
-            self.first = (at, word);
-            self.prepared_in_run = std::mem::take(&mut self.prepared);
-        }
+    fn add_to_run(&mut self, word: Word) {
+        self.sent.count(word);
+        self.hold(word);
     }
 
-    /// Makes all staged frames visible with one store, then clears ahead, off the latency path.
+    /// Puts a frame's word in its place, and moves the tail behind it. The first of a run is held back, the rest is invisible
+    /// behind it: what lies between them need not be cleared.
+    #[inline(always)]
+    fn hold(&mut self, word: Word) {
+        if self.has_run() {
+            let head = self.ring.head(self.tail);
+            head.store(word.0, Ordering::Relaxed);
+        } else {
+            self.first = (self.tail, word);
+            self.run_end = self.end_of_run();
+            self.prepared = 0;
+        }
+        self.tail += word.size();
+    }
+
+    /// Makes all frames of the run visible with one store.
     #[inline]
     pub fn publish(&mut self) {
-        if self.has_run() {
-            let (position, word) = self.first;
-            show(self.ring.head(position), word);
-            self.first.1 = Word(0);
-            self.prepare(word.size());
+        if !self.has_run() {
+            return;
         }
+        if self.cleared < self.tail + SLOT {
+            self.ring.head(self.tail).store(0, Ordering::Relaxed);
+            self.cleared = self.tail + SLOT;
+        }
+        let (position, word) = self.first;
+        show(self.ring.head(position), word);
+        self.first.1 = Word(0);
+        self.prepared = self.bound.min(self.cleared);
     }
 
-    /// Clears the place of the next frame, if it is no longer than the last one of `size` bytes. Not much farther: lines that
-    /// are cleared long before they are written are taken away again by the reader's prefetcher.
+    /// Clears the place of the next frame, if it is no longer than the last one of `size` bytes, off the latency path. Not much
+    /// farther: lines that are cleared long before they are written are taken away again by the reader's prefetcher.
     #[inline(never)]
     fn prepare(&mut self, size: u64) {
         let next = self.tail + size.min(MAX_AHEAD);
@@ -615,8 +657,9 @@ impl Writer {
 
     /// Forgets what is cleared behind the tail: anything may be written there.
     fn expose(&mut self) {
-        self.cleared = self.tail + SLOT;
-        (self.prepared, self.prepared_in_run) = (0, 0);
+        let behind_tail = if self.has_run() { 0 } else { SLOT };
+        self.cleared = self.tail + behind_tail;
+        (self.prepared, self.run_end) = (0, 0);
     }
 
     /// Where readers that have not joined this lane yet stand: they will start at 0, unless what is there may have
@@ -932,33 +975,58 @@ impl Reader {
         })
     }
 
-    /// Where a row of at most `max` plain messages from a frame boundary on ends, and how many they are. Nothing that is behind
-    /// their words was looked at.
+    /// The row of at most `max` messages that begins with one that was found, all of them of `len` bytes if that is said. A
+    /// damaged frame ends it, or one of another size: the next look reports it.
     #[cfg(not(loom))]
     #[inline]
-    pub fn plain_row(&self, mut position: u64, max: usize) -> (u64, usize) {
-        let mut len = 0;
-        while len < max
-            && self.copied.is_none()
-            && let Ok(unread) = self.plain_at(position, None)
-        {
-            position = unread.end;
-            len += 1;
+    pub fn row(&self, first: Found, max: usize, len: Option<u64>) -> Row {
+        let is_copied = self.copied.is_some();
+        let mut row = Row {
+            start: first.position,
+            end: first.end(),
+            messages: 1,
+            len: len.filter(|_| first.word.is_plain() && !is_copied),
+        };
+        while row.messages < max && !is_copied {
+            row.end = match self.plain_at(row.end, len) {
+                Ok(unread) => unread.end,
+                Err(NotPlain::Nothing) => break,
+                Err(NotPlain::Other) => match self.ahead(row.end) {
+                    Ok(Some(next)) if self.carries(next, len) => {
+                        row.len = None;
+                        next.end()
+                    }
+                    _ => break,
+                },
+            };
+            row.messages += 1;
         }
-        (position, len)
+        see_what_is_behind();
+        row
     }
 
-    /// What the next message of such a row carries, and where it ends.
+    /// Whether a message is whole, and its payload has `len` bytes, if that is said.
+    #[cfg(not(loom))]
+    fn carries(&self, found: Found, len: Option<u64>) -> bool {
+        let parts = self.parts(found);
+        parts.is_some_and(|(_, payload)| len.is_none_or(|len| payload.len() as u64 == len))
+    }
+
+    /// What the message of such a row at a frame boundary carries, and where it ends, if it is a plain one; `len` as in the row.
     #[cfg(not(loom))]
     #[inline(always)]
-    pub fn read_in_row(&self, position: u64) -> Option<(&[u8], u64)> {
+    pub fn read_in_row(&self, position: u64, len: Option<u64>) -> Option<(&[u8], u64)> {
+        // Committed, and not released: the batch that borrows this reader releases it.
+        if let Some(len) = len {
+            let place = self.ring.place(position, len as usize);
+            return Some((place.payload(), position + frame_size(len)));
+        }
         if self.copied.is_some() {
             return None;
         }
         let unread = self.plain_at(position, None).ok()?;
         let place = self.ring.place(position, unread.len as usize);
         see_what_is_behind();
-        // Committed, and not released: the batch that borrows this reader releases it.
         Some((place.payload(), unread.end))
     }
 
@@ -1197,6 +1265,12 @@ impl Track {
             self.publish();
         }
         self.answer();
+    }
+
+    /// As [`release`](Self::release), of so many messages.
+    pub fn release_row(&mut self, end: u64, messages: usize) {
+        self.streak = self.streak.wrapping_add(messages as u32 - 1);
+        self.release(end, 0);
     }
 
     /// How often something was released since this was last asked.

@@ -25,8 +25,12 @@ enum Step {
     Leak(usize),
     /// Stages all, then publishes.
     Batch(Vec<usize>),
+    /// The same of so many of one length.
+    Row(usize),
     /// Receives up to so many.
     Receive(usize),
+    /// The same at once, perhaps only those that are as long as the first one.
+    ReceiveRow(usize, bool),
     /// The writer dies and another one adopts the lane.
     Adopt,
 }
@@ -44,7 +48,9 @@ fn steps(capacity: usize) -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(len, part)| Step::Loan(len, part.map(|part| (len as f64 * part) as usize))),
         1 => sizes(capacity).prop_map(Step::Leak),
         2 => prop::collection::vec(0..=100_usize, 0..8).prop_map(Step::Batch),
+        2 => (0..=20_usize).prop_map(Step::Row),
         6 => (1..=8_usize).prop_map(Step::Receive),
+        3 => (1..=20_usize, any::<bool>()).prop_map(|(count, alike)| Step::ReceiveRow(count, alike)),
         1 => Just(Step::Adopt),
     ];
     prop::collection::vec(step, 1..200)
@@ -219,13 +225,62 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
                 for &len in lens {
                     if writer.put_in_run(&payload(next, len)) {
                         next = sent(&mut expected, len).sequence;
-                    } else if let Ok(at) = claim(&mut writer, &mut readers, len) {
+                        continue;
+                    }
+                    writer.publish();
+                    if let Ok(at) = claim(&mut writer, &mut readers, len) {
                         writer.write(at, &payload(next, len));
-                        writer.stage(len);
+                        writer.commit(len);
                         next = sent(&mut expected, len).sequence;
                     }
                 }
                 writer.publish();
+            }
+            Step::Row(count) => {
+                let values: Vec<[u8; 20]> = (next..next + count as u64)
+                    .map(|sequence| payload(sequence, 20).try_into().unwrap())
+                    .collect();
+                let mut left = &values[..];
+                loop {
+                    let put = writer.put_row(left);
+                    for _ in 0..put {
+                        next = sent(&mut expected, 20).sequence;
+                    }
+                    left = &left[put..];
+                    let Some(first) = left.first() else { break };
+                    writer.publish();
+                    let Ok(at) = claim(&mut writer, &mut readers, 20) else {
+                        break;
+                    };
+                    writer.write(at, first);
+                    writer.commit(20);
+                    next = sent(&mut expected, 20).sequence;
+                    left = &left[1..];
+                }
+                writer.publish();
+            }
+            Step::ReceiveRow(max, alike) => {
+                let found = self::next(&mut reader, &mut expected);
+                assert_eq!(found.is_some(), !expected.is_empty());
+                let Some(found) = found else { continue };
+                let len = alike.then_some(found.word.len());
+                let row = reader.row(found, max, len);
+                let mut position = row.start;
+                for nth in 0..row.messages {
+                    let (sequence, len) = expected.pop_front().unwrap();
+                    let read = match reader.read_in_row(position, row.len) {
+                        Some((read, end)) => {
+                            position = end;
+                            read
+                        }
+                        None => {
+                            assert!(lossy && nth == 0, "only what is copied is not in the ring");
+                            reader.parts(found).unwrap().1
+                        }
+                    };
+                    assert_eq!(read, payload(sequence, len));
+                }
+                reader.track().release_row(row.end, row.messages);
             }
             Step::Receive(count) => {
                 for _ in 0..count {
@@ -296,6 +351,9 @@ fn check_outside(rig: &Rig, reader: Option<(u64, usize)>) {
 }
 
 proptest! {
+    // A failure is told, however long it could still be made shorter.
+    #![proptest_config(ProptestConfig { max_shrink_time: 30_000, ..ProptestConfig::default() })]
+
     #[test]
     fn a_lane_is_a_queue(
         (capacity, steps) in prop::sample::select(vec![4096_usize, 8192, 65536]).prop_flat_map(|c| (Just(c), steps(c))),
