@@ -1,0 +1,120 @@
+//! Messages in place, released together.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::message::Payload;
+use crate::shm::lane::{Found, Reader, Row};
+
+/// Messages of one publisher, in place. They are released together when it is dropped.
+///
+/// ```
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let topic = buslane::Bus::at(dir.path().join("bus"))?.topic("t")?;
+/// # let mut subscriber = topic.subscriber()?;
+/// # topic.publisher()?.send_batch(["one", "two"])?;
+/// let batch = subscriber.recv_batch(100)?;
+/// assert_eq!(batch.len(), 2);
+/// assert_eq!(batch.iter().map(<[u8]>::len).sum::<usize>(), 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+pub struct Batch<'a, T: ?Sized = [u8]> {
+    pub(super) reader: &'a mut Reader,
+    pub(super) first: Found,
+    pub(super) row: Row,
+    pub(super) payload: PhantomData<&'a T>,
+}
+
+impl<T: ?Sized + Payload> Batch<'_, T> {
+    /// How many messages: at least one.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.row.messages
+    }
+
+    /// The messages.
+    #[inline]
+    pub fn iter(&self) -> BatchIter<'_, T> {
+        BatchIter {
+            reader: self.reader,
+            first: self.first,
+            position: self.row.start,
+            left: self.row.messages,
+            each: self.row.len,
+            payload: PhantomData,
+        }
+    }
+}
+
+impl<T: ?Sized> Drop for Batch<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        let Row { end, messages, .. } = self.row;
+        self.reader.track().release_row(end, messages);
+    }
+}
+
+impl<T: ?Sized + Payload + fmt::Debug> fmt::Debug for Batch<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self).finish()
+    }
+}
+
+impl<'b, T: ?Sized + Payload> IntoIterator for &'b Batch<'_, T> {
+    type Item = &'b T;
+    type IntoIter = BatchIter<'b, T>;
+
+    #[inline]
+    fn into_iter(self) -> BatchIter<'b, T> {
+        self.iter()
+    }
+}
+
+/// The messages of a [`Batch`].
+#[derive(Debug)]
+#[must_use]
+pub struct BatchIter<'b, T: ?Sized = [u8]> {
+    reader: &'b Reader,
+    first: Found,
+    position: u64,
+    left: usize,
+    /// Bytes in each, if that is known.
+    each: Option<u64>,
+    payload: PhantomData<&'b T>,
+}
+
+impl<'b, T: ?Sized + Payload> Iterator for BatchIter<'b, T> {
+    type Item = &'b T;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'b T> {
+        self.left = self.left.checked_sub(1)?;
+        let each = self.each.and(T::SIZE);
+        if let Some((payload, end)) = self.reader.read_in_row(self.position, each) {
+            self.position = end;
+            return Some(T::in_frame(payload));
+        }
+        self.next_of_any_kind()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.left))
+    }
+}
+
+impl<'b, T: ?Sized + Payload> BatchIter<'b, T> {
+    #[inline(never)]
+    fn next_of_any_kind(&mut self) -> Option<&'b T> {
+        let found = match self.position == self.first.position {
+            true => self.first,
+            false => self.reader.ahead(self.position).ok().flatten()?,
+        };
+        self.position = found.end();
+        let (_, payload) = self.reader.parts(found)?;
+        // Looked at when the batch was made; a writer that does not keep the protocol may have changed it.
+        let is_whole = T::SIZE.is_none_or(|size| payload.len() as u64 == size);
+        is_whole.then(|| T::in_frame(payload))
+    }
+}
