@@ -498,14 +498,16 @@ impl Writer {
     pub fn put_in_run(&mut self, payload: &[u8]) -> bool {
         let word = Word::message(payload.len() as u64, self.sent.sequence);
         // One alone is no run: it would wait for the one behind it.
-        let fits = match self.has_run() {
-            true => self.tail + word.size() + SLOT <= self.run_end,
-            false => self.tail + 2 * word.size() + SLOT <= self.end_of_run(),
+        let (run_end, needed) = match self.has_run() {
+            true => (self.run_end, word.size()),
+            false => (self.bound.min(self.tail + RUN), 2 * word.size()),
         };
+        let fits = self.tail + needed + SLOT <= run_end;
         if fits {
             // As in `write`.
             self.ring.place(self.tail, payload.len()).fill(payload);
             self.add_to_run(word);
+            self.run_end = run_end;
         }
         fits
     }
@@ -538,12 +540,6 @@ impl Writer {
         self.sent.slack = self.sent.slack.wrapping_add(slack);
         self.tail = at;
         1 + row.len()
-    }
-
-    /// Where a run ends that begins at the tail, at the latest.
-    #[inline(always)]
-    fn end_of_run(&self) -> u64 {
-        self.bound.min(self.tail + RUN)
     }
 
     /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
@@ -581,7 +577,7 @@ impl Writer {
         if self.tail == end {
             self.cleared = self.cleared.max(cleared);
         }
-        self.publish();
+        self.show_run();
         self.prepare(word.size());
     }
 
@@ -606,8 +602,7 @@ impl Writer {
             head.store(word.0, Ordering::Relaxed);
         } else {
             self.first = (self.tail, word);
-            self.run_end = self.end_of_run();
-            self.prepared = 0;
+            (self.prepared, self.run_end) = (0, 0);
         }
         self.tail += word.size();
     }
@@ -615,9 +610,14 @@ impl Writer {
     /// Makes all frames of the run visible with one store.
     #[inline]
     pub fn publish(&mut self) {
-        if !self.has_run() {
-            return;
+        if self.has_run() {
+            self.show_run();
+            self.prepared = self.bound.min(self.cleared);
         }
+    }
+
+    #[inline(always)]
+    fn show_run(&mut self) {
         if self.cleared < self.tail + SLOT {
             self.ring.head(self.tail).store(0, Ordering::Relaxed);
             self.cleared = self.tail + SLOT;
@@ -625,7 +625,6 @@ impl Writer {
         let (position, word) = self.first;
         show(self.ring.head(position), word);
         self.first.1 = Word(0);
-        self.prepared = self.bound.min(self.cleared);
     }
 
     /// Clears the place of the next frame, if it is no longer than the last one of `size` bytes, off the latency path. Not much
