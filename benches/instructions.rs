@@ -27,7 +27,7 @@ const IN_A_ROW: [(&str, u32); 4] = [
 
 /// The others.
 const BUDGETS: [(&str, u32); 12] = [
-    ("loan_64", 128),
+    ("loan_64", 134),
     ("send_envelope", 183),
     ("recv_envelope", 204),
     ("push", 71),

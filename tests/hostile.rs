@@ -10,8 +10,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use buslane::{Bus, Error, ErrorKind};
-use common::{PATIENCE, names, private};
+use buslane::{Bus, Envelope, Error, ErrorKind, Kind, Message};
+use common::{PATIENCE, Private, names, private};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 mod child {
     use super::common::role;
@@ -337,8 +338,17 @@ fn frame_words_overwritten_at_random() {
         good.try_send(b"good").unwrap();
         let (mut got, mut errors) = (false, 0);
         for _ in 0..1000 {
-            match subscriber.try_recv() {
-                Ok(Some(frame)) => got |= &*frame == b"good",
+            let is_good = |message: &[u8]| message == b"good";
+            let received = match round % 4 < 2 {
+                true => subscriber
+                    .try_recv()
+                    .map(|frame| frame.map(|frame| is_good(&frame))),
+                false => subscriber
+                    .try_recv_batch(usize::MAX)
+                    .map(|batch| batch.map(|batch| batch.iter().any(is_good))),
+            };
+            match received {
+                Ok(Some(is_good)) => got |= is_good,
                 Ok(None) => break,
                 Err(e) => {
                     assert!(
@@ -359,6 +369,87 @@ fn frame_words_overwritten_at_random() {
         let _ = fs::remove_file(private.path.join("topics/t").join(&name));
     }
     println!("{corrupt} of 3000 reported, at most {lanes} files");
+}
+
+/// The newest lane of a topic, to be written into.
+fn newest_lane(private: &Private) -> fs::File {
+    let names = private.names("topics/t").into_iter();
+    let name = names.rev().find(|name| name.starts_with("lane.")).unwrap();
+    let path = private.path.join("topics/t").join(name);
+    fs::OpenOptions::new().write(true).open(path).unwrap()
+}
+
+/// A ring has no end if all of its words are good ones.
+#[test]
+fn a_batch_ends_also_in_a_ring_that_has_no_end() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic_builder("t").capacity(4096).open().unwrap();
+    let (mut subscriber, _publisher) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+    let lane = newest_lane(&private);
+    for slot in 0..256 {
+        let word = (8_u64 << 4) | 1;
+        lane.write_all_at(&word.to_le_bytes(), 4096 + slot * 16)
+            .unwrap();
+    }
+    assert!(subscriber.recv_batch(usize::MAX).unwrap().len() <= 64);
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Debug)]
+#[repr(C)]
+struct Two([u64; 2]);
+
+impl Message for Two {
+    const NAME: &'static str = "test.Two";
+}
+
+/// A batch of values is looked at when it is made; what changes then is not handed out.
+#[test]
+fn a_word_that_changes_within_a_batch() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.typed::<Two>("t").unwrap();
+    let (mut subscriber, mut publisher) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+    let envelope = Envelope::new(Kind::Event);
+    publisher.send_value_with(&envelope, &Two([1, 2])).unwrap();
+    publisher.send_value(&Two([3, 4])).unwrap();
+    let batch = subscriber.recv_batch(10).unwrap();
+    assert_eq!(batch.len(), 2);
+    // Behind the first one: a word, an envelope of 56 bytes, and 16 more.
+    let word = (1_u64 << 32) | (8 << 4) | 1;
+    let lane = newest_lane(&private);
+    lane.write_all_at(&word.to_le_bytes(), 4096 + 80).unwrap();
+    assert_eq!(batch.iter().count(), 1);
+}
+
+/// Numbers in a lane's header that no lane reaches: who joins, or takes it up, does not count on with them.
+#[test]
+fn a_header_far_beyond_what_can_be() {
+    let far = [u64::MAX, u64::MAX - 1, u64::MAX - 15, 1 << 63, 1 << 62];
+    // The mark, and position, sequence number and bytes of two of the records.
+    let words = [256, 768, 776, 784, 928, 936, 944];
+    for (value, at) in far.into_iter().flat_map(|far| words.map(|at| (far, at))) {
+        let private = private();
+        let bus = private.bus();
+        let topic = bus.topic_builder("t").capacity(4096).open().unwrap();
+        let mut first = topic.subscriber().unwrap();
+        topic.publisher().unwrap().send(b"first").unwrap();
+        let write = || {
+            let lane = newest_lane(&private);
+            lane.write_all_at(&value.to_le_bytes(), at).unwrap();
+        };
+        write();
+        if let Ok(mut second) = topic.subscriber() {
+            let _ = second.try_recv();
+        }
+        write();
+        if let Ok(mut publisher) = topic.publisher() {
+            for _ in 0..600 {
+                let _ = publisher.try_send(&[0; 20]);
+                while let Ok(Some(_)) = first.try_recv() {}
+            }
+        }
+    }
 }
 
 #[test]

@@ -276,7 +276,7 @@ impl Sender {
         if self.watch.is_quiet(&self.topic.control) {
             return;
         }
-        if self.watch.disturbed(&self.topic.control, false) {
+        if self.watch.disturbed(&self.topic.control) {
             self.refresh();
             if self.readers.any_parked() {
                 park::ring(&self.topic.control);
@@ -732,6 +732,47 @@ fn batches() {
     });
 }
 
+/// A reader takes several at once, of any size or of one: each of them as its writer wrote it.
+fn rows(len: Option<u64>) {
+    model(3, move || {
+        let (mut sender, mut sources) = joined(1, 2 * CAPACITY);
+        let mut source = sources.pop().unwrap();
+        let reader = spawn(move || {
+            while source.next.unwrap_or(0) < 3 {
+                let Some(first) = source.reader.next().unwrap() else {
+                    source.reader.track().settle();
+                    thread::yield_now();
+                    continue;
+                };
+                let row = source.reader.row(first, (4, u64::MAX), len, |_, _| true);
+                let mut position = first.position;
+                for _ in 0..row.messages {
+                    let sequence = source.next.unwrap_or(0);
+                    let word = Word(source.reader.ring().head(position).load(Relaxed));
+                    let found = Found { position, word };
+                    check(source.reader.ring(), source.index, sequence, found);
+                    source.next = Some(sequence + 1);
+                    position = found.end();
+                }
+                source.reader.track().release_row(row.end, row.messages);
+            }
+        });
+        sender.send(SMALL);
+        sender.send_batch(&[SMALL, SMALL]);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn rows_of_any_size() {
+    rows(None);
+}
+
+#[test]
+fn rows_of_one_size() {
+    rows(Some(SMALL as u64 * 8));
+}
+
 /// Loans full of garbage, dropped or committed short: nothing of it is ever taken for a frame.
 #[test]
 fn loans() {
@@ -934,7 +975,7 @@ fn attention_tells_of_the_roster() {
                 roster::changed(&topic.control);
             }
         });
-        if sender.watch.disturbed(&topic.control, false) {
+        if sender.watch.disturbed(&topic.control) {
             sender.refresh();
             assert!(
                 sender.readers.lowest(1, Some(0)).position == 0,

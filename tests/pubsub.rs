@@ -5,6 +5,7 @@
 mod common;
 
 use std::io::{BufRead, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use buslane::{
@@ -267,6 +268,32 @@ fn limits_and_refusals() {
     p.send(&[0; 1000]).unwrap();
 }
 
+/// Wherever the message before it ended, and whatever of its length a frame's word could hold.
+#[test]
+fn too_long_is_too_long() {
+    let private = private();
+    let bus = private.bus();
+    let longer_than_a_word = vec![7; (1 << 28) + 8];
+    for (name, capacity) in [("small", 4096), ("large", 1 << 20)] {
+        let topic = bus.topic_builder(name).capacity(capacity).open().unwrap();
+        let (mut s, mut p) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+        let max = p.max_len();
+        for len in (max + 1..max + 600).step_by(7) {
+            drop(p.loan(max).unwrap());
+            p.send(&[1; 8]).unwrap();
+            assert_eq!(kind(p.send(&vec![5; len])), ErrorKind::TooLong, "{len}");
+            assert_eq!(s.recv().unwrap().len(), 8);
+        }
+        p.send(&[1; 8]).unwrap();
+        assert_eq!(kind(p.send(&longer_than_a_word)), ErrorKind::TooLong);
+        let batch = [&[2; 8], &longer_than_a_word[..], &[3; 8]];
+        assert_eq!(kind(p.send_batch(batch)), ErrorKind::TooLong);
+        let got: Vec<_> = s.recv_batch(10).unwrap().iter().map(|m| m[0]).collect();
+        assert_eq!(got, [1, 2], "what came before it was sent");
+        assert!(s.try_recv().unwrap().is_none());
+    }
+}
+
 #[test]
 fn batches_are_released_when_dropped() {
     let private = private();
@@ -290,6 +317,53 @@ fn batches_are_released_when_dropped() {
     drop(p);
     let owned: Result<Vec<_>, _> = s.iter().collect();
     assert_eq!(owned.unwrap(), [b"a", b"b"]);
+}
+
+#[test]
+fn odd_batches() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic("t").unwrap();
+    let (mut s, mut p) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+    assert_eq!(p.send_batch(Vec::<&[u8]>::new()).unwrap(), 0);
+    p.send_batch(["a", "b", "c"]).unwrap();
+    assert_eq!(s.recv_batch(0).unwrap().len(), 1, "at least one");
+    assert_eq!(s.try_recv_batch(usize::MAX).unwrap().unwrap().len(), 2);
+    // One that is half sent.
+    let broken = (0..3_u8).map(|i| match i {
+        2 => panic!("on purpose"),
+        _ => [i],
+    });
+    catch_unwind(AssertUnwindSafe(|| p.send_batch(broken))).unwrap_err();
+    assert_eq!(s.recv_batch(10).unwrap().len(), 2);
+
+    let lossy = bus.topic_builder("lossy").lossy(true).open().unwrap();
+    let (mut s, mut p) = (lossy.subscriber().unwrap(), lossy.publisher().unwrap());
+    p.send_batch(["a", "b"]).unwrap();
+    for message in ["a", "b"] {
+        let batch = s.recv_batch(10).unwrap();
+        assert_eq!(batch.iter().collect::<Vec<_>>(), [message.as_bytes()]);
+    }
+}
+
+#[test]
+fn a_batch_wakes_a_sleeper() {
+    let private = private();
+    let bus = Bus::builder().wait(WaitStrategy::Sleep);
+    let topic = bus.at(&private.path).unwrap().topic("t").unwrap();
+    let (mut s, mut p) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+    let receiving = std::thread::spawn(move || {
+        let mut left = 400;
+        while left > 0 {
+            left -= s.recv_batch(64).unwrap().len();
+        }
+    });
+    for _ in 0..200 {
+        // About as long as it takes to fall asleep.
+        std::thread::sleep(Duration::from_micros(100));
+        p.send_batch(["a", "b"]).unwrap();
+    }
+    receiving.join().unwrap();
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Debug)]

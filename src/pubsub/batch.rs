@@ -21,7 +21,6 @@ use crate::shm::lane::{Found, Reader, Row};
 #[must_use]
 pub struct Batch<'a, T: ?Sized = [u8]> {
     pub(super) reader: &'a mut Reader,
-    pub(super) first: Found,
     pub(super) row: Row,
     pub(super) payload: PhantomData<&'a T>,
 }
@@ -39,10 +38,10 @@ impl<T: ?Sized + Payload> Batch<'_, T> {
     pub fn iter(&self) -> BatchIter<'_, T> {
         BatchIter {
             reader: self.reader,
-            first: self.first,
-            position: self.row.start,
+            first: self.row.first,
+            position: self.row.first.position,
             left: self.row.messages,
-            each: self.row.len,
+            are_plain: self.row.len.is_some(),
             payload: PhantomData,
         }
     }
@@ -80,8 +79,8 @@ pub struct BatchIter<'b, T: ?Sized = [u8]> {
     first: Found,
     position: u64,
     left: usize,
-    /// Bytes in each, if that is known.
-    each: Option<u64>,
+    /// All of them, and as long as the type says.
+    are_plain: bool,
     payload: PhantomData<&'b T>,
 }
 
@@ -91,8 +90,10 @@ impl<'b, T: ?Sized + Payload> Iterator for BatchIter<'b, T> {
     #[inline]
     fn next(&mut self) -> Option<&'b T> {
         self.left = self.left.checked_sub(1)?;
-        let each = self.each.and(T::SIZE);
-        if let Some((payload, end)) = self.reader.read_in_row(self.position, each) {
+        let next = self
+            .reader
+            .read_in_row(self.position, T::SIZE, self.are_plain);
+        if let Some((payload, end)) = next {
             self.position = end;
             return Some(T::in_frame(payload));
         }

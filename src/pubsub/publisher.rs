@@ -21,7 +21,7 @@ use crate::wait::Waitable;
 /// Sends messages of a topic. Its messages reach every subscriber in the order they were sent; there is no order
 /// between publishers.
 ///
-/// Sending waits, or says [`Full`](ErrorKind::Full), while the slowest subscriber has no room. Without subscribers, and on
+/// Sending waits, or says [`Full`](crate::ErrorKind::Full), while the slowest subscriber has no room. Without subscribers, and on
 /// a lossy topic, it never waits. Dropping it closes its lane; subscribers still receive what is in there.
 #[must_use]
 pub struct Publisher<T: ?Sized = [u8]> {
@@ -356,6 +356,9 @@ impl Publisher<[u8]> {
     /// Sends copies of all `messages`, and says how many. They become visible in runs of up to some kilobytes, each
     /// run with one store; readers may start on the first while the rest is written. Waits while there is no room.
     ///
+    /// The iterator is asked for more while a run is incomplete: it must not wait for somebody to receive what it gave
+    /// before.
+    ///
     /// # Errors
     ///
     /// As for [`send`](Self::send); the messages before the one that failed are sent.
@@ -373,6 +376,8 @@ impl Publisher<[u8]> {
             }
             sent += 1;
         }
+        // The iterator may have forked: what the child had in its run reaches nobody.
+        run.sender.check_fork()?;
         Ok(sent)
     }
 }
@@ -388,8 +393,8 @@ impl<T: Message + 'static> Publisher<T> {
         self.sender.send_value(value, None)
     }
 
-    /// Sends copies of many values, one message each, with fewer steps than one by one. Those sent so far become visible
-    /// together, at the latest when this returns. Waits while there is no room.
+    /// Sends copies of many values, one message each, with fewer steps than one by one. They become visible in runs of up to
+    /// some kilobytes, each run with one store. Waits while there is no room.
     ///
     /// ```
     /// # use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -411,7 +416,7 @@ impl<T: Message + 'static> Publisher<T> {
     ///
     /// # Errors
     ///
-    /// As for [`send_value`](Self::send_value); what was sent before stays sent.
+    /// As for [`send_value`](Self::send_value); values before the one that failed are sent, and how many is not said.
     pub fn send_values(&mut self, values: &[T]) -> Result<()> {
         let run = Run::begin(&mut self.sender)?;
         let mut left = values;

@@ -54,7 +54,7 @@ impl Start {
 pub(super) struct Receiver {
     pub(super) sources: Sources,
     /// Up to which position of the source that is read now messages are taken before the roster and the other sources are looked at.
-    until: u64,
+    pub(super) until: u64,
     /// The same, if that is all that is to be looked at: see [`Reader::turn`].
     pub(super) plain_until: u64,
     /// Bytes of the envelope of the message that was waited for last.
@@ -235,7 +235,8 @@ impl Receiver {
         None
     }
 
-    /// After a look that found nothing, the first since a message was found.
+    /// After a look that found nothing, the first since a message was found; or before a look at what the last batch had
+    /// found to be nothing.
     #[inline(always)]
     pub(super) fn note_vain_look(&mut self) {
         self.pace.left -= 1;
@@ -414,6 +415,8 @@ impl Receiver {
 
     /// Lists the lanes: joins new ones, drops those that are gone. `start`: it is the first time.
     fn refresh(&mut self, start: Option<Start>) -> Result<()> {
+        // The source that is read may be another one afterwards, also after an error.
+        self.end_turn();
         let topic = Arc::clone(&self.topic);
         let files = &topic.files;
         // Read before listing, so that what comes later changes it once more.
@@ -440,7 +443,6 @@ impl Receiver {
                 })?;
             }
         }
-        self.end_turn();
         self.seen_roster = Some(now);
         for source in self.sources.iter_mut() {
             source.reader.track().refresh();

@@ -28,8 +28,6 @@ pub(super) struct Sender {
     /// The topic's: near, as it is looked at for every message.
     control: View<Control>,
     pub(super) readers: Readers,
-    /// A reader, or this process, can't use `membarrier`.
-    fences: bool,
     pub(super) max_len: usize,
     born: u64,
     pub(super) id: u64,
@@ -54,7 +52,6 @@ impl Sender {
             watch,
             control,
             readers,
-            fences: false,
             max_len,
             born,
             id,
@@ -220,7 +217,7 @@ impl Sender {
 
     #[cold]
     fn attend(&mut self) {
-        if !self.watch.disturbed(&self.control, self.fences) {
+        if !self.watch.disturbed(&self.control) {
             return;
         }
         // If the readers can't be listed now, one of them may sleep: ring in any case. The next slow path says why.
@@ -234,7 +231,8 @@ impl Sender {
         self.readers.refresh(&files.control, self.id, |known| {
             files.list_cursors(self.id, known)
         })?;
-        self.fences = self.readers.fences() || !futex::has_barrier();
+        let fences = self.readers.fences() || !futex::has_barrier();
+        self.watch.fence_fully(fences);
         Ok(())
     }
 

@@ -201,7 +201,8 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.frame(found)
     }
 
-    /// The next messages of one publisher, at least one and at most `max`, in place. Waits for the first one.
+    /// The next messages of one publisher, at least one, in place: `max` at most, and no more than some 64 KiB, or a quarter
+    /// of the lane, so that the other publishers have their turn. Waits for the first one. On a lossy topic it is always one.
     ///
     /// # Errors
     ///
@@ -218,7 +219,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.batch(found, max)
     }
 
-    /// The next messages of one publisher, `max` at most, in place, if there are any.
+    /// The same, if there are any now.
     ///
     /// # Errors
     ///
@@ -232,11 +233,16 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     #[inline]
     fn batch(&mut self, first: Found, max: usize) -> Result<Batch<'_, T>> {
         self.check(first)?;
-        let row = self.receiver.here().reader.row(first, max, T::SIZE);
-        self.receiver.was_short = row.messages < max;
+        let up_to = (max, self.receiver.until);
+        let reader = &self.receiver.here().reader;
+        let row = reader.row(first, up_to, T::SIZE, |reader, found| {
+            let parts = reader.parts(found);
+            parts
+                .is_some_and(|(_, payload)| T::SIZE.is_none_or(|size| payload.len() as u64 == size))
+        });
+        self.receiver.was_short = row.is_last;
         Ok(Batch {
             reader: &mut self.receiver.here().reader,
-            first,
             row,
             payload: PhantomData,
         })

@@ -28,8 +28,8 @@
 //! | `want` | the writer | `park` has both sides |
 
 #[cfg(not(loom))]
-use super::layout::{EnvelopeHead, MIN_CAPACITY, max_len};
-use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
+use super::layout::EnvelopeHead;
+use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size, max_len};
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
@@ -43,15 +43,10 @@ const AHEAD: u64 = 384;
 const SMALL_AHEAD: u64 = 2048;
 /// Bytes of a small frame.
 const SMALL: u64 = 2 * SLOT;
-/// Bytes of a run of frames that become visible together.
+/// Bytes of a run of frames that become visible together; at most a quarter of the ring.
 const RUN: u64 = 4096;
 /// How much of the place of a long frame is cleared.
 const MAX_AHEAD: u64 = 2048;
-// Two of what is prepared for end before what is cleared, and it is: so none is too long.
-#[cfg(not(loom))]
-const _: () = assert!(
-    AHEAD + 64 <= max_len(MIN_CAPACITY as u64) && SMALL_AHEAD <= 2 * max_len(MIN_CAPACITY as u64)
-);
 
 /// No lane comes this far; a position from another process that does is no position.
 pub(super) const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
@@ -119,16 +114,18 @@ pub struct Unread {
 }
 
 /// Messages that lie one behind the other, and of which nothing but the words was loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Where the first one starts.
-    pub start: u64,
+    /// The first one.
+    pub first: Found,
     /// Where the next frame starts.
     pub end: u64,
     /// How many: at least one.
     pub messages: usize,
     /// Bytes in each, if that was asked for, and all are plain ones.
     pub len: Option<u64>,
+    /// Nothing was behind them.
+    pub is_last: bool,
 }
 
 /// Why there is no plain message.
@@ -196,6 +193,10 @@ pub fn walk(
     until: u64,
     mut visit: impl FnMut(Found),
 ) -> Result<u64, Corrupt> {
+    if from >= MAX_POSITION || !from.is_multiple_of(SLOT) {
+        let (position, word) = (from, 0);
+        return Err(Corrupt { position, word });
+    }
     let mut position = from;
     while position < until {
         let Some(found) = frame_at(ring, position)? else {
@@ -222,7 +223,10 @@ pub struct Writer {
     bound: u64,
     /// See the invariant.
     cleared: u64,
-    /// Up to where only the message itself has to be written: at most `bound` and `cleared`, and 0 while a run is held back.
+    /// Bytes of the longest message's frame, and of the slot behind it.
+    longest: u64,
+    /// Up to where only the message itself has to be written: at most `bound`, `cleared`, and the end of the longest frame; 0
+    /// while a run is held back.
     prepared: u64,
     /// Up to where frames may be added to the run that is held back.
     run_end: u64,
@@ -259,13 +263,20 @@ impl Sent {
 
     #[inline(always)]
     fn count(&mut self, word: Word) {
-        self.sequence += 1;
-        self.slack = self.slack.wrapping_add(word.size() - 8 - word.len());
+        self.count_many(1, word.len());
+    }
+
+    /// The same of so many with `len` bytes each.
+    #[inline(always)]
+    fn count_many(&mut self, messages: u64, len: u64) {
+        self.sequence = self.sequence.wrapping_add(messages);
+        let slack = messages * (frame_size(len) - 8 - len);
+        self.slack = self.slack.wrapping_add(slack);
     }
 
     /// Payload bytes up to the tail.
     fn bytes(&self, tail: u64) -> u64 {
-        tail.wrapping_sub(8 * self.sequence)
+        tail.wrapping_sub(self.sequence.wrapping_mul(8))
             .wrapping_sub(self.slack)
     }
 }
@@ -309,6 +320,11 @@ impl Writer {
         let Boundary { position, .. } = tail;
         let first_slot = position + SLOT;
         let first = (position, Word(0));
+        // A model's ring is too small for the rule.
+        let longest = match cfg!(loom) {
+            true => ring.capacity(),
+            false => frame_size(max_len(ring.capacity())) + SLOT,
+        };
         Self {
             header,
             ring,
@@ -316,6 +332,7 @@ impl Writer {
             limit: first_slot,
             bound: 0,
             cleared: first_slot,
+            longest,
             prepared: 0,
             run_end: 0,
             sent: Sent::before(tail),
@@ -358,8 +375,7 @@ impl Writer {
     #[cfg(not(loom))]
     #[inline(always)]
     pub fn put(&mut self, payload: &[u8]) -> bool {
-        let word = Word::message(payload.len() as u64, self.sent.sequence);
-        let size = word.size();
+        let size = frame_size(payload.len() as u64);
         // So many small ones are prepared for at once that not to look afterwards is worth it.
         let needed = if size <= SMALL { 2 * size } else { size };
         if !self.is_prepared(needed) {
@@ -368,6 +384,7 @@ impl Writer {
         let place = self.ring.place(self.tail, payload.len());
         // As in `write`.
         place.fill(payload);
+        let word = self.next_word(payload.len());
         self.sent.count(word);
         self.tail += size;
         show(place.head(), word);
@@ -380,14 +397,20 @@ impl Writer {
     /// The same, if there is room before the end of the ring and the limit in use.
     #[cfg(not(loom))]
     pub fn put_unprepared(&mut self, payload: &[u8]) -> bool {
-        let word = Word::message(payload.len() as u64, self.sent.sequence);
-        if self.has_run() || self.tail + word.size() + SLOT > self.bound {
+        let size = frame_size(payload.len() as u64);
+        if self.has_run() || self.tail + size + SLOT > self.bound {
             return false;
         }
         // As in `write`.
         self.ring.place(self.tail, payload.len()).fill(payload);
-        self.commit_unprepared(word);
+        self.commit_unprepared(self.next_word(payload.len()));
         true
+    }
+
+    /// The word of the next message, of `len` bytes.
+    #[inline(always)]
+    fn next_word(&self, len: usize) -> Word {
+        Word::message(len as u64, self.sent.sequence)
     }
 
     /// Claims the next frame for `len` bytes (at most [`max_len`](super::layout::max_len)) and says where its payload goes. Claims nothing if it is full.
@@ -496,17 +519,17 @@ impl Writer {
     #[cfg(not(loom))]
     #[inline(always)]
     pub fn put_in_run(&mut self, payload: &[u8]) -> bool {
-        let word = Word::message(payload.len() as u64, self.sent.sequence);
+        let size = frame_size(payload.len() as u64);
         // One alone is no run: it would wait for the one behind it.
         let (run_end, needed) = match self.has_run() {
-            true => (self.run_end, word.size()),
-            false => (self.bound.min(self.tail + RUN), 2 * word.size()),
+            true => (self.run_end, size),
+            false => (self.end_of_run(), 2 * size),
         };
         let fits = self.tail + needed + SLOT <= run_end;
         if fits {
             // As in `write`.
             self.ring.place(self.tail, payload.len()).fill(payload);
-            self.add_to_run(word);
+            self.add_to_run(self.next_word(payload.len()));
             self.run_end = run_end;
         }
         fits
@@ -531,28 +554,35 @@ impl Writer {
             let place = self.ring.place(at, len);
             // As in `write`.
             place.fill(message.as_bytes());
+            // As in `hold`.
             let word = Word::message(len as u64, sequence);
             place.head().store(word.0, Ordering::Relaxed);
-            (at, sequence) = (at + size, sequence + 1);
+            (at, sequence) = (at + size, sequence.wrapping_add(1));
         }
-        let slack = row.len() as u64 * (size - 8 - len as u64);
-        self.sent.sequence = sequence;
-        self.sent.slack = self.sent.slack.wrapping_add(slack);
+        self.sent.count_many(row.len() as u64, len as u64);
         self.tail = at;
         1 + row.len()
+    }
+
+    /// Where a run ends that begins at the tail, at the latest.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    fn end_of_run(&self) -> u64 {
+        let bytes = RUN.min(self.ring.capacity() / 4);
+        self.bound.min(self.tail + bytes)
     }
 
     /// Makes the claimed frame visible, with `len` bytes (at most those claimed), and any run before it.
     #[inline]
     pub fn commit(&mut self, len: usize) {
-        self.commit_word(Word::message(len as u64, self.sent.sequence));
+        self.commit_word(self.next_word(len));
     }
 
     /// The same of a frame whose `len` bytes begin with an envelope.
     #[cfg(not(loom))]
     #[inline]
     pub fn commit_with_envelope(&mut self, len: usize) {
-        self.commit_word(Word::message(len as u64, self.sent.sequence).with_envelope());
+        self.commit_word(self.next_word(len).with_envelope());
     }
 
     #[inline(always)]
@@ -584,7 +614,7 @@ impl Writer {
     /// Adds the claimed frame to the run that [`publish`](Self::publish) makes visible.
     #[cfg(loom)]
     pub fn stage(&mut self, len: usize) {
-        self.add_to_run(Word::message(len as u64, self.sent.sequence));
+        self.add_to_run(self.next_word(len));
     }
 
     #[inline(always)]
@@ -612,8 +642,14 @@ impl Writer {
     pub fn publish(&mut self) {
         if self.has_run() {
             self.show_run();
-            self.prepared = self.bound.min(self.cleared);
+            self.set_prepared();
         }
+    }
+
+    #[inline(always)]
+    fn set_prepared(&mut self) {
+        let longest = self.tail + self.longest;
+        self.prepared = self.bound.min(self.cleared).min(longest);
     }
 
     #[inline(always)]
@@ -638,7 +674,7 @@ impl Writer {
             let to = ((next + ahead + 63) & !63).min(self.limit);
             self.cleared = to.max(cleared);
         }
-        self.prepared = self.bound.min(self.cleared);
+        self.set_prepared();
         if self.cleared > cleared {
             self.ring.zero(cleared, self.cleared);
         }
@@ -736,7 +772,8 @@ impl Writer {
                 .records
                 .iter()
                 .map(|record| record.position.load(Ordering::Relaxed));
-            all.filter(|&position| position != UNUSED)
+            // They may be anything, if the last writer was.
+            all.filter(|&position| position <= self.tail)
         };
         if made()
             .max()
@@ -974,24 +1011,38 @@ impl Reader {
         })
     }
 
-    /// The row of at most `max` messages that begins with one that was found, all of them of `len` bytes if that is said. A
-    /// damaged frame ends it, or one of another size: the next look reports it.
-    #[cfg(not(loom))]
+    /// The row of at most `max` messages that begins with one that was found, and of others that begin before `until`: all of
+    /// them of `len` bytes, if that is said, or else with envelopes and as `is_meant` says. A damaged frame ends it, or one
+    /// that is not meant: the next look reports it.
     #[inline]
-    pub fn row(&self, first: Found, max: usize, len: Option<u64>) -> Row {
+    pub fn row(
+        &self,
+        first: Found,
+        (max, until): (usize, u64),
+        len: Option<u64>,
+        is_meant: impl Fn(&Self, Found) -> bool,
+    ) -> Row {
         let is_copied = self.copied.is_some();
         let mut row = Row {
-            start: first.position,
+            first,
             end: first.end(),
             messages: 1,
             len: len.filter(|_| first.word.is_plain() && !is_copied),
+            is_last: false,
         };
-        while row.messages < max && !is_copied {
+        while row.messages < max && row.end < until && !is_copied {
             row.end = match self.plain_at(row.end, len) {
-                Ok(unread) => unread.end,
-                Err(NotPlain::Nothing) => break,
+                Ok(unread) => {
+                    // Behind each of them: what follows may have become visible later.
+                    see_what_is_behind();
+                    unread.end
+                }
+                Err(NotPlain::Nothing) => {
+                    row.is_last = true;
+                    break;
+                }
                 Err(NotPlain::Other) => match self.ahead(row.end) {
-                    Ok(Some(next)) if self.carries(next, len) => {
+                    Ok(Some(next)) if is_meant(self, next) => {
                         row.len = None;
                         next.end()
                     }
@@ -1000,30 +1051,28 @@ impl Reader {
             };
             row.messages += 1;
         }
-        see_what_is_behind();
         row
     }
 
-    /// Whether a message is whole, and its payload has `len` bytes, if that is said.
-    #[cfg(not(loom))]
-    fn carries(&self, found: Found, len: Option<u64>) -> bool {
-        let parts = self.parts(found);
-        parts.is_some_and(|(_, payload)| len.is_none_or(|len| payload.len() as u64 == len))
-    }
-
-    /// What the message of such a row at a frame boundary carries, and where it ends, if it is a plain one; `len` as in the row.
+    /// What the message of such a row at a frame boundary carries, and where it ends, if it is a plain one, of `len` bytes if
+    /// that is said. `are_plain`: they all are, and of that length.
     #[cfg(not(loom))]
     #[inline(always)]
-    pub fn read_in_row(&self, position: u64, len: Option<u64>) -> Option<(&[u8], u64)> {
+    pub fn read_in_row(
+        &self,
+        position: u64,
+        len: Option<u64>,
+        are_plain: bool,
+    ) -> Option<(&[u8], u64)> {
         // Committed, and not released: the batch that borrows this reader releases it.
-        if let Some(len) = len {
+        if let (Some(len), true) = (len, are_plain) {
             let place = self.ring.place(position, len as usize);
             return Some((place.payload(), position + frame_size(len)));
         }
         if self.copied.is_some() {
             return None;
         }
-        let unread = self.plain_at(position, None).ok()?;
+        let unread = self.plain_at(position, len).ok()?;
         let place = self.ring.place(position, unread.len as usize);
         see_what_is_behind();
         Some((place.payload(), unread.end))
@@ -1268,7 +1317,8 @@ impl Track {
 
     /// As [`release`](Self::release), of so many messages.
     pub fn release_row(&mut self, end: u64, messages: usize) {
-        self.streak = self.streak.wrapping_add(messages as u32 - 1);
+        let others = messages.saturating_sub(1) as u32;
+        self.streak = self.streak.wrapping_add(others);
         self.release(end, 0);
     }
 

@@ -49,8 +49,10 @@ use super::{View, futex};
 #[derive(Debug)]
 pub struct Watch {
     seen: u64,
-    /// The same, unless the others can't use `membarrier`.
+    /// The same, unless fences must be whole ones.
     quiet: u64,
+    /// The others can't use `membarrier`.
+    full: bool,
 }
 
 /// No value that `attention` reaches.
@@ -62,6 +64,7 @@ impl Default for Watch {
         Self {
             seen: UNSEEN,
             quiet: UNSEEN,
+            full: false,
         }
     }
 }
@@ -74,14 +77,19 @@ impl Watch {
         attention(control, false) == self.quiet
     }
 
-    /// Whether somebody joined, left, or went to sleep since the last look. `full`: the others can't use `membarrier`, so
-    /// the fence must be a whole one.
-    pub fn disturbed(&mut self, control: &Control, full: bool) -> bool {
-        let now = attention(control, full);
+    /// Whether somebody joined, left, or went to sleep since the last look.
+    pub fn disturbed(&mut self, control: &Control) -> bool {
+        let now = attention(control, self.full);
         let disturbed = now != self.seen;
         self.seen = now;
-        self.quiet = if full { UNSEEN } else { now };
+        self.fence_fully(self.full);
         disturbed
+    }
+
+    /// Whether the fence after each commit must be a whole one: somebody can't use `membarrier`.
+    pub fn fence_fully(&mut self, full: bool) {
+        self.full = full;
+        self.quiet = if full { UNSEEN } else { self.seen };
     }
 }
 

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::bytes::Ring;
 use super::lane::{Boundary, Found, Full, Outside, Reader, Trouble, Writer};
 use super::layout::{Control, LaneHeader, PAGE, SLOT, Slot, max_len};
+use super::park::Watch;
 use super::roster::{self, Cursor, Listed, Lowest, Readers, Role};
 use super::segment::{Access, Mapping};
 
@@ -17,7 +18,7 @@ use super::segment::{Access, Mapping};
 enum Step {
     /// Sends by claim, write and commit.
     Send(usize),
-    /// Sends so many of one length, each if it has room without a look at the reader.
+    /// Sends so many of one length, each if it is not too long and has room without a look at the reader.
     Put(usize, usize),
     /// Opens a loan, fills all of it, and commits so much of it; `None` drops it.
     Loan(usize, Option<usize>),
@@ -43,14 +44,15 @@ fn sizes(capacity: usize) -> impl Strategy<Value = usize> {
 fn steps(capacity: usize) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => sizes(capacity).prop_map(Step::Send),
-        4 => (sizes(capacity), 1..=16_usize).prop_map(|(len, count)| Step::Put(len, count)),
+        4 => (prop_oneof![4 => sizes(capacity), 1 => 0..=2 * capacity], 1..=16_usize)
+            .prop_map(|(len, count)| Step::Put(len, count)),
         2 => (sizes(capacity), prop::option::of(0.0..=1.0_f64))
             .prop_map(|(len, part)| Step::Loan(len, part.map(|part| (len as f64 * part) as usize))),
         1 => sizes(capacity).prop_map(Step::Leak),
-        2 => prop::collection::vec(0..=100_usize, 0..8).prop_map(Step::Batch),
-        2 => (0..=20_usize).prop_map(Step::Row),
+        2 => prop::collection::vec(prop_oneof![4 => 0..=100_usize, 1 => sizes(capacity)], 0..8).prop_map(Step::Batch),
+        2 => prop_oneof![0..=20_usize, 0..=300_usize].prop_map(Step::Row),
         6 => (1..=8_usize).prop_map(Step::Receive),
-        3 => (1..=20_usize, any::<bool>()).prop_map(|(count, alike)| Step::ReceiveRow(count, alike)),
+        3 => (prop_oneof![1..=20_usize, 1..=300_usize], any::<bool>()).prop_map(|(count, alike)| Step::ReceiveRow(count, alike)),
         1 => Just(Step::Adopt),
     ];
     prop::collection::vec(step, 1..200)
@@ -185,7 +187,10 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
             Step::Put(len, count) => {
                 for _ in 0..count {
                     let payload = payload(next, len);
-                    if writer.put(&payload) || writer.put_unprepared(&payload) {
+                    let is_meant = len as u64 <= max_len(capacity as u64);
+                    let is_put = writer.put(&payload);
+                    assert!(is_meant || !is_put, "{len} bytes are too long");
+                    if is_put || is_meant && writer.put_unprepared(&payload) {
                         next = sent(&mut expected, len).sequence;
                     }
                 }
@@ -263,12 +268,13 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
                 let found = self::next(&mut reader, &mut expected);
                 assert_eq!(found.is_some(), !expected.is_empty());
                 let Some(found) = found else { continue };
-                let len = alike.then_some(found.word.len());
-                let row = reader.row(found, max, len);
-                let mut position = row.start;
+                let alike = alike.then_some(found.word.len());
+                let until = reader.position() + capacity as u64 / 4;
+                let row = reader.row(found, (max, until), alike, |_, _| false);
+                let mut position = row.first.position;
                 for nth in 0..row.messages {
                     let (sequence, len) = expected.pop_front().unwrap();
-                    let read = match reader.read_in_row(position, row.len) {
+                    let read = match reader.read_in_row(position, alike, row.len.is_some()) {
                         Some((read, end)) => {
                             position = end;
                             read
@@ -280,6 +286,7 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
                     };
                     assert_eq!(read, payload(sequence, len));
                 }
+                assert!(row.is_last <= expected.is_empty(), "the rest is there");
                 reader.track().release_row(row.end, row.messages);
             }
             Step::Receive(count) => {
@@ -381,4 +388,19 @@ fn words_keep_their_fields() {
         (64, 7, true)
     );
     assert_ne!(Word::message(0, 0).0, 0);
+}
+
+/// It may have looked around before it knew: from then on it looks each time.
+#[test]
+fn a_sender_that_must_fence_is_never_quiet() {
+    let rig = Rig::new(4096);
+    let control = rig.control.view::<Control>(0);
+    let mut watch = Watch::default();
+    watch.disturbed(&control);
+    assert!(watch.is_quiet(&control));
+    watch.fence_fully(true);
+    assert!(!watch.is_quiet(&control));
+    assert!(!watch.disturbed(&control) && !watch.is_quiet(&control));
+    watch.fence_fully(false);
+    assert!(watch.is_quiet(&control));
 }
