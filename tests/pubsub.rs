@@ -223,6 +223,50 @@ fn wraps_many_times_between_threads() {
     });
 }
 
+/// Long ones are copied through the caches or past them, and a writer tries both: whichever way, and wherever in its lines it
+/// begins and ends, a message is whole.
+#[test]
+fn long_messages_for_many_laps() {
+    const CAPACITY: u64 = 65_536;
+    for lossy in [false, true] {
+        let private = private();
+        let topic = private.bus();
+        let topic = topic
+            .topic_builder("t")
+            .lossy(lossy)
+            .capacity(CAPACITY as usize);
+        let topic = topic.open().unwrap();
+        let (mut s, mut p) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+        let receiving = std::thread::spawn(move || {
+            let (mut bytes, mut lost) = (0, 0);
+            loop {
+                match s.recv() {
+                    Ok(message) => {
+                        let words = message.as_chunks::<8>().0;
+                        assert!(words.iter().all(|word| *word == words[0]), "torn");
+                        bytes += message.len() as u64;
+                    }
+                    Err(e) if e.kind() == ErrorKind::Lost => lost += e.lost().unwrap().bytes,
+                    Err(e) if e.kind() == ErrorKind::Ended => return (bytes, lost),
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        });
+        let (mut sent, mut number) = (0, 0_u64);
+        while sent < 300 * CAPACITY {
+            number += 1;
+            let len = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50;
+            let message = number.to_le_bytes().repeat(len as usize / 8 + 1);
+            p.send(&message).unwrap();
+            sent += message.len() as u64;
+        }
+        drop(p);
+        let (bytes, lost) = receiving.join().unwrap();
+        assert_eq!(bytes + lost, sent);
+        assert!(lossy || lost == 0);
+    }
+}
+
 #[test]
 fn loans_are_sent_when_committed_only() {
     let private = private();

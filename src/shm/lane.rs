@@ -28,6 +28,8 @@
 //! | `want` | the writer | `park` has both sides |
 
 #[cfg(not(loom))]
+use super::haul::{Haul, LONG};
+#[cfg(not(loom))]
 use super::layout::EnvelopeHead;
 use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size, max_len};
 use super::roster::Lowest;
@@ -45,8 +47,8 @@ const SMALL_AHEAD: u64 = 2048;
 const SMALL: u64 = 2 * SLOT;
 /// Bytes of a run of frames that become visible together; at most a quarter of the ring.
 const RUN: u64 = 4096;
-/// How much of the place of a long frame is cleared.
-const MAX_AHEAD: u64 = 2048;
+/// Bytes of the longest frame whose place is cleared beforehand. Of a longer one only the word behind it is, at its commit.
+const MAX_CLEARED: u64 = 8192;
 
 /// No lane comes this far; a position from another process that does is no position.
 pub(super) const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
@@ -223,10 +225,10 @@ pub struct Writer {
     bound: u64,
     /// See the invariant.
     cleared: u64,
-    /// Bytes of the longest message's frame, and of the slot behind it.
+    /// Bytes of the longest frame that may be prepared for, and of the slot behind it: not that of a long message.
     longest: u64,
-    /// Up to where only the message itself has to be written: at most `bound`, `cleared`, and the end of the longest frame; 0
-    /// while a run is held back.
+    /// Up to where only the message itself has to be written: at most `bound`, `cleared`, and the end of the longest such
+    /// frame; 0 while a run is held back.
     prepared: u64,
     /// Up to where frames may be added to the run that is held back.
     run_end: u64,
@@ -237,6 +239,8 @@ pub struct Writer {
     first: (u64, Word),
     /// How many boundary records were made.
     recorded: usize,
+    #[cfg(not(loom))]
+    haul: Haul,
 }
 
 /// What was sent, with what is staged.
@@ -261,16 +265,17 @@ impl Sent {
         Self { sequence, slack }
     }
 
+    /// A message of `len` bytes, in a frame of `size`.
     #[inline(always)]
-    fn count(&mut self, word: Word) {
-        self.count_many(1, word.len());
+    fn count(&mut self, len: u64, size: u64) {
+        self.count_many(1, len, size);
     }
 
-    /// The same of so many with `len` bytes each.
+    /// So many of them.
     #[inline(always)]
-    fn count_many(&mut self, messages: u64, len: u64) {
+    fn count_many(&mut self, messages: u64, len: u64, size: u64) {
         self.sequence = self.sequence.wrapping_add(messages);
-        let slack = messages * (frame_size(len) - 8 - len);
+        let slack = messages * (size - 8 - len);
         self.slack = self.slack.wrapping_add(slack);
     }
 
@@ -321,11 +326,13 @@ impl Writer {
         let first_slot = position + SLOT;
         let first = (position, Word(0));
         // A model's ring is too small for the rule.
-        let longest = match cfg!(loom) {
-            true => ring.capacity(),
-            false => frame_size(max_len(ring.capacity())) + SLOT,
-        };
+        #[cfg(loom)]
+        let longest = ring.capacity();
+        #[cfg(not(loom))]
+        let longest = frame_size(max_len(ring.capacity()).min(LONG as u64 - 1)) + SLOT;
         Self {
+            #[cfg(not(loom))]
+            haul: Haul::new(ring.capacity(), position),
             header,
             ring,
             tail: position,
@@ -375,20 +382,22 @@ impl Writer {
     #[cfg(not(loom))]
     #[inline(always)]
     pub fn put(&mut self, payload: &[u8]) -> bool {
-        let size = frame_size(payload.len() as u64);
+        let len = payload.len() as u64;
+        let (size, prepared) = (frame_size(len), self.prepared);
+        let end = self.tail + size;
         // So many small ones are prepared for at once that not to look afterwards is worth it.
-        let needed = if size <= SMALL { 2 * size } else { size };
-        if !self.is_prepared(needed) {
+        let next = if size <= SMALL { size } else { 0 };
+        if end + next + SLOT > prepared {
             return false;
         }
         let place = self.ring.place(self.tail, payload.len());
         // As in `write`.
         place.fill(payload);
         let word = self.next_word(payload.len());
-        self.sent.count(word);
-        self.tail += size;
+        self.sent.count(len, size);
+        self.tail = end;
         show(place.head(), word);
-        if !self.is_prepared(size) {
+        if end + size + SLOT > prepared {
             self.prepare(size);
         }
         true
@@ -401,8 +410,7 @@ impl Writer {
         if self.has_run() || self.tail + size + SLOT > self.bound {
             return false;
         }
-        // As in `write`.
-        self.ring.place(self.tail, payload.len()).fill(payload);
+        self.write(self.tail + 8, payload);
         self.commit_unprepared(self.next_word(payload.len()));
         true
     }
@@ -469,9 +477,12 @@ impl Writer {
     /// Writes `payload` where [`claim`](Self::claim) said.
     #[cfg(not(loom))]
     #[inline]
-    pub fn write(&self, at: u64, payload: &[u8]) {
+    pub fn write(&mut self, at: u64, payload: &[u8]) {
         // Readers stop at the 0 at `tail`, and the claim ends before `limit`.
-        self.ring.copy_in(at, payload);
+        match payload.len() < LONG {
+            true => self.ring.copy_in(at, payload),
+            false => self.haul.copy(&self.ring, at, payload),
+        }
     }
 
     /// Writes the beginning of an envelope: word by word, as it was made just now.
@@ -559,7 +570,7 @@ impl Writer {
             place.head().store(word.0, Ordering::Relaxed);
             (at, sequence) = (at + size, sequence.wrapping_add(1));
         }
-        self.sent.count_many(row.len() as u64, len as u64);
+        self.sent.count_many(row.len() as u64, len as u64, size);
         self.tail = at;
         1 + row.len()
     }
@@ -592,7 +603,7 @@ impl Writer {
             return self.commit_unprepared(word);
         }
         let at = self.tail;
-        self.sent.count(word);
+        self.sent.count(word.len(), size);
         self.tail += size;
         show(self.ring.head(at), word);
         if !self.is_prepared(size) {
@@ -619,7 +630,7 @@ impl Writer {
 
     #[inline(always)]
     fn add_to_run(&mut self, word: Word) {
-        self.sent.count(word);
+        self.sent.count(word.len(), word.size());
         self.hold(word);
     }
 
@@ -667,9 +678,9 @@ impl Writer {
     /// farther: lines that are cleared long before they are written are taken away again by the reader's prefetcher.
     #[inline(never)]
     fn prepare(&mut self, size: u64) {
-        let next = self.tail + size.min(MAX_AHEAD);
+        let next = self.tail + size;
         let cleared = self.cleared;
-        if cleared < next + SLOT {
+        if cleared < next + SLOT && self.is_to_clear(size) {
             let ahead = if size <= SMALL { SMALL_AHEAD } else { AHEAD };
             let to = ((next + ahead + 63) & !63).min(self.limit);
             self.cleared = to.max(cleared);
@@ -678,6 +689,15 @@ impl Writer {
         if self.cleared > cleared {
             self.ring.zero(cleared, self.cleared);
         }
+    }
+
+    /// Whether the place of the next frame, of `size` bytes, is cleared. (So its lines are there when it comes.)
+    fn is_to_clear(&self, size: u64) -> bool {
+        #[cfg(not(loom))]
+        if size > LONG as u64 && !self.haul.wants_lines(self.tail) {
+            return false;
+        }
+        size <= MAX_CLEARED
     }
 
     /// Gives up a claimed frame, and the padding before it: nothing of them was ever visible.

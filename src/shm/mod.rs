@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `layout` | every shared structure, with its offsets; no behaviour | types only | |
 //! | `lane` | the writing half, its invariant, the reading half | yes | |
+//! | `haul` | which way long payloads take into a ring | | |
 //! | `roster` | who reads: join, leave, limits | yes | |
 //! | `table` | the latest values of a writer's keys | yes | |
 //! | `claims` | a queue's group: whose each message is | yes | |
@@ -52,6 +53,8 @@ pub mod fork;
 pub mod futex;
 #[cfg(not(loom))]
 pub mod groups;
+#[cfg(not(loom))]
+pub mod haul;
 #[cfg(not(loom))]
 pub mod members;
 #[cfg(not(loom))]

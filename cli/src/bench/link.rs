@@ -256,10 +256,14 @@ const NUMBER_BYTES: usize = size_of::<u64>();
 /// A message: its number, as far as there is room, before what never changes.
 #[derive(Debug)]
 pub struct Message {
-    /// This one, and those after it: a small one is made well before it is sent, so that the copy need not wait for the
+    /// This one, and beside it the next: a small one is made well before it is sent, so that the copy need not wait for the
     /// number to be stored.
-    ahead: Vec<Vec<u8>>,
+    bytes: Vec<u8>,
+    size: usize,
+    /// Where this one begins.
     at: usize,
+    /// Where the next one begins, if it is not here.
+    other: usize,
     number: u64,
 }
 
@@ -269,33 +273,36 @@ const SMALL: usize = 4096;
 impl Message {
     /// The first of a job.
     pub fn new(job: &Job) -> Self {
-        let bytes: Vec<u8> = (0..job.size).map(|i| (i * 31 + 7) as u8).collect();
-        let count = if job.size <= SMALL { 2 } else { 1 };
-        let mut ahead = vec![bytes; count];
-        for (number, bytes) in (job.first..).zip(&mut ahead) {
-            stamp(bytes, number);
-        }
-        let number = job.first;
-        Self {
-            ahead,
+        let size = job.size;
+        let other = if size <= SMALL { size } else { 0 };
+        let mut message = Self {
+            bytes: (0..size).map(|i| (i * 31 + 7) as u8).collect(),
+            size,
             at: 0,
-            number,
+            other,
+            number: job.first,
+        };
+        stamp(&mut message.bytes, job.first);
+        if other > 0 {
+            message.bytes.extend_from_within(..);
+            stamp(&mut message.bytes[other..], job.first + 1);
         }
+        message
     }
 
     /// All of it.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        &self.ahead[self.at]
+        &self.bytes[self.at..][..self.size]
     }
 
     /// Goes on to the next one.
     #[inline]
     pub fn advance(&mut self) {
-        let count = self.ahead.len();
-        stamp(&mut self.ahead[self.at], self.number + count as u64);
+        let ahead = if self.other > 0 { 2 } else { 1 };
+        stamp(&mut self.bytes[self.at..][..self.size], self.number + ahead);
         self.number += 1;
-        self.at = if self.at + 1 < count { self.at + 1 } else { 0 };
+        self.at = self.other - self.at;
     }
 }
 
@@ -324,12 +331,12 @@ pub struct BusLink {
 }
 
 impl Link for BusLink {
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, message: &[u8]) -> Result<(), Failure> {
         Ok(self.publisher.send(message)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn recv(&mut self, _size: usize) -> Result<u64, Failure> {
         Ok(sum(&self.subscriber.recv()?))
     }
