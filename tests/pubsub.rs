@@ -5,8 +5,9 @@
 mod common;
 
 use std::io::{BufRead, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use buslane::{
     Bus, Envelope, ErrorKind, Kind, Message, Publisher, Subscriber, Topic, WaitStrategy,
@@ -588,6 +589,50 @@ fn ping_pong_between_processes_with_each_strategy() {
         drop(there);
         echo.join();
     }
+}
+
+/// Its writers then clear less at a time; who gets them in a stream says that.
+#[test]
+fn who_waits_for_each_message_says_so() {
+    let private = private();
+    let bus = private.bus();
+    let (ping, pong) = (bus.topic("ping").unwrap(), bus.topic("pong").unwrap());
+    let (mut asks, mut asked) = (ping.publisher().unwrap(), ping.subscriber().unwrap());
+    let (mut answers, mut answered) = (pong.publisher().unwrap(), pong.subscriber().unwrap());
+    let says_singly = || {
+        let name = private.names("topics/ping").into_iter();
+        let cursor = name.rev().find(|name| name.starts_with("cursor.")).unwrap();
+        let file = std::fs::File::open(private.path.join("topics/ping").join(cursor)).unwrap();
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, 424).unwrap();
+        u64::from_le_bytes(word) == 1
+    };
+    let answering = std::thread::spawn(move || {
+        while let Ok(message) = asked.recv() {
+            let is_question = message[0] == 1;
+            drop(message);
+            if is_question {
+                answers.send(&[0]).unwrap();
+            }
+        }
+    });
+    let until = |wanted, step: &mut dyn FnMut()| {
+        let started = Instant::now();
+        while says_singly() != wanted {
+            assert!(started.elapsed() < PATIENCE);
+            (0..100).for_each(|_| step());
+        }
+    };
+    assert!(!says_singly());
+    for _ in 0..2 {
+        until(true, &mut || {
+            asks.send(&[1]).unwrap();
+            drop(answered.recv().unwrap());
+        });
+        until(false, &mut || asks.send_batch([[0]; 64]).map(drop).unwrap());
+    }
+    drop(asks);
+    answering.join().unwrap();
 }
 
 #[test]

@@ -241,9 +241,16 @@ impl Receiver {
     pub(super) fn note_vain_look(&mut self) {
         self.pace.left -= 1;
         if self.pace.left == 0 {
-            let here = self.sources.here_mut();
-            let came = here.map_or(0, |here| here.reader.track().take_streak());
-            self.pace.pause(came);
+            self.pause();
+        }
+    }
+
+    #[inline(never)]
+    fn pause(&mut self) {
+        let here = self.sources.here_mut();
+        let came = here.map_or(0, |here| here.reader.track().take_streak());
+        if let Some(singly) = self.pace.pause(came) {
+            self.cursor.tell_singly(&self.topic.files.control, singly);
         }
     }
 

@@ -221,7 +221,9 @@ impl Sender {
             return;
         }
         // If the readers can't be listed now, one of them may sleep: ring in any case. The next slow path says why.
-        if self.refresh().is_err() || self.readers.any_parked() {
+        let is_listed = self.refresh().is_ok();
+        self.lane.expect_singly(self.readers.any_singly());
+        if !is_listed || self.readers.any_parked() {
             park::ring(&self.topic.files.control);
         }
     }

@@ -40,9 +40,25 @@ use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
 /// How far behind the place of the next frame slots are cleared, in bytes.
-const AHEAD: u64 = 384;
-/// The same while frames are small: a reader passes many before it comes to what was cleared.
-const SMALL_AHEAD: u64 = 2048;
+#[derive(Clone, Copy, Debug)]
+struct Ahead {
+    /// While frames are small: a reader passes many before it comes to what was cleared.
+    small: u64,
+    /// While they are not.
+    other: u64,
+}
+
+/// While many come.
+const MANY: Ahead = Ahead {
+    small: 2048,
+    other: 384,
+};
+/// While they come singly: what was cleared just now is still in the nearest cache, and is the sooner written. (Small ones: up to
+/// the end of the line.)
+const SINGLY: Ahead = Ahead {
+    small: 0,
+    other: 192,
+};
 /// Bytes of a small frame.
 const SMALL: u64 = 2 * SLOT;
 /// Bytes of a run of frames that become visible together; at most a quarter of the ring.
@@ -237,6 +253,7 @@ pub struct Writer {
     lent: (u64, u64),
     /// First frame of a run of frames that become visible together, and its word; 0: there is none.
     first: (u64, Word),
+    ahead: Ahead,
     /// How many boundary records were made.
     recorded: usize,
     #[cfg(not(loom))]
@@ -345,6 +362,7 @@ impl Writer {
             sent: Sent::before(tail),
             lent: (0, 0),
             first,
+            ahead: MANY,
             recorded,
         }
     }
@@ -681,7 +699,8 @@ impl Writer {
         let next = self.tail + size;
         let cleared = self.cleared;
         if cleared < next + SLOT && self.is_to_clear(size) {
-            let ahead = if size <= SMALL { SMALL_AHEAD } else { AHEAD };
+            let Ahead { small, other } = self.ahead;
+            let ahead = if size <= SMALL { small } else { other };
             let to = ((next + ahead + 63) & !63).min(self.limit);
             self.cleared = to.max(cleared);
         }
@@ -698,6 +717,12 @@ impl Writer {
             return false;
         }
         size <= MAX_CLEARED
+    }
+
+    /// Whether a reader waits for each message from now on: then it matters how soon the next one is written, and not how many
+    /// are.
+    pub fn expect_singly(&mut self, singly: bool) {
+        self.ahead = if singly { SINGLY } else { MANY };
     }
 
     /// Gives up a claimed frame, and the padding before it: nothing of them was ever visible.

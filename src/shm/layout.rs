@@ -284,6 +284,8 @@ pub struct CursorOwner {
     pub group: AtomicU64,
     /// Of a consumer of a queue: bit n says that it takes messages of kind n, bit 0 those without an envelope. 0: all.
     pub kinds: AtomicU64,
+    /// 1: messages come to it one at a time, and it waits for each. A hint for writers.
+    pub singly: AtomicU64,
 }
 
 /// What a group's consumers agree on, in its file's page at [`GROUP_CONFIG`]. Written by the holder of the file's lock, with

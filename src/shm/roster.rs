@@ -155,6 +155,14 @@ impl Cursor {
         joined
     }
 
+    /// The reader's: tells writers whether messages come to it one at a time, so that it waits for each.
+    pub fn tell_singly(&self, control: &Control, singly: bool) {
+        // A hint, about no other word.
+        let owner = &self.header.owner;
+        owner.singly.store(u64::from(singly), Ordering::Relaxed);
+        control.attention.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether its reader sleeps, or is about to.
     pub fn is_parked(&self) -> bool {
         self.header.parked.load(Ordering::Relaxed) != 0
@@ -379,6 +387,12 @@ impl Readers {
     /// Whether a reader sleeps, or is about to.
     pub fn any_parked(&self) -> bool {
         self.known.iter().any(|known| known.cursor.is_parked())
+    }
+
+    /// Whether messages come to a reader one at a time.
+    pub fn any_singly(&self) -> bool {
+        let singly = |known: &Known| known.cursor.header.owner.singly.load(Ordering::Relaxed);
+        self.known.iter().any(|known| singly(known) != 0)
     }
 
     /// The slowest reader of `lane`. Readers without a slot stand at `unjoined`, or don't count.

@@ -3,7 +3,8 @@
 use buslane_cli::bench::{BUSLANE, FUTEX, PIPE, PUBSUB, Plan, RAW, Transport, UDS, Wait, What};
 
 use crate::transport::{
-    BATCH, ICEORYX2, MEMCPY, MQUEUE, RINGFIRE, RINGFIRE_BATCH, SEQPACKET, SLEEPING, TYPED,
+    BATCH, FEW_SLOTS, ICEORYX2, MEMCPY, MQUEUE, RINGFIRE, RINGFIRE_BATCH, SEQPACKET, SLEEPING,
+    SLOTS, TYPED,
 };
 
 /// One question.
@@ -48,15 +49,17 @@ pub const SECTIONS: [Section; 11] = [
     Section {
         name: "rtt",
         title: "Round trip",
-        note: "There and back, answered at once. `memcpy` is the least that carries the bytes: a copy into a shared buffer, a counter, a sum out of it.",
+        note: "There and back, answered at once. What carries the bytes, and does nothing else: `memcpy`, a copy into a shared buffer, a counter, a sum out of it; `slots-16`, the same with a word before each message in the place of the counter, and no more than 16 places for them.",
         sizes: &[8, 64, 256, 1024],
-        transports: &[BUSLANE, TYPED, RAW, MEMCPY, ICEORYX2, RINGFIRE, PIPE],
+        transports: &[
+            BUSLANE, TYPED, RAW, MEMCPY, FEW_SLOTS, ICEORYX2, RINGFIRE, PIPE,
+        ],
         ..PLAIN
     },
     Section {
         name: "rate",
         title: "Rate, one way",
-        note: "From the first message that is sent to the word that the last was received.",
+        note: "From the first message that is sent to the word that the last was received. What carries the bytes, and does nothing else: `memcpy`, as above; `slots`, the same with a word before each message.",
         what: What::Rate,
         sizes: &[8, 64, 1024, 65536],
         transports: &[
@@ -64,6 +67,7 @@ pub const SECTIONS: [Section; 11] = [
             TYPED,
             BATCH,
             MEMCPY,
+            SLOTS,
             ICEORYX2,
             RINGFIRE,
             RINGFIRE_BATCH,

@@ -17,13 +17,13 @@ use buslane_cli::failure::Failure;
 
 pub use ice::ICEORYX2;
 pub use library::{BATCH, SLEEPING, TYPED};
-pub use memcpy::MEMCPY;
+pub use memcpy::{FEW_SLOTS, MEMCPY, SLOTS};
 pub use mqueue::MQUEUE;
 pub use ring::{RINGFIRE, RINGFIRE_BATCH};
 pub use seqpacket::SEQPACKET;
 
 /// All there are, by their names.
-pub const ALL: [Transport; 15] = [
+pub const ALL: [Transport; 17] = [
     BUSLANE,
     TYPED,
     BATCH,
@@ -31,6 +31,8 @@ pub const ALL: [Transport; 15] = [
     PUBSUB,
     RAW,
     MEMCPY,
+    SLOTS,
+    FEW_SLOTS,
     FUTEX,
     PIPE,
     UDS,
