@@ -4,6 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use crate::message::Payload;
+use crate::shm::bytes::Places;
 use crate::shm::lane::{Found, Reader, Row};
 
 /// Messages of one publisher, in place. They are released together when it is dropped.
@@ -36,12 +37,17 @@ impl<T: ?Sized + Payload> Batch<'_, T> {
     /// The messages.
     #[inline]
     pub fn iter(&self) -> BatchIter<'_, T> {
+        let places = self.reader.places(&self.row);
+        let left = match self.row.len {
+            Some(_) => 0,
+            None => self.row.messages,
+        };
         BatchIter {
+            places,
+            left,
             reader: self.reader,
             first: self.row.first,
             position: self.row.first.position,
-            left: self.row.messages,
-            are_plain: self.row.len.is_some(),
             payload: PhantomData,
         }
     }
@@ -75,12 +81,13 @@ impl<'b, T: ?Sized + Payload> IntoIterator for &'b Batch<'_, T> {
 #[derive(Debug)]
 #[must_use]
 pub struct BatchIter<'b, T: ?Sized = [u8]> {
-    reader: &'b Reader,
-    first: Found,
-    position: u64,
+    /// Of those that are all plain, and as long as the type says.
+    places: Places<'b>,
+    /// Or else how many there are, of any kind, and where the next one starts.
     left: usize,
-    /// All of them, and as long as the type says.
-    are_plain: bool,
+    position: u64,
+    first: Found,
+    reader: &'b Reader,
     payload: PhantomData<&'b T>,
 }
 
@@ -89,33 +96,39 @@ impl<'b, T: ?Sized + Payload> Iterator for BatchIter<'b, T> {
 
     #[inline]
     fn next(&mut self) -> Option<&'b T> {
-        self.left = self.left.checked_sub(1)?;
-        let next = self
-            .reader
-            .read_in_row(self.position, T::SIZE, self.are_plain);
-        if let Some((payload, end)) = next {
-            self.position = end;
-            return Some(T::in_frame(payload));
+        if let Some(place) = self.places.next() {
+            return Some(T::in_frame(place.payload()));
         }
-        self.next_of_any_kind()
+        self.left = self.left.checked_sub(1)?;
+        let (payload, end) = next_of_any_kind::<T>(self.reader, self.first, self.position)?;
+        self.position = end;
+        Some(payload)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.left))
+        let (places, _) = self.places.size_hint();
+        // One of any kind may have been changed since by a writer that does not keep the protocol: it is left out then.
+        (places, Some(places + self.left))
     }
 }
 
-impl<'b, T: ?Sized + Payload> BatchIter<'b, T> {
-    #[inline(never)]
-    fn next_of_any_kind(&mut self) -> Option<&'b T> {
-        let found = match self.position == self.first.position {
-            true => self.first,
-            false => self.reader.ahead(self.position).ok().flatten()?,
-        };
-        self.position = found.end();
-        let (_, payload) = self.reader.parts(found)?;
-        // Looked at when the batch was made; a writer that does not keep the protocol may have changed it.
-        let is_whole = T::SIZE.is_none_or(|size| payload.len() as u64 == size);
-        is_whole.then(|| T::in_frame(payload))
+/// The message at `position`, and where it ends. (An iterator that is given away by its address is in memory from its beginning
+/// on.)
+#[inline]
+fn next_of_any_kind<T: ?Sized + Payload>(
+    reader: &Reader,
+    first: Found,
+    position: u64,
+) -> Option<(&T, u64)> {
+    if let Some((payload, end)) = reader.read_in_row(position, T::SIZE) {
+        return Some((T::in_frame(payload), end));
     }
+    let found = match position == first.position {
+        true => first,
+        false => reader.ahead(position).ok().flatten()?,
+    };
+    let (_, payload) = reader.parts(found)?;
+    // Looked at when the batch was made; a writer that does not keep the protocol may have changed it.
+    let is_whole = T::SIZE.is_none_or(|size| payload.len() as u64 == size);
+    is_whole.then(|| (T::in_frame(payload), found.end()))
 }

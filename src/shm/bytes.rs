@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::layout::SLOT;
+use super::layout::{SLOT, frame_size};
 use super::segment::Mapping;
 use super::sync::{AtomicU64, Ordering};
 
@@ -93,6 +93,19 @@ impl Ring {
         }
     }
 
+    /// The places of `count` frames with `len` bytes each that lie one behind the other, from `position` on, a multiple of 16.
+    #[inline]
+    pub fn places(&self, position: u64, len: usize, count: usize) -> Places<'_> {
+        let size = frame_size(len as u64);
+        let to_end = self.capacity() - (position & self.slots);
+        assert!(count as u64 <= to_end / size, "a row lies within the ring");
+        Places {
+            next: self.place(position, if count > 0 { len } else { 0 }),
+            size: size as usize,
+            left: count,
+        }
+    }
+
     /// The word of the frame at `position`, a multiple of 16.
     #[inline(always)]
     pub fn head(&self, position: u64) -> &AtomicU64 {
@@ -138,7 +151,7 @@ impl Ring {
         if way == Way::Past {
             let to = self.range(position, payload.len());
             // SAFETY: as in `copy_in`.
-            return unsafe { past::copy(payload.as_ptr(), to.as_ptr(), payload.len()) };
+            return unsafe { wide::copy_past(payload.as_ptr(), to.as_ptr(), payload.len()) };
         }
         for (at, piece) in (position..).step_by(PIECE).zip(payload.chunks(PIECE)) {
             self.copy_in(at, piece);
@@ -215,12 +228,16 @@ pub enum Way {
 /// (`rep movsb`), which is up to a fifth slower where both lie unluckily in their pages.
 const PIECE: usize = 2048;
 
+/// What more than a word at a time can do.
 #[cfg(target_arch = "x86_64")]
-mod past {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-    use std::ptr::copy_nonoverlapping;
+mod wide {
+    use std::arch::x86_64::{
+        __m128i, _mm_loadu_si128, _mm_set_epi64x, _mm_sfence, _mm_store_si128, _mm_stream_si128,
+    };
+    use std::ptr::{NonNull, copy_nonoverlapping};
 
-    pub const IS_THERE: bool = true;
+    /// Whether there is a way past the caches.
+    pub const HAS_PAST: bool = true;
 
     /// Bytes of a cache line.
     const LINE: usize = 64;
@@ -230,7 +247,7 @@ mod past {
     /// # Safety
     ///
     /// As of [`copy_nonoverlapping`] of `len` bytes.
-    pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    pub unsafe fn copy_past(from: *const u8, to: *mut u8, len: usize) {
         let before = to.align_offset(LINE).min(len);
         let behind = before + (len - before) / LINE * LINE;
         // SAFETY: the three pieces are the `len` bytes, as the caller says; what is streamed to is aligned to a line. Stores
@@ -246,19 +263,42 @@ mod past {
             _mm_sfence();
         }
     }
+
+    /// Writes two words by one store. How many lines a processor fetches at a time to write them depends on how many stores may
+    /// wait: so half as many stores are twice as many lines.
+    ///
+    /// # Safety
+    ///
+    /// `at` is aligned to 16, and may be written to.
+    #[inline(always)]
+    pub unsafe fn store_pair(at: NonNull<u8>, first: u64, second: u64) {
+        // SAFETY: as the caller says.
+        unsafe {
+            _mm_store_si128(
+                at.as_ptr().cast(),
+                _mm_set_epi64x(second as i64, first as i64),
+            )
+        }
+    }
 }
 
-/// No stable way to say so.
+/// Where there is nothing of the kind, or no stable name for it.
 #[cfg(not(target_arch = "x86_64"))]
-mod past {
-    pub use std::ptr::copy_nonoverlapping as copy;
+mod wide {
+    use std::ptr::NonNull;
+    pub use std::ptr::copy_nonoverlapping as copy_past;
 
-    pub const IS_THERE: bool = false;
+    pub const HAS_PAST: bool = false;
+
+    pub unsafe fn store_pair(at: NonNull<u8>, first: u64, second: u64) {
+        // SAFETY: as the caller says.
+        unsafe { at.cast::<[u64; 2]>().write([first, second]) }
+    }
 }
 
 impl Way {
     /// Whether this processor has the other one.
-    pub const HAS_OTHER: bool = past::IS_THERE;
+    pub const HAS_OTHER: bool = wide::HAS_PAST;
 
     /// The other one.
     pub fn other(self) -> Self {
@@ -304,12 +344,56 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// The same, with the word: of a frame that nobody sees yet, because one before it is not there.
+    #[inline(always)]
+    pub fn fill_unseen(self, word: u64, payload: &[u8]) {
+        assert!(payload.len() <= self.len, "a payload fits its place");
+        match <[u8; 8]>::try_from(payload) {
+            // SAFETY: `place` found the 16 bytes of the slot in the ring, and aligned; for the rest, as in `copy_in`.
+            Ok(bytes) => unsafe { wide::store_pair(self.at, word, u64::from_ne_bytes(bytes)) },
+            Err(_) => {
+                self.fill(payload);
+                // Nobody sees it: what orders it is the word that is not there.
+                self.head().store(word, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The bytes behind the word, which the lane has found committed and not yet released.
     #[inline(always)]
     pub fn payload(self) -> &'a [u8] {
         // SAFETY: `place` checked that they are in the ring; a committed frame is not written again until its reader, whose
         // lane the returned borrow is of, has released it.
         unsafe { NonNull::slice_from_raw_parts(self.at.add(8), self.len).as_ref() }
+    }
+}
+
+/// Where several frames lie that have the same length, one behind the other: all of them within the ring.
+#[derive(Clone, Debug)]
+pub struct Places<'a> {
+    next: Place<'a>,
+    /// Bytes from one to the next.
+    size: usize,
+    left: usize,
+}
+
+impl<'a> Iterator for Places<'a> {
+    type Item = Place<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Place<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        let place = self.next;
+        // SAFETY: `Ring::places` found all of them in the mapping; this is at most its end.
+        self.next.at = unsafe { place.at.add(self.size) };
+        // SAFETY: the first is aligned to 16, and their size is a multiple of it.
+        unsafe { std::hint::assert_unchecked(place.at.cast::<u128>().is_aligned()) };
+        Some(place)
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
     }
 }
 

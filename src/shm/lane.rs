@@ -28,6 +28,8 @@
 //! | `want` | the writer | `park` has both sides |
 
 #[cfg(not(loom))]
+use super::bytes::Places;
+#[cfg(not(loom))]
 use super::haul::{Haul, LONG};
 #[cfg(not(loom))]
 use super::layout::EnvelopeHead;
@@ -578,18 +580,17 @@ impl Writer {
         let size = frame_size(len as u64);
         let room = self.run_end.saturating_sub(self.tail + SLOT) / size;
         let row = &rest[..rest.len().min(room as usize)];
-        let (mut at, mut sequence) = (self.tail, self.sent.sequence);
+        let mut places = self.ring.places(self.tail, len, row.len());
+        let mut sequence = self.sent.sequence;
         for message in row {
-            let place = self.ring.place(at, len);
-            // As in `write`.
-            place.fill(message.as_bytes());
-            // As in `hold`.
+            let Some(place) = places.next() else { break };
+            // As in `write`, and in `hold`.
             let word = Word::message(len as u64, sequence);
-            place.head().store(word.0, Ordering::Relaxed);
-            (at, sequence) = (at + size, sequence.wrapping_add(1));
+            place.fill_unseen(word.0, message.as_bytes());
+            sequence = sequence.wrapping_add(1);
         }
         self.sent.count_many(row.len() as u64, len as u64, size);
-        self.tail = at;
+        self.tail += row.len() as u64 * size;
         1 + row.len()
     }
 
@@ -1057,8 +1058,8 @@ impl Reader {
     }
 
     /// The row of at most `max` messages that begins with one that was found, and of others that begin before `until`: all of
-    /// them of `len` bytes, if that is said, or else with envelopes and as `is_meant` says. A damaged frame ends it, or one
-    /// that is not meant: the next look reports it.
+    /// them of `len` bytes, if that is said, or else with envelopes and as `is_meant` says. The end of the ring ends it, and
+    /// a damaged frame, or one that is not meant: the next look reports it.
     #[inline]
     pub fn row(
         &self,
@@ -1068,6 +1069,8 @@ impl Reader {
         is_meant: impl Fn(&Self, Found) -> bool,
     ) -> Row {
         let is_copied = self.copied.is_some();
+        let ring_end = first.position - self.ring.offset(first.position) + self.ring.capacity();
+        let until = until.min(ring_end);
         let mut row = Row {
             first,
             end: first.end(),
@@ -1099,27 +1102,26 @@ impl Reader {
         row
     }
 
+    /// Where the messages of such a row are, if they are all plain, and of the length that was asked for; or else none.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn places(&self, row: &Row) -> Places<'_> {
+        let (len, count) = row.len.map_or((0, 0), |len| (len, row.messages));
+        self.ring.places(row.first.position, len as usize, count)
+    }
+
     /// What the message of such a row at a frame boundary carries, and where it ends, if it is a plain one, of `len` bytes if
-    /// that is said. `are_plain`: they all are, and of that length.
+    /// that is said.
     #[cfg(not(loom))]
     #[inline(always)]
-    pub fn read_in_row(
-        &self,
-        position: u64,
-        len: Option<u64>,
-        are_plain: bool,
-    ) -> Option<(&[u8], u64)> {
-        // Committed, and not released: the batch that borrows this reader releases it.
-        if let (Some(len), true) = (len, are_plain) {
-            let place = self.ring.place(position, len as usize);
-            return Some((place.payload(), position + frame_size(len)));
-        }
+    pub fn read_in_row(&self, position: u64, len: Option<u64>) -> Option<(&[u8], u64)> {
         if self.copied.is_some() {
             return None;
         }
         let unread = self.plain_at(position, len).ok()?;
         let place = self.ring.place(position, unread.len as usize);
         see_what_is_behind();
+        // Committed, and not released: the batch that borrows this reader releases it.
         Some((place.payload(), unread.end))
     }
 

@@ -271,15 +271,16 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
                 let alike = alike.then_some(found.word.len());
                 let until = reader.position() + capacity as u64 / 4;
                 let row = reader.row(found, (max, until), alike, |_, _| false);
-                let mut position = row.first.position;
+                let (mut places, mut position) = (reader.places(&row), row.first.position);
                 for nth in 0..row.messages {
                     let (sequence, len) = expected.pop_front().unwrap();
-                    let read = match reader.read_in_row(position, alike, row.len.is_some()) {
-                        Some((read, end)) => {
+                    let read = match (places.next(), reader.read_in_row(position, alike)) {
+                        (Some(place), _) => place.payload(),
+                        (None, Some((read, end))) => {
                             position = end;
                             read
                         }
-                        None => {
+                        (None, None) => {
                             assert!(lossy && nth == 0, "only what is copied is not in the ring");
                             reader.parts(found).unwrap().1
                         }
