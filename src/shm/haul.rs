@@ -1,9 +1,10 @@
 //! Which way long payloads take into a ring: through the processor's caches, or past them.
 //!
 //! A line that another processor has in its caches must be taken away from it before it is written. Where that one is near, this
-//! costs less than memory does. Where it is far (on other cache complexes, other sockets) it costs several times as much,
-//! and the way past the caches, which takes nothing from anyone, is the quicker one. No system says reliably which it is, and on a virtual machine it
-//! changes from one second to the next: so a writer tries, now and then, for as long as it takes the ring to be in its new state.
+//! costs less than memory does. Where it is far (on another complex of cores, in another socket) it costs several times as much,
+//! and the way past the caches, which takes nothing from anyone, is the quicker one. No system says reliably which it is, and on
+//! a virtual machine it changes from one second to the next. So a writer tries the other way now and then, for as long as it
+//! takes the ring to be as that way leaves it.
 
 use std::time::Instant;
 
@@ -84,7 +85,8 @@ impl Haul {
     /// Begins a try, or ends it.
     #[cold]
     fn turn(&mut self, position: u64) {
-        let is_better = self.least < self.settled / 4 * 3;
+        // Long messages may be rare: if there was none to compare with, nothing is known.
+        let is_better = self.settled < u64::MAX && self.least < self.settled / 4 * 3;
         let laps = if !self.is_tried {
             self.settled = self.least;
             self.way = self.way.other();
@@ -135,6 +137,16 @@ mod tests {
         // And back.
         past(&mut haul, &mut position, LAST_TRY + TRIED, 20, 40);
         assert!(past(&mut haul, &mut position, 10_000, 20, 40) < 100);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_better() {
+        let mut haul = Haul::new(LAP, 0);
+        haul.turn(haul.end);
+        assert_eq!(haul.way, Way::Past);
+        haul.note(1);
+        haul.turn(haul.end);
+        assert_eq!(haul.way, Way::Through);
     }
 
     #[test]

@@ -32,8 +32,8 @@ use super::bytes::Places;
 #[cfg(not(loom))]
 use super::haul::{Haul, LONG};
 #[cfg(not(loom))]
-use super::layout::EnvelopeHead;
-use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size, max_len};
+use super::layout::{EnvelopeHead, max_len};
+use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
