@@ -42,6 +42,9 @@ struct Args {
     /// The page whose part between `<!-- peers -->` and `<!-- /peers -->` is made anew
     #[arg(long)]
     page: Option<PathBuf>,
+    /// Bytes of a lane, and of what is like one, in place of a section's own: a power of two
+    #[arg(long)]
+    capacity: Option<usize>,
     /// The CPU of the process with the clock, and those of the others
     #[arg(long, value_delimiter = ',', default_value = "0,1")]
     cpus: Vec<usize>,
@@ -93,6 +96,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         let mut all = Vec::new();
         for mut plan in section.plans(count, &args.cpus) {
             plan.transports.retain(|it| args.is_beside(it.name));
+            plan.capacity = args.capacity.or(plan.capacity);
             all.extend(rounds(&plan, &stop).map_err(|failure| format!("{failure:?}"))?);
         }
         let rows = result::rows(section, &all);
