@@ -318,7 +318,7 @@ fn limits_and_refusals() {
 fn too_long_is_too_long() {
     let private = private();
     let bus = private.bus();
-    let longer_than_a_word = vec![7; (1 << 28) + 8];
+    let longer_than_a_word = vec![0; (1 << 28) + 8];
     for (name, capacity) in [("small", 4096), ("large", 1 << 20)] {
         let topic = bus.topic_builder(name).capacity(capacity).open().unwrap();
         let (mut s, mut p) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
@@ -403,12 +403,16 @@ fn a_batch_wakes_a_sleeper() {
             left -= s.recv_batch(64).unwrap().len();
         }
     });
+    let started = Instant::now();
     for _ in 0..200 {
         // About as long as it takes to fall asleep.
         std::thread::sleep(Duration::from_micros(100));
         p.send_batch(["a", "b"]).unwrap();
+        p.wait_delivered(None).unwrap();
     }
     receiving.join().unwrap();
+    // Sleeps end by themselves after a quarter of a second: all of them would take 50 s.
+    assert!(started.elapsed() < Duration::from_secs(25));
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Debug)]
@@ -629,7 +633,11 @@ fn who_waits_for_each_message_says_so() {
             asks.send(&[1]).unwrap();
             drop(answered.recv().unwrap());
         });
-        until(false, &mut || asks.send_batch([[0]; 64]).map(drop).unwrap());
+        until(false, &mut || {
+            asks.send_batch([[0]; 64]).unwrap();
+            // So that the next ones are waited for.
+            asks.wait_delivered(None).unwrap();
+        });
     }
     drop(asks);
     answering.join().unwrap();
@@ -685,6 +693,9 @@ fn two_openings_in_one_process_and_sending_to_other_threads() {
     assert_send::<Subscriber>();
     assert_send::<Bus>();
     assert_send::<Topic>();
+    assert_send::<buslane::Frame<'_>>();
+    assert_send::<buslane::Batch<'_>>();
+    assert_send::<buslane::BatchIter<'_>>();
     let private = private();
     let (a, b) = (private.bus(), private.bus());
     let mut s = a.topic("t").unwrap().subscriber().unwrap();

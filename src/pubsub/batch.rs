@@ -127,8 +127,13 @@ fn next_of_any_kind<T: ?Sized + Payload>(
         true => first,
         false => reader.ahead(position).ok().flatten()?,
     };
-    let (_, payload) = reader.parts(found)?;
     // Looked at when the batch was made; a writer that does not keep the protocol may have changed it.
+    Some((T::in_frame(payload::<T>(reader, found)?), found.end()))
+}
+
+/// The payload of a message that was found, if it is whole, and has the type's size.
+pub(super) fn payload<T: ?Sized + Payload>(reader: &Reader, found: Found) -> Option<&[u8]> {
+    let (_, payload) = reader.parts(found)?;
     let is_whole = T::SIZE.is_none_or(|size| payload.len() as u64 == size);
-    is_whole.then(|| (T::in_frame(payload), found.end()))
+    is_whole.then_some(payload)
 }

@@ -16,8 +16,8 @@ pub(super) struct Pace {
     between: u32,
     /// The last one was followed by a pause.
     paused: bool,
-    /// Messages come one at a time: several pauses in a row have brought no more.
-    singly: bool,
+    /// What publishers were told: messages come one at a time.
+    pub(super) singly: bool,
 }
 
 impl Default for Pace {
@@ -48,26 +48,25 @@ const STREAM: u32 = 3;
 const STREAM_PAUSES: u32 = 256;
 
 impl Pace {
-    /// After a look in vain, `came` messages after the one before it. Whether messages come singly from now on, if that is news.
-    pub(super) fn pause(&mut self, came: u32) -> Option<bool> {
+    /// After a look in vain, `came` messages after the one before it. Whether messages come singly: several pauses in a row have
+    /// brought no more.
+    pub(super) fn pause(&mut self, came: u32) -> bool {
         if self.paused && came < STREAM {
             self.paused = false;
             self.between = (self.between * 2).min(LAST_TRY);
             self.left = self.between;
-            let are_many = self.between >= FIRST_TRY << TRIES;
-            return (are_many && !std::mem::replace(&mut self.singly, true)).then_some(true);
+            return self.singly || self.between >= FIRST_TRY << TRIES;
         }
-        let mut news = None;
-        if self.paused {
+        let is_stream = self.paused;
+        if is_stream {
             self.between = FIRST_TRY;
-            news = std::mem::take(&mut self.singly).then_some(false);
         }
         self.paused = true;
         self.left = 1;
         for _ in 0..STREAM_PAUSES {
             hint::spin_loop();
         }
-        news
+        self.singly && !is_stream
     }
 }
 
@@ -75,23 +74,21 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// One pause, after which `came` messages are there.
-    fn pause(pace: &mut Pace, came: u32) -> Option<bool> {
+    /// One pause, after which `came` messages are there: whether they come singly.
+    fn pause(pace: &mut Pace, came: u32) -> bool {
         while !pace.paused {
-            assert_eq!(pace.pause(1), None);
+            assert_eq!(pace.pause(1), pace.singly, "no news");
         }
-        pace.pause(came)
+        pace.singly = pace.pause(came);
+        pace.singly
     }
 
     #[test]
     fn messages_come_singly_until_a_pause_brings_several() {
         let mut pace = Pace::default();
-        assert_eq!(pause(&mut pace, 10), None, "it was taken for a stream");
-        assert_eq!(pause(&mut pace, 1), None, "once may be chance");
-        assert_eq!(pause(&mut pace, 2), Some(true));
-        assert_eq!(pause(&mut pace, 0), None, "no news");
-        assert_eq!(pause(&mut pace, 3), Some(false));
-        assert_eq!(pause(&mut pace, 3), None);
+        let singly = [10, 1, 2, 0, 3, 3].map(|came| pause(&mut pace, came));
+        // Once may be chance.
+        assert_eq!(singly, [false, false, true, true, false, false]);
     }
 
     #[test]

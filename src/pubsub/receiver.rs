@@ -213,6 +213,10 @@ impl Receiver {
     #[inline(always)]
     pub(super) fn find(&mut self) -> Result<Option<Found>> {
         self.check_fork()?;
+        if self.pace.singly {
+            // Who does not wait here does not notice when they don't any more.
+            self.tell_singly(false);
+        }
         if let Some(found) = self.look() {
             return Ok(Some(found));
         }
@@ -249,9 +253,17 @@ impl Receiver {
     fn pause(&mut self) {
         let here = self.sources.here_mut();
         let came = here.map_or(0, |here| here.reader.track().take_streak());
-        if let Some(singly) = self.pace.pause(came) {
-            self.cursor.tell_singly(&self.topic.files.control, singly);
+        let singly = self.pace.pause(came);
+        if singly != self.pace.singly {
+            self.tell_singly(singly);
         }
+    }
+
+    /// Tells publishers whether messages come singly.
+    #[cold]
+    fn tell_singly(&mut self, singly: bool) {
+        self.pace.singly = singly;
+        self.cursor.tell_singly(&self.topic.files.control, singly);
     }
 
     /// Looks at the roster, then at every source once; whether a message is there, at the source that is then read.

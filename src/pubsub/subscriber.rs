@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zerocopy::FromBytes;
 
-use super::batch::Batch;
+use super::batch::{self, Batch};
 use super::frame::Frame;
 use super::receiver::{Receiver, Start};
 use crate::bus::TopicInner;
@@ -16,7 +16,7 @@ use crate::futures::{MessageStream, Receive};
 use crate::message::Payload;
 use crate::presence;
 use crate::reactor::{Ready, Sleep};
-use crate::shm::lane::{Found, NotPlain, Unread};
+use crate::shm::lane::{Found, NotPlain, Reader, Unread};
 use crate::shm::layout::{EnvelopeHead, Word};
 use crate::shm::park::Ticket;
 use crate::wait::Waitable;
@@ -235,11 +235,8 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         self.check(first)?;
         let up_to = (max, self.receiver.until);
         let reader = &self.receiver.here().reader;
-        let row = reader.row(first, up_to, T::SIZE, |reader, found| {
-            let parts = reader.parts(found);
-            parts
-                .is_some_and(|(_, payload)| T::SIZE.is_none_or(|size| payload.len() as u64 == size))
-        });
+        let is_meant = |reader: &Reader, found| batch::payload::<T>(reader, found).is_some();
+        let row = reader.row(first, up_to, T::SIZE, is_meant);
         self.receiver.was_short = row.is_last;
         Ok(Batch {
             reader: &mut self.receiver.here().reader,

@@ -239,6 +239,9 @@ mod wide {
     /// Whether there is a way past the caches.
     pub const HAS_PAST: bool = true;
 
+    /// Whether two words may be stored by one store.
+    pub const HAS_PAIRS: bool = true;
+
     /// Bytes of a cache line.
     const LINE: usize = 64;
 
@@ -289,11 +292,9 @@ mod wide {
     pub use std::ptr::copy_nonoverlapping as copy_past;
 
     pub const HAS_PAST: bool = false;
+    pub const HAS_PAIRS: bool = false;
 
-    pub unsafe fn store_pair(at: NonNull<u8>, first: u64, second: u64) {
-        // SAFETY: as the caller says.
-        unsafe { at.cast::<[u64; 2]>().write([first, second]) }
-    }
+    pub unsafe fn store_pair(_at: NonNull<u8>, _first: u64, _second: u64) {}
 }
 
 impl Way {
@@ -316,6 +317,12 @@ pub struct Place<'a> {
     len: usize,
     ring: PhantomData<&'a Ring>,
 }
+
+// SAFETY: as of a `Ring`, which it borrows.
+unsafe impl Send for Place<'_> {}
+
+// SAFETY: as above.
+unsafe impl Sync for Place<'_> {}
 
 impl<'a> Place<'a> {
     /// Its word.
@@ -348,14 +355,14 @@ impl<'a> Place<'a> {
     #[inline(always)]
     pub fn fill_unseen(self, word: u64, payload: &[u8]) {
         assert!(payload.len() <= self.len, "a payload fits its place");
-        match <[u8; 8]>::try_from(payload) {
-            // SAFETY: `place` found the 16 bytes of the slot in the ring, and aligned; for the rest, as in `copy_in`.
-            Ok(bytes) => unsafe { wide::store_pair(self.at, word, u64::from_ne_bytes(bytes)) },
-            Err(_) => {
-                self.fill(payload);
-                // Nobody sees it: what orders it is the word that is not there.
-                self.head().store(word, Ordering::Relaxed);
-            }
+        if let (Ok(bytes), true) = (<[u8; 8]>::try_from(payload), wide::HAS_PAIRS) {
+            // SAFETY: `place` found the 16 bytes of the slot in the ring, and aligned; for the rest, as in `copy_in`. Who looks
+            // from outside, or was lapped, may load the word meanwhile; it discards what it loaded.
+            unsafe { wide::store_pair(self.at, word, u64::from_ne_bytes(bytes)) }
+        } else {
+            self.fill(payload);
+            // Nobody sees it: what orders it is the word that is not there.
+            self.head().store(word, Ordering::Relaxed);
         }
     }
 

@@ -9,9 +9,14 @@
 use std::time::Instant;
 
 use super::bytes::{Ring, Way};
+use super::layout::frame_size;
 
-/// Bytes of a payload that is long: shorter ones have too many lines that are written only in part.
-pub const LONG: usize = 1024;
+/// Bytes of the shortest payload that is long: its frame has more than a KiB. Shorter ones have too many lines that are written
+/// only in part.
+pub const LONG: usize = 1017;
+
+/// Bytes of its frame.
+pub const LONG_FRAME: u64 = frame_size(LONG as u64);
 
 /// Laps of the ring until the first try, and from one try to the next if the last one was for the better.
 const FIRST_TRY: u64 = 16;
@@ -22,6 +27,9 @@ const LAST_TRY: u64 = 512;
 /// Laps of a try: after the first one the ring is in the caches, or is not.
 const TRIED: u64 = 2;
 
+/// Bytes of a lap at least: of a smaller ring these are several, so that more than a few copies are compared.
+const LEAST_LAP: u64 = 1 << 20;
+
 /// The way of one ring's writer.
 #[derive(Debug)]
 pub struct Haul {
@@ -30,7 +38,8 @@ pub struct Haul {
     is_tried: bool,
     /// Bytes in a lap.
     lap: u64,
-    /// Where the other way begins: what is copied in the lap before is timed.
+    /// Where the other way begins, if anything was timed: what is copied in the lap before is. No position, if there is no
+    /// other way.
     end: u64,
     /// Laps between two tries.
     between: u64,
@@ -41,13 +50,18 @@ pub struct Haul {
 }
 
 impl Haul {
-    /// Of a ring of `lap` bytes, from `position` on.
-    pub fn new(lap: u64, position: u64) -> Self {
+    /// Of a ring of `capacity` bytes, from `position` on.
+    pub fn new(capacity: u64, position: u64) -> Self {
+        let lap = capacity.max(LEAST_LAP);
+        let end = match Way::HAS_OTHER {
+            true => position.saturating_add(FIRST_TRY * lap),
+            false => u64::MAX,
+        };
         Self {
             way: Way::Through,
             is_tried: false,
             lap,
-            end: position.saturating_add(FIRST_TRY * lap),
+            end,
             between: FIRST_TRY,
             least: u64::MAX,
             settled: u64::MAX,
@@ -56,10 +70,11 @@ impl Haul {
 
     /// Copies a long payload to `position`. The lane has it writable, and no reader looks there.
     pub fn copy(&mut self, ring: &Ring, position: u64, payload: &[u8]) {
-        if position >= self.end && Way::HAS_OTHER {
+        // Where long messages are rare, the next one is timed.
+        if position >= self.end && self.least < u64::MAX {
             self.turn(position);
         }
-        if !self.is_timed(position) {
+        if position.saturating_add(self.lap) < self.end {
             return ring.copy_long_in(position, payload, self.way);
         }
         let started = Instant::now();
@@ -68,14 +83,11 @@ impl Haul {
         self.note(took.saturating_mul(1024) / payload.len() as u64);
     }
 
-    fn is_timed(&self, position: u64) -> bool {
-        position.saturating_add(self.lap) >= self.end
-    }
-
-    /// Whether a long payload at `position` is copied sooner if its lines were written to before. (Where that is timed, it is to
-    /// pay for them itself.)
+    /// Whether a long frame at `position` is written sooner if its lines were written to before. (Where copies are timed, they are
+    /// to pay for the lines themselves.)
     pub fn wants_lines(&self, position: u64) -> bool {
-        self.way == Way::Through && !self.is_timed(position)
+        let is_timed = (self.end.saturating_sub(self.lap)..self.end).contains(&position);
+        self.way == Way::Through && !is_timed
     }
 
     fn note(&mut self, took: u64) {
@@ -85,8 +97,7 @@ impl Haul {
     /// Begins a try, or ends it.
     #[cold]
     fn turn(&mut self, position: u64) {
-        // Long messages may be rare: if there was none to compare with, nothing is known.
-        let is_better = self.settled < u64::MAX && self.least < self.settled / 4 * 3;
+        let is_better = self.least < self.settled / 4 * 3;
         let laps = if !self.is_tried {
             self.settled = self.least;
             self.way = self.way.other();
@@ -111,17 +122,22 @@ mod tests {
 
     const LAP: u64 = 1 << 20;
 
-    /// How many of so many laps went past the caches, if a KiB takes so long each way.
-    fn past(haul: &mut Haul, position: &mut u64, laps: u64, through: u64, past: u64) -> u64 {
+    /// One long copy at `position`, if a KiB takes so long each way. Which it took.
+    fn copy(haul: &mut Haul, position: u64, through: u64, past: u64) -> Way {
+        if position >= haul.end && haul.least < u64::MAX {
+            haul.turn(position);
+        }
+        if position + haul.lap >= haul.end {
+            haul.note(if haul.way == Way::Past { past } else { through });
+        }
+        haul.way
+    }
+
+    /// How many of so many laps went past the caches.
+    fn past(haul: &mut Haul, position: &mut u64, laps: u64, through: u64, past: u64) -> usize {
         let mut count = 0;
         for _ in 0..laps {
-            if *position >= haul.end {
-                haul.turn(*position);
-            }
-            count += u64::from(haul.way == Way::Past);
-            if *position + LAP >= haul.end {
-                haul.note(if haul.way == Way::Past { past } else { through });
-            }
+            count += usize::from(copy(haul, *position, through, past) == Way::Past);
             *position += LAP;
         }
         count
@@ -140,13 +156,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_better() {
+    fn one_long_message_in_many_laps_is_timed() {
         let mut haul = Haul::new(LAP, 0);
-        haul.turn(haul.end);
-        assert_eq!(haul.way, Way::Past);
-        haul.note(1);
-        haul.turn(haul.end);
-        assert_eq!(haul.way, Way::Through);
+        let ways: Vec<_> = (0..100)
+            .map(|n| copy(&mut haul, n * 1000 * LAP, 400, 40))
+            .collect();
+        assert_eq!(ways[..2], [Way::Through; 2]);
+        assert!(ways[2..].iter().filter(|way| **way == Way::Past).count() > 40);
+    }
+
+    /// Loans are not copied here.
+    #[test]
+    fn without_a_long_copy_places_are_cleared_as_ever() {
+        let haul = Haul::new(LAP, 0);
+        let laps = 10 * FIRST_TRY;
+        let not = (0..laps).filter(|lap| !haul.wants_lines(lap * LAP)).count();
+        assert_eq!(not, 1);
     }
 
     #[test]

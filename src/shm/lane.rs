@@ -30,7 +30,7 @@
 #[cfg(not(loom))]
 use super::bytes::Places;
 #[cfg(not(loom))]
-use super::haul::{Haul, LONG};
+use super::haul::{Haul, LONG, LONG_FRAME};
 #[cfg(not(loom))]
 use super::layout::{EnvelopeHead, max_len};
 use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
@@ -133,7 +133,7 @@ pub struct Unread {
     pub end: u64,
 }
 
-/// Messages that lie one behind the other, and of which nothing but the words was loaded.
+/// Messages that lie one behind the other, and of which nothing but the words was loaded, and envelopes where that was asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// The first one.
@@ -405,7 +405,7 @@ impl Writer {
         let len = payload.len() as u64;
         let (size, prepared) = (frame_size(len), self.prepared);
         let end = self.tail + size;
-        // So many small ones are prepared for at once that not to look afterwards is worth it.
+        // So many small ones are prepared for at once, in a stream, that not to look afterwards is worth it.
         let next = if size <= SMALL { size } else { 0 };
         if end + next + SLOT > prepared {
             return false;
@@ -714,7 +714,7 @@ impl Writer {
     /// Whether the place of the next frame, of `size` bytes, is cleared. (So its lines are there when it comes.)
     fn is_to_clear(&self, size: u64) -> bool {
         #[cfg(not(loom))]
-        if size > LONG as u64 && !self.haul.wants_lines(self.tail) {
+        if size >= LONG_FRAME && !self.haul.wants_lines(self.tail) {
             return false;
         }
         size <= MAX_CLEARED
@@ -1057,8 +1057,8 @@ impl Reader {
         })
     }
 
-    /// The row of at most `max` messages that begins with one that was found, and of others that begin before `until`: all of
-    /// them of `len` bytes, if that is said, or else with envelopes and as `is_meant` says. The end of the ring ends it, and
+    /// The row of at most `max` messages that begins with one that was found, and of others that begin before `until`: plain
+    /// ones, of `len` bytes if that is said, and others of which `is_meant` says so. The end of the ring ends it, and
     /// a damaged frame, or one that is not meant: the next look reports it.
     #[inline]
     pub fn row(

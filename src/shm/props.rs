@@ -26,8 +26,8 @@ enum Step {
     Leak(usize),
     /// Stages all, then publishes.
     Batch(Vec<usize>),
-    /// The same of so many of one length.
-    Row(usize),
+    /// The same of so many of one length: 8 bytes, or 20.
+    Row(usize, bool),
     /// Receives up to so many.
     Receive(usize),
     /// The same at once, perhaps only those that are as long as the first one.
@@ -50,7 +50,7 @@ fn steps(capacity: usize) -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(len, part)| Step::Loan(len, part.map(|part| (len as f64 * part) as usize))),
         1 => sizes(capacity).prop_map(Step::Leak),
         2 => prop::collection::vec(prop_oneof![4 => 0..=100_usize, 1 => sizes(capacity)], 0..8).prop_map(Step::Batch),
-        2 => prop_oneof![0..=20_usize, 0..=300_usize].prop_map(Step::Row),
+        2 => (prop_oneof![0..=20_usize, 0..=300_usize], any::<bool>()).prop_map(|(count, words)| Step::Row(count, words)),
         6 => (1..=8_usize).prop_map(Step::Receive),
         3 => (prop_oneof![1..=20_usize, 1..=300_usize], any::<bool>()).prop_map(|(count, alike)| Step::ReceiveRow(count, alike)),
         1 => Just(Step::Adopt),
@@ -131,6 +131,13 @@ fn claim(writer: &mut Writer, readers: &mut Option<Readers>, len: usize) -> Resu
             .unwrap();
         writer.claim(len)
     })
+}
+
+/// So many of them, each of `N` bytes.
+fn values<const N: usize>(first: u64, count: usize) -> Vec<[u8; N]> {
+    (first..first + count as u64)
+        .map(|sequence| payload(sequence, N).try_into().unwrap())
+        .collect()
 }
 
 /// The next message; what was missed before it is what is taken from `expected`.
@@ -241,26 +248,29 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
                 }
                 writer.publish();
             }
-            Step::Row(count) => {
-                let values: Vec<[u8; 20]> = (next..next + count as u64)
-                    .map(|sequence| payload(sequence, 20).try_into().unwrap())
-                    .collect();
-                let mut left = &values[..];
-                loop {
-                    let put = writer.put_row(left);
+            Step::Row(count, words) => {
+                let len = if words { 8 } else { 20 };
+                let mut left = count;
+                while left > 0 {
+                    let put = match words {
+                        true => writer.put_row(&values::<8>(next, left)),
+                        false => writer.put_row(&values::<20>(next, left)),
+                    };
                     for _ in 0..put {
-                        next = sent(&mut expected, 20).sequence;
+                        next = sent(&mut expected, len).sequence;
                     }
-                    left = &left[put..];
-                    let Some(first) = left.first() else { break };
+                    left -= put;
+                    if left == 0 {
+                        break;
+                    }
                     writer.publish();
-                    let Ok(at) = claim(&mut writer, &mut readers, 20) else {
+                    let Ok(at) = claim(&mut writer, &mut readers, len) else {
                         break;
                     };
-                    writer.write(at, first);
-                    writer.commit(20);
-                    next = sent(&mut expected, 20).sequence;
-                    left = &left[1..];
+                    writer.write(at, &payload(next, len));
+                    writer.commit(len);
+                    next = sent(&mut expected, len).sequence;
+                    left -= 1;
                 }
                 writer.publish();
             }

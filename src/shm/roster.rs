@@ -16,7 +16,8 @@
 //! | word | written by | ordering and its partner |
 //! |---|---|---|
 //! | `roster` | who joins or leaves | `Release` in [`changed`], with the `Acquire` in [`state`]: what was changed before it was bumped |
-//! | `attention` | the same, and sleepers | `Release` in [`changed`] and `park`, with the `Acquire` in `park::Watch` |
+//! | `attention` | the same, sleepers, and readers | `Release` in [`changed`], `park` and [`Cursor::tell_singly`], with the `Acquire` in `park::Watch` |
+//! | `singly` | the reader | a hint; what tells of it is a bump of `attention` |
 //! | `bell` | the same, and senders | `Release` in [`changed`], with the heavy fence in `park::arm_room`: the slot of who has joined; else `park` |
 //! | slot `position` | the reader | see `lane`; on joining it is stored before `lane` |
 //! | slot `lane` | the reader | `Release` in [`join`], with the fence in [`Cursor::slot_of`] |
@@ -157,10 +158,10 @@ impl Cursor {
 
     /// The reader's: tells writers whether messages come to it one at a time, so that it waits for each.
     pub fn tell_singly(&self, control: &Control, singly: bool) {
-        // A hint, about no other word.
         let owner = &self.header.owner;
         owner.singly.store(u64::from(singly), Ordering::Relaxed);
-        control.attention.fetch_add(1, Ordering::Relaxed);
+        // Pairs with the `Acquire` in `park::Watch`: who sees it sees the hint.
+        control.attention.fetch_add(1, Ordering::Release);
     }
 
     /// Whether its reader sleeps, or is about to.
