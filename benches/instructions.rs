@@ -28,7 +28,7 @@ const IN_A_ROW: [(&str, u32); 4] = [
 /// The others.
 const BUDGETS: [(&str, u32); 12] = [
     ("loan_64", 132),
-    ("send_envelope", 186),
+    ("send_envelope", 188),
     ("recv_envelope", 204),
     ("push", 71),
     ("take", 228),

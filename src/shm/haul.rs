@@ -9,14 +9,7 @@
 use std::time::Instant;
 
 use super::bytes::{Ring, Way};
-use super::layout::frame_size;
-
-/// Bytes of the shortest payload that is long: its frame has more than a KiB. Shorter ones have too many lines that are written
-/// only in part.
-pub const LONG: usize = 1017;
-
-/// Bytes of its frame.
-pub const LONG_FRAME: u64 = frame_size(LONG as u64);
+use super::sync::{Ordering, fence};
 
 /// Laps of the ring until the first try, and from one try to the next if the last one was for the better.
 const FIRST_TRY: u64 = 16;
@@ -43,10 +36,38 @@ pub struct Haul {
     end: u64,
     /// Laps between two tries.
     between: u64,
-    /// The least time that a KiB took, in nanoseconds.
-    least: u64,
+    /// What was timed.
+    cost: Cost,
     /// The same of the way that is not a try.
-    settled: u64,
+    settled: Cost,
+}
+
+/// What copies took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost {
+    nanoseconds: u64,
+    bytes: u64,
+}
+
+impl Cost {
+    fn is_known(self) -> bool {
+        self.bytes > 0
+    }
+
+    /// Nanoseconds for a MiB.
+    fn rate(self) -> u64 {
+        self.nanoseconds.saturating_mul(1 << 20) / self.bytes.max(1)
+    }
+
+    /// One more. What takes longer than several usual ones was interrupted.
+    fn add(&mut self, nanoseconds: u64, bytes: u64) {
+        let most = match self.is_known() {
+            true => self.rate().saturating_mul(4 * bytes) >> 20,
+            false => u64::MAX,
+        };
+        self.nanoseconds += nanoseconds.min(most);
+        self.bytes += bytes;
+    }
 }
 
 impl Haul {
@@ -63,15 +84,15 @@ impl Haul {
             lap,
             end,
             between: FIRST_TRY,
-            least: u64::MAX,
-            settled: u64::MAX,
+            cost: Cost::default(),
+            settled: Cost::default(),
         }
     }
 
     /// Copies a long payload to `position`. The lane has it writable, and no reader looks there.
     pub fn copy(&mut self, ring: &Ring, position: u64, payload: &[u8]) {
         // Where long messages are rare, the next one is timed.
-        if position >= self.end && self.least < u64::MAX {
+        if position >= self.end && self.cost.is_known() {
             self.turn(position);
         }
         if position.saturating_add(self.lap) < self.end {
@@ -79,8 +100,15 @@ impl Haul {
         }
         let started = Instant::now();
         ring.copy_long_in(position, payload, self.way);
+        // Until it has its lines: the processor is done with a short one before.
+        fence(Ordering::SeqCst);
         let took = started.elapsed().as_nanos() as u64;
-        self.note(took.saturating_mul(1024) / payload.len() as u64);
+        self.cost.add(took, payload.len() as u64);
+    }
+
+    /// Whether long payloads at `position` go through the caches, and nothing is to be found out.
+    pub fn is_settled(&self, position: u64) -> bool {
+        self.way == Way::Through && position < self.end.saturating_sub(self.lap)
     }
 
     /// Whether a long frame at `position` is written sooner if its lines were written to before. (Where copies are timed, they are
@@ -90,16 +118,12 @@ impl Haul {
         self.way == Way::Through && !is_timed
     }
 
-    fn note(&mut self, took: u64) {
-        self.least = self.least.min(took);
-    }
-
     /// Begins a try, or ends it.
     #[cold]
     fn turn(&mut self, position: u64) {
-        let is_better = self.least < self.settled / 4 * 3;
+        let is_better = self.cost.rate() < self.settled.rate() / 4 * 3;
         let laps = if !self.is_tried {
-            self.settled = self.least;
+            self.settled = self.cost;
             self.way = self.way.other();
             TRIED
         } else if is_better {
@@ -111,7 +135,7 @@ impl Haul {
             self.between
         };
         self.is_tried = !self.is_tried;
-        self.least = u64::MAX;
+        self.cost = Cost::default();
         self.end = position.saturating_add(laps * self.lap);
     }
 }
@@ -124,11 +148,12 @@ mod tests {
 
     /// One long copy at `position`, if a KiB takes so long each way. Which it took.
     fn copy(haul: &mut Haul, position: u64, through: u64, past: u64) -> Way {
-        if position >= haul.end && haul.least < u64::MAX {
+        if position >= haul.end && haul.cost.is_known() {
             haul.turn(position);
         }
         if position + haul.lap >= haul.end {
-            haul.note(if haul.way == Way::Past { past } else { through });
+            let took = if haul.way == Way::Past { past } else { through };
+            haul.cost.add(took, 1024);
         }
         haul.way
     }
@@ -172,6 +197,15 @@ mod tests {
         let laps = 10 * FIRST_TRY;
         let not = (0..laps).filter(|lap| !haul.wants_lines(lap * LAP)).count();
         assert_eq!(not, 1);
+    }
+
+    #[test]
+    fn an_interruption_is_no_cost() {
+        let mut cost = Cost::default();
+        for took in [100, 120, 5_000_000, 80] {
+            cost.add(took, 1 << 20);
+        }
+        assert!((100..250).contains(&cost.rate()), "{cost:?}");
     }
 
     #[test]

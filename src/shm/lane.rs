@@ -30,7 +30,7 @@
 #[cfg(not(loom))]
 use super::bytes::Places;
 #[cfg(not(loom))]
-use super::haul::{Haul, LONG, LONG_FRAME};
+use super::haul::Haul;
 #[cfg(not(loom))]
 use super::layout::{EnvelopeHead, max_len};
 use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
@@ -48,18 +48,23 @@ struct Ahead {
     small: u64,
     /// While they are not.
     other: u64,
+    /// Bytes of the shortest payload that takes either way of [`Haul`]: shorter ones have too many lines that are written only in
+    /// part.
+    hauled: u64,
 }
 
 /// While many come.
 const MANY: Ahead = Ahead {
     small: 2048,
     other: 384,
+    hauled: LONG,
 };
-/// While they come singly: what was cleared just now is still in the nearest cache, and is the sooner written. (Small ones: up to
-/// the end of the line.)
+/// While they come singly: what was cleared just now is still in the nearest cache, and is the sooner written (small ones: up to
+/// the end of the line), and read.
 const SINGLY: Ahead = Ahead {
     small: 0,
     other: 192,
+    hauled: MAX_CLEARED,
 };
 /// Bytes of a small frame.
 const SMALL: u64 = 2 * SLOT;
@@ -67,6 +72,8 @@ const SMALL: u64 = 2 * SLOT;
 const RUN: u64 = 4096;
 /// Bytes of the longest frame whose place is cleared beforehand. Of a longer one only the word behind it is, at its commit.
 const MAX_CLEARED: u64 = 8192;
+/// Bytes of the shortest payload that is long: its frame has more than a KiB.
+const LONG: u64 = 1017;
 
 /// No lane comes this far; a position from another process that does is no position.
 pub(super) const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
@@ -243,7 +250,7 @@ pub struct Writer {
     bound: u64,
     /// See the invariant.
     cleared: u64,
-    /// Bytes of the longest frame that may be prepared for, and of the slot behind it: not that of a long message.
+    /// Bytes of the longest frame that is prepared for now, and of the slot behind it.
     longest: u64,
     /// Up to where only the message itself has to be written: at most `bound`, `cleared`, and the end of the longest such
     /// frame; 0 while a run is held back.
@@ -348,7 +355,7 @@ impl Writer {
         #[cfg(loom)]
         let longest = ring.capacity();
         #[cfg(not(loom))]
-        let longest = frame_size(max_len(ring.capacity()).min(LONG as u64 - 1)) + SLOT;
+        let longest = longest(ring.capacity(), LONG - 1);
         Self {
             #[cfg(not(loom))]
             haul: Haul::new(ring.capacity(), position),
@@ -499,7 +506,17 @@ impl Writer {
     #[inline]
     pub fn write(&mut self, at: u64, payload: &[u8]) {
         // Readers stop at the 0 at `tail`, and the claim ends before `limit`.
-        match payload.len() < LONG {
+        match (payload.len() as u64) < LONG {
+            true => self.ring.copy_in(at, payload),
+            false => self.write_long(at, payload),
+        }
+    }
+
+    #[cfg(not(loom))]
+    #[inline(never)]
+    fn write_long(&mut self, at: u64, payload: &[u8]) {
+        // As in `write`.
+        match (payload.len() as u64) < self.ahead.hauled {
             true => self.ring.copy_in(at, payload),
             false => self.haul.copy(&self.ring, at, payload),
         }
@@ -697,10 +714,17 @@ impl Writer {
     /// farther: lines that are cleared long before they are written are taken away again by the reader's prefetcher.
     #[inline(never)]
     fn prepare(&mut self, size: u64) {
+        #[cfg(not(loom))]
+        if size > 8 + LONG {
+            // Those that take either way are not prepared for where that matters.
+            let is_hauled = size > 8 + self.ahead.hauled && !self.haul.is_settled(self.tail);
+            let len = if is_hauled { LONG - 1 } else { u64::MAX };
+            self.longest = longest(self.ring.capacity(), len);
+        }
         let next = self.tail + size;
         let cleared = self.cleared;
         if cleared < next + SLOT && self.is_to_clear(size) {
-            let Ahead { small, other } = self.ahead;
+            let Ahead { small, other, .. } = self.ahead;
             let ahead = if size <= SMALL { small } else { other };
             let to = ((next + ahead + 63) & !63).min(self.limit);
             self.cleared = to.max(cleared);
@@ -714,7 +738,7 @@ impl Writer {
     /// Whether the place of the next frame, of `size` bytes, is cleared. (So its lines are there when it comes.)
     fn is_to_clear(&self, size: u64) -> bool {
         #[cfg(not(loom))]
-        if size >= LONG_FRAME && !self.haul.wants_lines(self.tail) {
+        if size > 8 + self.ahead.hauled && !self.haul.wants_lines(self.tail) {
             return false;
         }
         size <= MAX_CLEARED
@@ -855,6 +879,12 @@ impl Writer {
             .max(lowest.saturating_add(self.ring.capacity() / 4))
             .min(self.tail)
     }
+}
+
+/// Bytes of the longest frame with at most `len` bytes, and of the slot behind it.
+#[cfg(not(loom))]
+fn longest(capacity: u64, len: u64) -> u64 {
+    frame_size(max_len(capacity).min(len)) + SLOT
 }
 
 /// Stores the word that makes a frame, or a run of them, visible.
