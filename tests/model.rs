@@ -986,6 +986,26 @@ fn attention_tells_of_the_roster() {
     });
 }
 
+/// A sender that sees `attention` bumped for a hint finds the hint.
+#[test]
+fn attention_tells_of_a_hint() {
+    model(3, || {
+        let topic = Topic::new(1, 1, CAPACITY);
+        let mut sender = Sender::create(&topic, 0);
+        sender.enter();
+        let reader = Receiver::join(&topic, 0);
+        sender.look_around();
+        let reader = spawn({
+            let topic = Arc::clone(&topic);
+            move || reader.cursor.tell_singly(&topic.control, true)
+        });
+        if sender.watch.disturbed(&topic.control) {
+            assert!(sender.readers.any_singly(), "the hint is not seen");
+        }
+        reader.join().unwrap();
+    });
+}
+
 // --------------------------------------------------------------------------------------------------- sleep and wake
 
 /// `senders` and `sleepers` on one bell, each sender with `count` messages; all are joined. Room for them is there, so
