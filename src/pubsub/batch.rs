@@ -4,8 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use crate::message::Payload;
-use crate::shm::bytes::Places;
-use crate::shm::lane::{Found, Reader, Row};
+use crate::shm::lane::{Found, Payloads, Reader, Row};
 
 /// Messages of one publisher, in place. They are released together when it is dropped.
 ///
@@ -37,13 +36,13 @@ impl<T: ?Sized + Payload> Batch<'_, T> {
     /// The messages.
     #[inline]
     pub fn iter(&self) -> BatchIter<'_, T> {
-        let places = self.reader.places(&self.row);
+        let alike = self.reader.payloads(&self.row);
         let left = match self.row.len {
             Some(_) => 0,
             None => self.row.messages,
         };
         BatchIter {
-            places,
+            alike,
             left,
             reader: self.reader,
             first: self.row.first,
@@ -82,7 +81,7 @@ impl<'b, T: ?Sized + Payload> IntoIterator for &'b Batch<'_, T> {
 #[must_use]
 pub struct BatchIter<'b, T: ?Sized = [u8]> {
     /// Of those that are all plain, and as long as the type says.
-    places: Places<'b>,
+    alike: Payloads<'b>,
     /// Or else how many there are, of any kind, and where the next one starts.
     left: usize,
     position: u64,
@@ -96,8 +95,8 @@ impl<'b, T: ?Sized + Payload> Iterator for BatchIter<'b, T> {
 
     #[inline]
     fn next(&mut self) -> Option<&'b T> {
-        if let Some(place) = self.places.next() {
-            return Some(T::in_frame(place.payload()));
+        if let Some(payload) = self.alike.next() {
+            return Some(T::in_frame(payload));
         }
         self.left = self.left.checked_sub(1)?;
         let (payload, end) = next_of_any_kind::<T>(self.reader, self.first, self.position)?;
@@ -106,9 +105,9 @@ impl<'b, T: ?Sized + Payload> Iterator for BatchIter<'b, T> {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let (places, _) = self.places.size_hint();
+        let (alike, _) = self.alike.size_hint();
         // One of any kind may have been changed since by a writer that does not keep the protocol: it is left out then.
-        (places, Some(places + self.left))
+        (alike, Some(alike + self.left))
     }
 }
 

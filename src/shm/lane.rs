@@ -155,6 +155,27 @@ pub struct Row {
     pub is_last: bool,
 }
 
+/// The payloads of messages that lie one behind the other, and are alike.
+#[cfg(not(loom))]
+#[derive(Clone, Debug)]
+pub struct Payloads<'a>(Places<'a>);
+
+#[cfg(not(loom))]
+impl<'a> Iterator for Payloads<'a> {
+    type Item = &'a [u8];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        // Committed, and not released: the batch that borrows their reader releases them.
+        Some(self.0.next()?.payload())
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
 /// Why there is no plain message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotPlain {
@@ -1132,12 +1153,12 @@ impl Reader {
         row
     }
 
-    /// Where the messages of such a row are, if they are all plain, and of the length that was asked for; or else none.
+    /// The payloads of such a row, if they are all plain, and of the length that was asked for; or else none.
     #[cfg(not(loom))]
     #[inline]
-    pub fn places(&self, row: &Row) -> Places<'_> {
+    pub fn payloads(&self, row: &Row) -> Payloads<'_> {
         let (len, count) = row.len.map_or((0, 0), |len| (len, row.messages));
-        self.ring.places(row.first.position, len as usize, count)
+        Payloads(self.ring.places(row.first.position, len as usize, count))
     }
 
     /// What the message of such a row at a frame boundary carries, and where it ends, if it is a plain one, of `len` bytes if

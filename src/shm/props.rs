@@ -281,11 +281,11 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
                 let alike = alike.then_some(found.word.len());
                 let until = reader.position() + capacity as u64 / 4;
                 let row = reader.row(found, (max, until), alike, |_, _| false);
-                let (mut places, mut position) = (reader.places(&row), row.first.position);
+                let (mut payloads, mut position) = (reader.payloads(&row), row.first.position);
                 for nth in 0..row.messages {
                     let (sequence, len) = expected.pop_front().unwrap();
-                    let read = match (places.next(), reader.read_in_row(position, alike)) {
-                        (Some(place), _) => place.payload(),
+                    let read = match (payloads.next(), reader.read_in_row(position, alike)) {
+                        (Some(read), _) => read,
                         (None, Some((read, end))) => {
                             position = end;
                             read
