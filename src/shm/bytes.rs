@@ -1,7 +1,7 @@
 //! The bytes of a ring: words, copies in, and payloads lent out. `unsafe`, and no algorithm.
 //!
 //! Every function checks its range against the ring. That nobody writes what is lent out, and nobody reads what is
-//! being written, is the lane's protocol: `lane` is the only caller, and says at each call why it holds.
+//! being written, is the lane's protocol: `lane` is the only caller (and `haul` for it), and says at each call why it holds.
 
 use std::fmt;
 use std::marker::PhantomData;
