@@ -2,24 +2,30 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::Uid;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use zerocopy::{FromBytes, IntoBytes};
 
+use crate::durable::{DEFAULT_FILE, Keep, SyncPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::TopicReport;
 use crate::message::{Description, Message, Payload};
 use crate::presence::Presence;
-use crate::pubsub::{Publisher, Start, Subscriber};
+use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
 use crate::select::{Names, Selection};
 use crate::shm::files::{self, Dir, Plan};
-use crate::shm::fork;
-use crate::shm::layout::{BusControl, Identity, Kind, Pattern, max_len};
+use crate::shm::fork::{self, Held};
+use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, max_len};
 use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
+use crate::shm::recover::{Cut, recover};
 use crate::shm::topic::{BUS_SIZE, TopicFiles, check_capacity, map_bus};
 use crate::shm::{View, futex, roster};
 use crate::wait::WaitStrategy;
@@ -63,6 +69,9 @@ struct BusInner {
     doorbell: Mutex<Option<Doorbell>>,
     member: Member,
     born: u64,
+    is_durable: bool,
+    /// What was cut off when this handle recovered it.
+    cuts: Vec<Cut>,
 }
 
 impl fmt::Debug for Bus {
@@ -103,6 +112,19 @@ impl Bus {
         &self.0.path
     }
 
+    /// Whether what is sent on it outlives its processes.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.0.is_durable
+    }
+
+    /// What was cut off when this handle opened a durable bus that nobody was on: what had not reached the disk when the machine
+    /// went down. Nothing of what was synced is.
+    #[must_use]
+    pub fn cuts(&self) -> &[Cut] {
+        &self.0.cuts
+    }
+
     /// Opens a topic of bytes, made if it is missing. A name is one or more segments separated by `/`.
     ///
     /// # Errors
@@ -128,8 +150,13 @@ impl Bus {
             bus: self,
             name: name.to_owned(),
             capacity: None,
-            made_with: self.0.options.capacity,
+            made_with: self.0.options.capacity.unwrap_or(match self.0.is_durable {
+                true => DEFAULT_FILE,
+                false => DEFAULT_CAPACITY,
+            }),
             lossy: None,
+            sync: None,
+            keep: None,
             wait,
             create: true,
         }
@@ -476,8 +503,9 @@ fn not_found(topic: &str) -> Error {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct BusBuilder {
-    capacity: usize,
+    capacity: Option<usize>,
     mode: u32,
+    durable: bool,
     wait: WaitStrategy,
     create: bool,
     reclaim: bool,
@@ -486,8 +514,9 @@ pub struct BusBuilder {
 impl Default for BusBuilder {
     fn default() -> Self {
         Self {
-            capacity: DEFAULT_CAPACITY,
+            capacity: None,
             mode: 0o700,
+            durable: false,
             wait: WaitStrategy::default(),
             create: true,
             reclaim: true,
@@ -497,9 +526,34 @@ impl Default for BusBuilder {
 
 impl BusBuilder {
     /// Bytes in the lanes of topics that are made through this bus: a power of two from 4 KiB up. A publisher takes
-    /// that and 4 KiB of memory. By default [`DEFAULT_CAPACITY`].
+    /// that and 4 KiB of memory. By default [`DEFAULT_CAPACITY`]. On a durable bus it is the bytes in each data file, of which a
+    /// publisher takes two, and the default is [`DEFAULT_FILE`].
     pub fn capacity(mut self, bytes: usize) -> Self {
-        self.capacity = bytes;
+        self.capacity = Some(bytes);
+        self
+    }
+
+    /// Whether the bus, if this makes it, is durable: what is sent stays, on disk, for who is away, also when all processes
+    /// have ended. One that is there is what it was made as; if this says that it is durable, and it is not, that is the error
+    /// `Mismatch`. It has to be on a disk: see [`at`](Self::at), or set `BUSLANE_DIR`.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("bus");
+    /// use buslane::Bus;
+    ///
+    /// let bus = Bus::builder().durable(true).capacity(65536).at(&path)?;
+    /// bus.topic("orders")?.subscription("billing")?; // it is away from here on
+    /// bus.topic("orders")?.publisher()?.send(b"100 pears")?;
+    /// drop(bus);
+    ///
+    /// let bus = Bus::at(&path)?; // in another process, after a restart
+    /// let mut billing = bus.topic("orders")?.subscription("billing")?;
+    /// assert_eq!(&*billing.recv()?, b"100 pears");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
         self
     }
 
@@ -543,6 +597,18 @@ impl BusBuilder {
             _ => {
                 let root = match std::env::var_os("BUSLANE_DIR") {
                     Some(root) => PathBuf::from(root),
+                    None if self.durable => {
+                        let why = "buses without a path are in memory (/dev/shm), which is lost with the machine";
+                        return Err(Error::new(
+                            ErrorKind::Unsupported,
+                            "open the durable bus",
+                            name,
+                            why,
+                        )
+                        .advise(
+                            "give a path on a disk (Bus::at, --bus PATH), or set BUSLANE_DIR",
+                        ));
+                    }
                     None => {
                         let root = Path::new(ROOT).join(format!("buslane-{}", Uid::effective()));
                         Dir::open(&root, self.create.then_some(Mode::S_IRWXU))?;
@@ -569,7 +635,9 @@ impl BusBuilder {
     pub fn at(self, path: impl AsRef<Path>) -> Result<Bus> {
         let path = path.as_ref();
         let shown = path.display().to_string();
-        capacity_or_error("open the bus", &shown, self.capacity)?;
+        if let Some(capacity) = self.capacity {
+            capacity_or_error("open the bus", &shown, capacity)?;
+        }
         if self.mode & !0o777 != 0 || self.mode & 0o700 != 0o700 || self.mode & 0o022 != 0 {
             let why = format!(
                 "the mode {:#o} keeps the owner out, or lets others write",
@@ -588,14 +656,23 @@ impl BusBuilder {
             root.dir("members", true)?;
             root.dir("topics", true)?;
             let identity = Identity::new(Kind::Bus, BUS_SIZE, 0, 0);
+            let config = BusConfig {
+                durable: self.durable.into(),
+            };
             let plan = Plan {
                 tried: "make the bus",
                 identity,
                 allocate: identity.size,
-                content: &[],
+                content: config.as_bytes(),
                 lock: false,
             };
-            root.create("bus", &plan, |_| Ok(()))?;
+            let made = root.create("bus", &plan, |file| {
+                files::sync(file).map_err(|e| Error::system("sync the bus", &*shown, e))
+            })?;
+            if made.is_some() && self.durable {
+                root.sync()?;
+                root.sync_above()?;
+            }
         }
         let Some((file, identity)) = root.open_file("bus", Kind::Bus, true)? else {
             return Err(Error::new(
@@ -607,12 +684,33 @@ impl BusBuilder {
             .advise("check the path, or start a publisher or subscriber first"));
         };
         let control = map_bus(&shown, &file, &identity)?;
+        let mut config = [0; size_of::<BusConfig>()];
+        files::read_at(&file, size_of::<Identity>() as u64, &mut config)
+            .map_err(|e| Error::system("read the bus", &*shown, e))?;
+        let config = BusConfig::read_from_bytes(&config).expect("as many bytes as it has");
+        let is_durable = config.durable != 0;
+        if self.durable && !is_durable {
+            let why = "it was made, and not as a durable one";
+            return Err(Error::new(ErrorKind::Mismatch, "open the durable bus", shown, why)
+                .advise("use another path, or remove the bus (buslane rm --whole-bus) when nobody uses it"));
+        }
         let members = Arc::new(root.dir("members", false)?);
         let topics = Arc::new(root.dir("topics", false)?);
+        let mut cuts = Vec::new();
+        let mut opening = None;
+        if is_durable {
+            // Held until we are a member: one at a time finds out whether it is the first.
+            opening = Some(lock_bus(&shown, file)?);
+            let others = members::all(&members)?;
+            if !others.iter().any(|(_, owner)| owner.alive) {
+                cuts = recover(&topics, &control)?;
+            }
+        }
         if self.reclaim {
             reclaim::sweep(&members, &topics, &control)?;
         }
         let member = Member::join(Arc::clone(&members), &shown)?;
+        drop(opening);
         let doorbell = Mutex::new(None);
         let born = fork::generation();
         Ok(Bus(Arc::new(BusInner {
@@ -624,8 +722,27 @@ impl BusBuilder {
             doorbell,
             member,
             born,
+            is_durable,
+            cuts,
         })))
     }
+}
+
+/// How long to wait for who recovers a bus.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The lock of a durable bus, for who opens it.
+fn lock_bus(shown: &str, file: OwnedFd) -> Result<Held> {
+    let started = Instant::now();
+    while !files::try_lock(&file).map_err(|e| Error::system("lock the bus", shown, e))? {
+        if started.elapsed() > RECOVERY_PATIENCE {
+            let why = "another process is opening it, and does not go on";
+            return Err(Error::new(ErrorKind::TimedOut, "open the bus", shown, why)
+                .advise("look for a stopped process, or wait: much to recover may take long"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(Held::new(file))
 }
 
 pub(crate) fn capacity_or_error(tried: &'static str, on: &str, capacity: usize) -> Result<()> {
@@ -645,11 +762,25 @@ pub struct TopicBuilder<'a> {
     /// The capacity of one that is made without saying it.
     made_with: usize,
     lossy: Option<bool>,
+    sync: Option<SyncPolicy>,
+    keep: Option<Keep>,
     wait: WaitStrategy,
     create: bool,
 }
 
 impl TopicBuilder<'_> {
+    /// When what is sent is on the disk, on a durable bus; an existing topic must be the same.
+    pub fn sync(mut self, sync: SyncPolicy) -> Self {
+        self.sync = Some(sync);
+        self
+    }
+
+    /// How long messages are kept, on a durable bus; an existing topic must be the same.
+    pub fn keep(mut self, keep: Keep) -> Self {
+        self.keep = Some(keep);
+        self
+    }
+
     /// Bytes in each lane of this topic; an existing topic must have the same.
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = Some(bytes);
@@ -729,6 +860,8 @@ impl TopicBuilder<'_> {
             capacity,
             made_with,
             lossy: _,
+            sync,
+            keep,
             wait,
             create,
         } = self;
@@ -738,16 +871,28 @@ impl TopicBuilder<'_> {
         if let Some(capacity) = capacity {
             capacity_or_error(tried, &name, capacity)?;
         }
+        if !bus.is_durable() && (sync.is_some() || keep.is_some()) {
+            let why = "the bus is not durable: nothing is kept, or synced";
+            return Err(Error::new(ErrorKind::Unsupported, tried, &*name, why)
+                .advise("leave that out, or use a bus that was made as durable"));
+        }
         let files = match bus.files(&name)? {
             Some(files) => Some(files),
             None if create => {
-                let config = ours.to_config(patterns[0], sizes).ok_or_else(|| {
+                let mut config = ours.to_config(patterns[0], sizes).ok_or_else(|| {
                     let why = format!("the type's name has {} bytes", ours.name().len());
                     Error::new(ErrorKind::InvalidName, tried, &*name, why).advise("use at most 192")
                 })?;
+                let is_logged = matches!(patterns[0], Pattern::Lossless | Pattern::Queue);
+                config.logged = u64::from(bus.is_durable() && is_logged);
+                config.sync_ns = sync.unwrap_or_default().to_ns();
+                (config.keep_bytes, config.keep_ns) = keep.unwrap_or_default().to_sizes();
                 let capacity = capacity.unwrap_or(made_with);
                 let dir = bus.0.topics.dir(&escaped, true)?;
                 let files = TopicFiles::create(dir, &name, capacity, &config)?;
+                if bus.is_durable() {
+                    bus.0.topics.sync()?;
+                }
                 roster::topics_changed(&bus.0.control);
                 files
             }
@@ -769,6 +914,16 @@ impl TopicBuilder<'_> {
         if theirs != *ours {
             let why = format!("it carries {theirs}, and this program means {ours}");
             return mismatch(why, "let both use the same type, or another topic");
+        }
+        let is_synced = SyncPolicy::from_ns(files.config.sync_ns);
+        if let Some(sync) = sync.filter(|sync| sync.to_ns() != is_synced.to_ns()) {
+            let why = format!("it is synced {is_synced}, and this program means {sync}");
+            return mismatch(why, "leave that out, or use another topic");
+        }
+        let is_kept = Keep::of(&files.config);
+        if let Some(keep) = keep.filter(|keep| keep.to_sizes() != is_kept.to_sizes()) {
+            let why = format!("it is kept {is_kept}, and this program means {keep}");
+            return mismatch(why, "leave that out, or use another topic");
         }
         if let Some(capacity) = capacity.filter(|&capacity| capacity != files.capacity) {
             let why = format!(
@@ -872,6 +1027,46 @@ impl<T: ?Sized + Payload> Topic<T> {
     /// As for [`subscriber`](Self::subscriber).
     pub fn subscriber_from(&self, start: Start) -> Result<Subscriber<T>> {
         Subscriber::join(&self.inner, start)
+    }
+
+    /// Joins it, on a durable bus, as the subscriber with this name, and goes on where that one was: what was sent meanwhile
+    /// waits for it. A new one begins with what is sent from now on. Each message counts as received when its
+    /// [`Frame`](crate::Frame) is dropped; if the process dies before, it comes again.
+    ///
+    /// # Errors
+    ///
+    /// `InUse` if somebody who lives receives with that name, `Unsupported` if the bus is not durable, `InvalidName`, and as for
+    /// [`subscriber`](Self::subscriber).
+    pub fn subscription(&self, name: &str) -> Result<Subscriber<T>> {
+        self.subscription_builder(name).open()
+    }
+
+    /// The same, otherwise than by default.
+    pub fn subscription_builder(&self, name: &str) -> SubscriptionBuilder<T> {
+        SubscriptionBuilder::new(&self.inner, name)
+    }
+
+    /// Removes a named subscription: what only it had not received is kept no more.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `InUse` if somebody receives with that name, `Forked`, and the system's.
+    pub fn remove_subscription(&self, name: &str) -> Result<()> {
+        let TopicInner { files, bus, .. } = &*self.inner;
+        bus.check_fork()?;
+        let escaped = escape(name)?;
+        let Some((_lock, cursor)) = files.lock_subscription(&escaped)? else {
+            let why = "there is no such subscription";
+            return Err(
+                Error::new(ErrorKind::NotFound, "remove the subscription", name, why)
+                    .advise("list them (buslane inspect TOPIC)"),
+            );
+        };
+        files.remove_subscription(&escaped, &cursor)?;
+        for lane in files.list_lanes()? {
+            reclaim::trim(files, lane)?;
+        }
+        Ok(())
     }
 
     /// Watches who is there, without being counted.

@@ -50,6 +50,8 @@ pub enum ErrorKind {
     Version,
     /// A file or a frame contradicts itself.
     Corrupt,
+    /// A sync has failed, and what is on the disk is not known.
+    Poisoned,
     /// A directory or file belongs to another user, or is open to others.
     ForeignOwner,
     /// The filesystem cannot carry shared mappings, or is not local.

@@ -366,7 +366,7 @@ fn end(lane: &LaneFile) -> Boundary {
             bytes: 0,
         };
     };
-    let until = at.position.saturating_add(lane.ring.capacity());
+    let until = at.position.saturating_add(lane.ring.reach());
     while at.position < until
         && let Some((found, _)) = outside.frame(at.position, false)
     {

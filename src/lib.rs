@@ -38,6 +38,8 @@
 #[cfg(not(loom))]
 mod bus;
 #[cfg(not(loom))]
+mod durable;
+#[cfg(not(loom))]
 mod envelope;
 #[cfg(not(loom))]
 mod error;
@@ -77,6 +79,7 @@ pub mod shm;
 #[cfg(not(loom))]
 pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
+    durable::{DEFAULT_FILE, Keep, SyncPoint, SyncPolicy},
     envelope::{Envelope, Kind},
     error::{Error, ErrorKind, Lost, Result},
     futures::{MessageSink, MessageStream, Receive},
@@ -85,7 +88,9 @@ pub use self::{
     },
     message::{Message, Payload},
     presence::Presence,
-    pubsub::{Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber},
+    pubsub::{
+        Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber, SubscriptionBuilder,
+    },
     queue::{
         Consumer, ConsumerBuilder, DeadLetter, Deliveries, Delivery, Producer, Queue, QueueBuilder,
     },
@@ -96,6 +101,7 @@ pub use self::{
     select::{Selected, Selection},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
+    shm::recover::Cut,
     state::{Entries, State, StateBuilder, StateReader, StateWriter, Watch},
     stream::{ByteReader, ByteWriter},
     wait::WaitStrategy,

@@ -187,6 +187,10 @@ impl Description {
             type_name_len: self.name.len() as u64,
             type_name,
             sizes,
+            logged: 0,
+            sync_ns: 0,
+            keep_bytes: 0,
+            keep_ns: 0,
         })
     }
 

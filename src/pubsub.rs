@@ -15,6 +15,6 @@ pub use frame::Frame;
 pub use loan::Loan;
 pub use publisher::Publisher;
 pub use receiver::Start;
-pub use subscriber::{Messages, Subscriber};
+pub use subscriber::{Messages, Subscriber, SubscriptionBuilder};
 
 pub(crate) use subscriber::Kept;

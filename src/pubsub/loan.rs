@@ -64,7 +64,8 @@ impl<'a, T: ?Sized> Loan<'a, T> {
         }
     }
 
-    /// Sends it. In a forked child, which has no part in the lane, this does nothing.
+    /// Sends it. In a forked child, which has no part in the lane, this does nothing. Where each message is synced, this waits
+    /// for that; should it fail, the next call on the publisher says so.
     #[inline]
     pub fn commit(mut self) {
         if self.sender.check_fork().is_ok() {
@@ -74,6 +75,8 @@ impl<'a, T: ?Sized> Loan<'a, T> {
                     self.sender.commit_with(&head, (self.at, before), self.len);
                 }
             }
+            // If it failed, the topic is poisoned, and stays so.
+            let _ = self.sender.settle();
         }
         self.committed = true;
     }

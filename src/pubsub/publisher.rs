@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::loan::Loan;
 use super::sender::{Delivered, Patience, Room, Run, Sender};
 use crate::bus::TopicInner;
+use crate::durable::SyncPoint;
 use crate::envelope::Envelope;
 use crate::error::Result;
 use crate::futures::MessageSink;
@@ -107,6 +108,36 @@ impl<T: ?Sized + Payload> Publisher<T> {
         let Self { sender, sleep, .. } = self;
         let target = sender.lane.visible();
         Ready::new(Delivered { sender, target }, sleep).await
+    }
+
+    /// Has all that it sent so far on the disk: when this returns, that survives the loss of power. Blocks the thread, as long as
+    /// the disk takes. Only on a durable bus.
+    ///
+    /// # Errors
+    ///
+    /// `Poisoned` if a sync of the topic has failed: then nothing is sent any more until the bus is opened anew.
+    /// `Unsupported` if nothing of the topic is on a disk; `Forked`.
+    pub fn sync(&self) -> Result<()> {
+        self.sender.sync()
+    }
+
+    /// All that it sent so far, to wait, in any thread, until it is on the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let bus = buslane::Bus::builder().durable(true).capacity(65536).at(dir.path().join("bus"))?;
+    /// let mut publisher = bus.topic("orders")?.publisher()?;
+    /// publisher.send(b"100 pears")?;
+    /// let sent = publisher.sync_point()?;
+    /// std::thread::spawn(move || sent.wait()).join().unwrap()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if nothing of the topic is on a disk; `Forked`.
+    pub fn sync_point(&self) -> Result<SyncPoint> {
+        self.sender.sync_point()
     }
 
     /// Who is there, to compare with later.
@@ -378,6 +409,7 @@ impl Publisher<[u8]> {
         }
         // The iterator may have forked: what the child had in its run reaches nobody.
         run.sender.check_fork()?;
+        run.sender.settle()?;
         Ok(sent)
     }
 }
@@ -423,7 +455,7 @@ impl<T: Message + 'static> Publisher<T> {
         loop {
             left = &left[run.sender.lane.put_row(left)..];
             match left {
-                [] => return Ok(()),
+                [] => return run.sender.settle(),
                 [first, rest @ ..] => {
                     run.sender.begin_run(first.as_bytes())?;
                     left = rest;

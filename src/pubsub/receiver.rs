@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use super::pace::Pace;
 use super::sources::{Source, Sources};
-use crate::bus::{TopicInner, forked};
+use crate::bus::{TopicInner, escape, forked};
 use crate::error::{Error, ErrorKind, Lost, Result};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Boundary, Found, Missed, NotPlain, Outside, Reader, Trouble, Unread};
 use crate::shm::park::{self, Ticket};
 use crate::shm::roster::{self, Cursor};
-use crate::shm::topic::TopicFiles;
+use crate::shm::topic::{LaneFile, TopicFiles};
 use crate::shm::{futex, reclaim};
 use crate::wait::{Next, Waitable, Waiter};
 
@@ -50,6 +50,14 @@ impl Start {
     }
 }
 
+/// What a named subscription is beside.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) name: String,
+    /// What is received counts only once it is acknowledged.
+    pub(super) by_ack: bool,
+}
+
 /// A subscriber of whatever type.
 pub(super) struct Receiver {
     pub(super) sources: Sources,
@@ -67,6 +75,10 @@ pub(super) struct Receiver {
     pub(super) was_short: bool,
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
+    /// Those of them in data files, until they are gone on with.
+    damaged: Vec<Source>,
+    /// It is a named subscription: it stays, with what it has not received.
+    pub(super) named: Option<Named>,
     pub(super) lost: Lost,
     seen_roster: Option<u64>,
     /// A publisher was there since the end was last reported.
@@ -81,9 +93,22 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn join(topic: &Arc<TopicInner>, start: Start) -> Result<Self> {
+    pub(super) fn join(
+        topic: &Arc<TopicInner>,
+        start: Start,
+        named: Option<Named>,
+    ) -> Result<Self> {
         topic.bus.listen()?;
-        let (lock, cursor) = topic.files.new_cursor(topic.bus.member())?;
+        let member = topic.bus.member();
+        let (lock, cursor, is_new) = match &named {
+            Some(named) => topic
+                .files
+                .open_subscription(member, &escape(&named.name)?)?,
+            None => {
+                let (lock, cursor) = topic.files.new_cursor(member)?;
+                (lock, cursor, true)
+            }
+        };
         let mut receiver = Self {
             sources: Sources::default(),
             until: 0,
@@ -93,6 +118,8 @@ impl Receiver {
             pace: Pace::default(),
             was_short: false,
             abandoned: Vec::new(),
+            damaged: Vec::new(),
+            named,
             lost: Lost::default(),
             seen_roster: None,
             had_publisher: false,
@@ -103,7 +130,7 @@ impl Receiver {
             topic: Arc::clone(topic),
         };
         roster::changed(&topic.files.control);
-        receiver.refresh(Some(start))?;
+        receiver.refresh(is_new.then_some(start))?;
         receiver.cursor.set_joined();
         roster::changed(&topic.files.control);
         Ok(receiver)
@@ -270,6 +297,7 @@ impl Receiver {
     fn look_elsewhere(&mut self) -> Result<bool> {
         self.end_turn();
         self.keep_up()?;
+        self.trim();
         let found = self.search();
         self.begin_turn();
         let Some(here) = self.sources.here_mut().filter(|_| found) else {
@@ -284,6 +312,60 @@ impl Receiver {
                 Err(error)
             }
         }
+    }
+
+    /// Removes data files that all have passed, if we have passed one.
+    #[inline]
+    fn trim(&mut self) {
+        if self.topic.files.is_logged() {
+            self.trim_passed();
+        }
+    }
+
+    #[inline(never)]
+    fn trim_passed(&mut self) {
+        for source in self.sources.iter_mut() {
+            if source.reader.take_passed() {
+                // What can't be removed now will be by who comes to the next file.
+                let _ = reclaim::trim(&self.topic.files, source.id);
+            }
+        }
+    }
+
+    /// Says that all that was received is done with.
+    pub(super) fn acknowledge(&mut self) -> Result<()> {
+        self.check_fork()?;
+        for source in self.sources.iter_mut() {
+            source.reader.track().acknowledge();
+        }
+        for source in &mut self.damaged {
+            source.reader.track().acknowledge();
+        }
+        self.trim();
+        Ok(())
+    }
+
+    /// Goes on behind what is damaged, in lanes that were reported; what is passed.
+    pub(super) fn skip_damaged(&mut self) -> Result<Lost> {
+        self.check_fork()?;
+        let mut lost = Lost::default();
+        for mut source in std::mem::take(&mut self.damaged) {
+            match source.reader.skip() {
+                Some(missed) => {
+                    lost.messages = lost.messages.saturating_add(missed.messages);
+                    lost.bytes = lost.bytes.saturating_add(missed.bytes);
+                    lost.lane = source.id;
+                    self.abandoned.retain(|id| *id != source.id);
+                    self.sources.push(source);
+                }
+                // There is nothing behind it yet.
+                None => self.damaged.push(source),
+            }
+        }
+        self.lost.messages = self.lost.messages.saturating_add(lost.messages);
+        self.lost.bytes = self.lost.bytes.saturating_add(lost.bytes);
+        self.end_turn();
+        Ok(lost)
     }
 
     /// Lists the lanes anew if the roster has changed.
@@ -334,8 +416,13 @@ impl Receiver {
     #[cold]
     fn abandon(&mut self) {
         if let Some(source) = self.sources.remove_here() {
-            lane::leave(&self.cursor.slots[source.slot]);
             self.abandoned.push(source.id);
+            if self.topic.files.is_logged() {
+                // Its publisher does not wait for us, and what we have not received is kept.
+                self.damaged.push(source);
+            } else {
+                lane::leave(&self.cursor.slots[source.slot]);
+            }
         }
         self.end_turn();
         // Its publisher may be there yet: that is no end.
@@ -345,7 +432,7 @@ impl Receiver {
     /// Bytes of the envelope of what was found just now.
     #[inline]
     pub(super) fn envelope_len(&mut self, found: Found) -> Result<usize> {
-        if found.word.is_plain() {
+        if !found.word.has_envelope() {
             return Ok(0);
         }
         self.look_at_envelope(found)
@@ -486,6 +573,13 @@ impl Receiver {
         let Some(lane) = files.lane_to_follow(id)? else {
             return Ok(());
         };
+        let resumed = match files.is_logged() {
+            true => self.cursor.slot_of(id),
+            false => None,
+        };
+        if let Some(slot) = resumed {
+            return self.resume_lane(lane, slot);
+        }
         let slot = self
             .cursor
             .take_slot(|index| files.allocate_slot(&self.lock, index))?;
@@ -500,6 +594,19 @@ impl Receiver {
         };
         let is_lossy = files.pattern.is_lossy();
         let at = match (is_lossy, start) {
+            _ if files.is_logged() => match start {
+                None => {
+                    roster::enter(control, id, place, 0);
+                    Ok(Boundary::default())
+                }
+                Some(start) => loop {
+                    let at = begin_log(files, &outside, id, start)
+                        .inspect_err(|_| lane::leave(place))?;
+                    if roster::join_log(control, &lane.header, id, place, at.position) {
+                        break Ok(at);
+                    }
+                },
+            },
             (true, None) => Ok(Boundary::default()),
             (true, Some(start)) => outside.start(start.back(), 0),
             (_, None) => {
@@ -527,7 +634,10 @@ impl Receiver {
             files.corrupt_frame(id, corrupt)
         })?;
         let (slots, fences) = (self.cursor.slots.clone(), !futex::has_barrier());
-        let mut reader = if is_lossy {
+        let mut reader = if files.is_logged() {
+            let by_ack = self.is_by_ack();
+            Reader::following(lane.header, lane.ring, slots, slot, at, (by_ack, fences))
+        } else if is_lossy {
             roster::enter(control, id, place, at.position);
             Reader::copying(lane.header, lane.ring, slots, slot, at, fences)
         } else {
@@ -536,6 +646,34 @@ impl Receiver {
         reader.track().publish();
         // Publishers that came after us count, even if they have left already.
         self.had_publisher |= start.is_none();
+        self.sources.push(Source {
+            id,
+            reader,
+            slot,
+            closed: false,
+            ended: None,
+        });
+        Ok(())
+    }
+
+    fn is_by_ack(&self) -> bool {
+        self.named.as_ref().is_some_and(|named| named.by_ack)
+    }
+
+    /// Follows a lane from where a named subscription has left it.
+    fn resume_lane(&mut self, lane: LaneFile, slot: usize) -> Result<()> {
+        let files = &self.topic.files;
+        let LaneFile { id, header, ring } = lane;
+        let outside = Outside {
+            header: &header,
+            ring: &ring,
+        };
+        let left = lane::left_at(&self.cursor.slots[slot]);
+        let at = outside
+            .boundary_at(left)
+            .map_err(|corrupt| files.corrupt_frame(id, corrupt))?;
+        let (slots, fences) = (self.cursor.slots.clone(), !futex::has_barrier());
+        let reader = Reader::following(header, ring, slots, slot, at, (self.is_by_ack(), fences));
         self.sources.push(Source {
             id,
             reader,
@@ -605,6 +743,11 @@ impl Drop for Receiver {
             source.reader.track().settle();
         }
         let files = &self.topic.files;
+        if self.named.is_some() {
+            self.cursor.disown();
+            roster::changed(&files.control);
+            return;
+        }
         // What can't be put away here will be by the next one who opens the bus.
         let _ = reclaim::leave(files, &self.cursor);
         for source in self.sources.iter() {
@@ -614,6 +757,24 @@ impl Drop for Receiver {
         }
         roster::changed(&files.control);
     }
+}
+
+/// Where a new subscriber begins in a lane in data files.
+fn begin_log(
+    files: &TopicFiles,
+    outside: &Outside<'_>,
+    lane: u64,
+    start: Start,
+) -> Result<Boundary> {
+    if start == Start::Oldest
+        && let Some(log) = outside.ring.log()
+        && let Some(&first) = log.numbers()?.first()
+        && let Some(start) = log.start(first)?
+    {
+        return Ok(start.boundary());
+    }
+    let at = outside.start(start.back(), 0);
+    at.map_err(|corrupt| files.corrupt_frame(lane, corrupt))
 }
 
 /// Puts away a lane that has ended, if all have read it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bus::{TopicInner, forked};
+use crate::durable::{Keeper, SyncPoint, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Payload};
@@ -31,6 +32,8 @@ pub(super) struct Sender {
     pub(super) max_len: usize,
     born: u64,
     pub(super) id: u64,
+    /// Of a lane in data files. Before the lock: it is at the lane, too.
+    pub(super) keeper: Option<Keeper>,
     /// Says that the lane has a writer.
     lock: Option<Held>,
     pub(super) topic: Arc<TopicInner>,
@@ -46,6 +49,13 @@ impl Sender {
         let max_len = max_len(lane.capacity()) as usize;
         let (watch, readers, born) = (Watch::default(), Readers::default(), fork::generation());
         let control = files.control.clone();
+        let keeper = match files.is_logged() {
+            false => None,
+            true => {
+                let (header, ring, at) = (lane.header(), lane.files(), lane.boundary());
+                Some(Keeper::start(topic, header, ring, at)?)
+            }
+        };
         let (lock, topic) = (Some(lock), Arc::clone(topic));
         let mut sender = Self {
             lane,
@@ -55,6 +65,7 @@ impl Sender {
             max_len,
             born,
             id,
+            keeper,
             lock,
             topic,
         };
@@ -75,10 +86,61 @@ impl Sender {
         }
     }
 
+    /// Whether what is sent may go to the disk.
+    #[inline(always)]
+    fn check_disk(&self) -> Result<()> {
+        match &self.keeper {
+            None => Ok(()),
+            Some(keeper) => keeper.check(),
+        }
+    }
+
+    /// After a message was sent: has it on the disk, if the topic says so.
+    #[inline(always)]
+    pub(super) fn settle(&mut self) -> Result<()> {
+        match &self.keeper {
+            Some(keeper) if keeper.policy() == SyncPolicy::EachMessage => {
+                keeper.sync(self.lane.boundary())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has all that was sent so far on the disk.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.check_fork()?;
+        match &self.keeper {
+            Some(keeper) => keeper.sync(self.lane.boundary()),
+            None => Err(self.not_durable()),
+        }
+    }
+
+    /// All that was sent so far.
+    pub(super) fn sync_point(&self) -> Result<SyncPoint> {
+        self.check_fork()?;
+        match &self.keeper {
+            Some(keeper) => Ok(SyncPoint::new(keeper, self.lane.boundary())),
+            None => Err(self.not_durable()),
+        }
+    }
+
+    fn not_durable(&self) -> Error {
+        let why =
+            "nothing of it is on a disk: the bus is not durable, or the topic is lossy or an inbox";
+        Error::new(
+            ErrorKind::Unsupported,
+            "sync",
+            Arc::clone(&self.topic.files.name),
+            why,
+        )
+        .advise("leave that out, or use a bus that was made as durable")
+    }
+
     /// Claims a frame for `len` bytes, and says where they go.
     #[inline(always)]
     pub(super) fn claim(&mut self, len: usize, patience: Patience) -> Result<u64> {
         self.check_fork()?;
+        self.check_disk()?;
         if len > self.max_len {
             return Err(self.too_long(len));
         }
@@ -128,11 +190,16 @@ impl Sender {
         // A forked child has zeros in place of the lane and of `attention`, which is not 0: it comes here.
         self.check_fork()?;
         if !is_sent && !self.put_unprepared(payload) {
-            let at = self.claim(payload.len(), patience)?;
-            self.lane.write(at, payload);
-            self.lane.commit(payload.len());
+            self.send_claimed(payload, patience)?;
         }
         self.look_around();
+        self.settle()
+    }
+
+    fn send_claimed(&mut self, payload: &[u8], patience: Patience) -> Result<()> {
+        let at = self.claim(payload.len(), patience)?;
+        self.lane.write(at, payload);
+        self.lane.commit(payload.len());
         Ok(())
     }
 
@@ -143,6 +210,10 @@ impl Sender {
         self.look_around();
         if self.lane.put_in_run(first) {
             return Ok(());
+        }
+        if self.keeper.is_some() {
+            // Settled at the end, once for all.
+            return self.send_claimed(first, None);
         }
         self.send(first, None)
     }
@@ -170,6 +241,7 @@ impl Sender {
             return Err(self.too_long(counted));
         }
         self.check_fork()?;
+        self.check_disk()?;
         let at = match self.lane.claim(before + len) {
             Ok(at) => at,
             Err(_) => self.claim_slowly(before + len, patience)?,
@@ -204,7 +276,7 @@ impl Sender {
         let place = self.claim_with(envelope, payload.len(), patience)?;
         self.lane.write(place.0, payload);
         self.commit_with(envelope.head(), place, payload.len());
-        Ok(())
+        self.settle()
     }
 
     /// After a commit: one load, unless somebody joined, left, or went to sleep.
@@ -249,8 +321,17 @@ impl Sender {
         Ok(self.readers.lowest(self.id, unjoined))
     }
 
-    /// Moves the limit towards `end`; the slowest reader.
-    fn make_room(&mut self, end: u64) -> Result<Lowest> {
+    /// Moves the limit towards `end`, for a claim of `len` bytes; the slowest reader.
+    fn make_room(&mut self, len: usize, end: u64) -> Result<Lowest> {
+        if let Some(keeper) = &self.keeper {
+            // Nobody is waited for: there is another file.
+            let next = self.lane.next_boundary(len);
+            keeper.turn_to(next)?;
+            let capacity = self.lane.capacity();
+            self.lane
+                .lengthen((next.position / capacity + 1) * capacity);
+            return Ok(Lowest::nobody());
+        }
         let Self {
             lane,
             readers,
@@ -279,7 +360,7 @@ impl Sender {
                 Ok(at) => return Ok(at),
                 Err(full) => full.end,
             };
-            self.make_room(end)?;
+            self.make_room(len, end)?;
             if let Ok(at) = self.lane.claim(len) {
                 return Ok(at);
             }
@@ -293,7 +374,7 @@ impl Sender {
             }
             match waiter.next(1) {
                 Next::Look => {}
-                Next::Sleep(time) => self.sleep_until(end, time)?,
+                Next::Sleep(time) => self.sleep_until(len, end, time)?,
                 Next::TimedOut => {
                     return Err(self
                         .failed(
@@ -306,19 +387,19 @@ impl Sender {
         }
     }
 
-    fn sleep_until(&mut self, end: u64, time: Duration) -> Result<()> {
+    fn sleep_until(&mut self, len: usize, end: u64, time: Duration) -> Result<()> {
         let lowest = self.survey()?;
         let want = self.lane.wanted(end, lowest.position);
         let topic = Arc::clone(&self.topic);
         let header = self.lane.header().clone();
         park::wait_for_room(&topic.files.control, &header, want, time, || {
-            self.look_for_room(end)
+            self.look_for_room(len, end)
         })
     }
 
-    /// The slowest reader, if it leaves no room for what needs a limit of `end`.
-    fn look_for_room(&mut self, end: u64) -> Result<Option<Lowest>> {
-        let lowest = self.make_room(end)?;
+    /// The slowest reader, if it leaves no room for a claim of `len` bytes, which needs a limit of `end`.
+    fn look_for_room(&mut self, len: usize, end: u64) -> Result<Option<Lowest>> {
+        let lowest = self.make_room(len, end)?;
         Ok((!self.lane.reaches(end)).then_some(lowest))
     }
 
@@ -416,7 +497,7 @@ impl Waitable for Room<'_> {
         sender.look_around();
         match sender.lane.has_room(*len) {
             Ok(()) => Ok(true),
-            Err(full) => Ok(sender.look_for_room(full.end)?.is_none()),
+            Err(full) => Ok(sender.look_for_room(*len, full.end)?.is_none()),
         }
     }
 
@@ -427,7 +508,7 @@ impl Waitable for Room<'_> {
         };
         let lowest = sender.survey()?;
         let want = sender.lane.wanted(full.end, lowest.position);
-        sender.arm(tickets, want, |sender| sender.look_for_room(full.end))
+        sender.arm(tickets, want, |sender| sender.look_for_room(*len, full.end))
     }
 
     fn disarm(&mut self) {
@@ -489,6 +570,7 @@ impl Drop for Sender {
             return;
         }
         let files = &self.topic.files;
+        drop(self.keeper.take());
         lane::close(self.lane.header());
         drop(self.lock.take());
         // What can't be put away here will be by its last reader, or the next one who opens the bus.

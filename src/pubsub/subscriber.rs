@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 
 use super::batch::{self, Batch};
 use super::frame::Frame;
-use super::receiver::{Receiver, Start};
+use super::receiver::{Named, Receiver, Start};
 use crate::bus::TopicInner;
 use crate::error::{Error, ErrorKind, Lost, Result};
 use crate::futures::{MessageStream, Receive};
@@ -77,11 +77,45 @@ impl<T: ?Sized> Waitable for Subscriber<T> {
 
 impl<T: ?Sized + Payload> Subscriber<T> {
     pub(crate) fn join(topic: &Arc<TopicInner>, start: Start) -> Result<Self> {
-        Ok(Self {
-            receiver: Receiver::join(topic, start)?,
+        Ok(Self::with(Receiver::join(topic, start, None)?))
+    }
+
+    fn with(receiver: Receiver) -> Self {
+        Self {
+            receiver,
             sleep: Sleep::default(),
             kind: PhantomData,
-        })
+        }
+    }
+
+    /// The name that it goes on with after a restart, if it is a named subscription of a durable topic.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.receiver
+            .named
+            .as_ref()
+            .map(|named| named.name.as_str())
+    }
+
+    /// Says that all that it has received is done with: a named subscription goes on behind that after a restart. Only of use if
+    /// it was opened [by ack](SubscriptionBuilder::by_ack); else each message counts as received when its [`Frame`] is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`.
+    pub fn ack(&mut self) -> Result<()> {
+        self.receiver.acknowledge()
+    }
+
+    /// After `Corrupt` on a durable topic: goes on at the next message that is whole. What was passed is counted in
+    /// [`lost`](Self::lost), too; its bytes are those of the lane, with what is around messages. Nothing is passed if there is
+    /// no damage, or nothing whole behind it yet.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`.
+    pub fn skip_damaged(&mut self) -> Result<Lost> {
+        self.receiver.skip_damaged()
     }
 
     /// The topic's name.
@@ -428,6 +462,86 @@ impl Subscriber<[u8]> {
             let track = self.receiver.here().reader.track();
             track.release(kept.0.end(), 0);
         }
+    }
+}
+
+/// Joins a topic of a durable bus as a named subscriber, otherwise than by default. Made by
+/// [`Topic::subscription_builder`](crate::Topic::subscription_builder).
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// use buslane::{Bus, Start};
+///
+/// let bus = Bus::builder().durable(true).capacity(65536).at(dir.path().join("bus"))?;
+/// let topic = bus.topic("orders")?;
+/// topic.publisher()?.send(b"100 pears")?;
+/// let open = || topic.subscription_builder("billing").start(Start::Oldest).by_ack(true).open();
+/// let mut billing = open()?;
+/// assert_eq!(&*billing.recv()?, b"100 pears");
+/// drop(billing); // it died before it had billed them
+///
+/// let mut billing = open()?;
+/// assert_eq!(&*billing.recv()?, b"100 pears");
+/// billing.ack()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct SubscriptionBuilder<T: ?Sized = [u8]> {
+    topic: Arc<TopicInner>,
+    name: String,
+    start: Start,
+    by_ack: bool,
+    kind: PhantomData<fn() -> Box<T>>,
+}
+
+impl<T: ?Sized + Payload> SubscriptionBuilder<T> {
+    pub(crate) fn new(topic: &Arc<TopicInner>, name: &str) -> Self {
+        Self {
+            topic: Arc::clone(topic),
+            name: name.to_owned(),
+            start: Start::Now,
+            by_ack: false,
+            kind: PhantomData,
+        }
+    }
+
+    /// With which messages it begins, if it is new.
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Whether what it receives counts as received only when it says so by [`Subscriber::ack`]; if not, when each
+    /// [`Frame`] is dropped.
+    pub fn by_ack(mut self, by_ack: bool) -> Self {
+        self.by_ack = by_ack;
+        self
+    }
+
+    /// Joins.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Topic::subscription`](crate::Topic::subscription).
+    pub fn open(self) -> Result<Subscriber<T>> {
+        let files = &self.topic.files;
+        if !files.is_logged() {
+            let why = "nothing of it is kept: the bus is not durable, or the topic is lossy";
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "receive by name from",
+                &*files.name,
+                why,
+            )
+            .advise("subscribe without a name, or use a bus that was made as durable"));
+        }
+        let named = Named {
+            name: self.name,
+            by_ack: self.by_ack,
+        };
+        let receiver = Receiver::join(&self.topic, self.start, Some(named))?;
+        Ok(Subscriber::with(receiver))
     }
 }
 

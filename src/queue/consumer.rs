@@ -19,7 +19,7 @@ use crate::message::Payload;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::claims::{Offer, Walk};
 use crate::shm::lane::{self, Corrupt};
-use crate::shm::layout::{Claim, EnvelopeHead, Fate, GroupConfig};
+use crate::shm::layout::{Claim, EnvelopeHead, Fate, GroupConfig, LEFT};
 use crate::shm::park::Ticket;
 use crate::shm::segment::Access;
 use crate::shm::topic::CURSOR;
@@ -355,6 +355,17 @@ impl<T: ?Sized + Payload> Consumer<T> {
         Ok(Some(Deliveries::new(share, items)))
     }
 
+    /// After `Corrupt` on a durable queue: has the group go on behind the message that is damaged, in each lane where all before
+    /// it is acknowledged, and says in how many. That message is given up, with what can't be told from it.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`.
+    pub fn skip_damaged(&mut self) -> Result<usize> {
+        self.desk.home.topic.bus.check_fork()?;
+        Ok(self.desk.queue.skip_damaged())
+    }
+
     /// Whether its group has acknowledged all that was pushed so far, and nothing waits to be tried again.
     ///
     /// # Errors
@@ -378,6 +389,8 @@ struct Source {
     due_ns: u64,
     /// Its writer had gone when the roster was last looked at, and nobody has tried to remove it since.
     closed: bool,
+    /// The number of the data file that the group has come to.
+    passed: u64,
 }
 
 impl Source {
@@ -406,7 +419,7 @@ impl Source {
             let len = offset_of!(PutOff, envelope) / 8;
             (size_of::<PutOff>(), self.walk.peek(offer, len as u64) != 0)
         } else {
-            (0, !offer.found.word.is_plain())
+            (0, offer.found.word.has_envelope())
         };
         let at = envelope + offset_of!(EnvelopeHead, marks);
         match has_one && offer.found.word.len() as usize > at {
@@ -447,6 +460,8 @@ struct Inbox {
     seen_roster: Option<u64>,
     /// Lanes that contradicted themselves.
     abandoned: Vec<u64>,
+    /// Those of them in data files, and where.
+    damaged: Vec<(Arc<Share>, u64)>,
     /// The cursors that there were when the lanes were listed.
     cursors: Vec<u64>,
     /// One of them has gone since what the dead were moving was last looked for.
@@ -461,6 +476,7 @@ impl Inbox {
             sources: Vec::new(),
             seen_roster: None,
             abandoned: Vec::new(),
+            damaged: Vec::new(),
             cursors: Vec::new(),
             has_lost: true,
         }
@@ -536,8 +552,47 @@ impl Inbox {
             share: Arc::new(Share::new(&self.seat, id, claims)),
             due_ns: u64::MAX,
             closed: false,
+            passed: 0,
         });
         Ok(())
+    }
+
+    /// Removes data files that every group is done with, of lanes in such.
+    #[inline]
+    fn trim(&mut self) {
+        if self.seat.topic.files.is_logged() {
+            self.trim_passed();
+        }
+    }
+
+    #[inline(never)]
+    fn trim_passed(&mut self) {
+        for source in &mut self.sources {
+            let claims = &source.share.claims;
+            let head = claims.head() & !LEFT;
+            let file = head / claims.ring.capacity();
+            if file > source.passed {
+                source.passed = file;
+                // What can't be removed now will be by who comes to the next file.
+                let _ = reclaim::trim(&self.seat.topic.files, source.share.lane);
+                claims.ring.lift_before(head);
+            }
+        }
+    }
+
+    /// Goes on behind what is damaged: how many lanes do.
+    fn skip_damaged(&mut self) -> usize {
+        let damaged = self.damaged.len();
+        self.damaged.retain(|(share, position)| {
+            let skipped = share.claims.skip_damaged(*position);
+            if skipped {
+                self.abandoned.retain(|lane| *lane != share.lane);
+            }
+            !skipped
+        });
+        // They are listed anew.
+        self.seen_roster = None;
+        damaged - self.damaged.len()
     }
 
     /// Removes lanes whose writer has gone and that are done with.
@@ -557,9 +612,14 @@ impl Inbox {
     /// Stops walking a lane that contradicts itself: it is reported once.
     #[cold]
     fn abandon(&mut self, index: usize, corrupt: Corrupt) -> Error {
-        let lane = self.sources.remove(index).share.lane;
+        let share = self.sources.remove(index).share;
+        let lane = share.lane;
         self.abandoned.push(lane);
-        self.seat.topic.files.corrupt_frame(lane, corrupt)
+        let files = &self.seat.topic.files;
+        if files.is_logged() {
+            self.damaged.push((share, corrupt.position));
+        }
+        files.corrupt_frame(lane, corrupt)
     }
 
     /// Whether a lane has a message that nobody has.
@@ -717,6 +777,7 @@ impl Desk {
     fn look_around(&mut self) -> Result<Further> {
         self.turn = 0;
         self.attend()?;
+        self.queue.trim();
         for _ in 0..self.queue.sources.len() {
             self.at = if self.at + 1 < self.queue.sources.len() {
                 self.at + 1
@@ -751,7 +812,7 @@ impl Desk {
         let (max_attempts, size) = (self.home.max_attempts, self.size);
         let is_good = |offer: &Offer| {
             (max_attempts == 0 || offer.attempts() < max_attempts)
-                && offer.found.word.is_plain()
+                && !offer.found.word.has_envelope()
                 && size.is_none_or(|size| size == offer.found.word.len())
         };
         let of_lane = |source: &Source| Arc::ptr_eq(&source.share, share);
@@ -783,7 +844,7 @@ impl Desk {
             format!("it was delivered {max} times, and never acknowledged")
         } else if self.size.is_some_and(|size| size != len) {
             format!("it has {len} bytes, which is not the size of the queue's type")
-        } else if !item.found.word.is_plain() && item.envelope == 0 {
+        } else if item.found.word.has_envelope() && item.envelope == 0 {
             String::from("its envelope contradicts itself")
         } else if share.seat.is_for_retries() && item.put_off().is_none() {
             String::from("it is no message that was put off")

@@ -152,7 +152,7 @@ impl Item {
     /// Whether it has nothing beside it, and no envelope that contradicts itself.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        self.beside.is_none() && (self.found.word.is_plain() || self.envelope != 0)
+        self.beside.is_none() && (!self.found.word.has_envelope() || self.envelope != 0)
     }
 
     /// Bytes in its payload, if it is plain.
@@ -214,7 +214,7 @@ impl Share {
             item.beside = Some(self.beside(found, claim)?);
         }
         let is_put_off = item.put_off().is_some();
-        if !found.word.is_plain() && !is_put_off {
+        if found.word.has_envelope() && !is_put_off {
             let parts = lane::parts(found.word, self.bytes(&item));
             item.envelope = parts.map_or(0, |(envelope, _)| envelope.len());
         }

@@ -8,18 +8,24 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::lane::Boundary;
 use super::layout::{SLOT, frame_size};
+use super::log::Log;
 use super::segment::Mapping;
 use super::sync::{AtomicU64, Ordering};
 
-/// The ring of a lane: a power of two of bytes, addressed by positions that only grow.
+/// The ring of a lane: a power of two of bytes, addressed by positions that only grow. Of a lane in data files it is far
+/// larger than a file, and has each of them in its place, once somebody comes there: until then there are zeros.
 #[derive(Clone)]
 pub struct Ring {
     start: NonNull<u8>,
     /// The offset of the last slot: what of a frame's position says where in the ring it is.
     slots: u64,
+    /// The same in the part of it that no frame crosses the end of: the ring, or a file.
+    part: u64,
     /// Keeps `start` mapped.
     map: Arc<Mapping>,
+    log: Option<Arc<Log>>,
 }
 
 // SAFETY: the mapping lives as long as the ring and is tied to no thread; who may touch which bytes when is the lane's
@@ -47,8 +53,29 @@ impl Ring {
         Self {
             start: map.at(0, capacity, 64),
             slots: capacity as u64 - SLOT,
+            part: capacity as u64 - SLOT,
             map: Arc::clone(map),
+            log: None,
         }
+    }
+
+    /// That of a lane in data files.
+    pub fn of_log(log: Log) -> Self {
+        let map = log.space();
+        let reach = log.reach();
+        Self {
+            start: map.at(0, reach as usize, 64),
+            slots: reach - SLOT,
+            part: log.capacity() - SLOT,
+            map: Arc::clone(map),
+            log: Some(Arc::new(log)),
+        }
+    }
+
+    /// Its data files, if it is in such.
+    #[inline(always)]
+    pub fn log(&self) -> Option<&Arc<Log>> {
+        self.log.as_ref()
     }
 
     /// Has its pages in reach: for who will use all of them.
@@ -56,23 +83,35 @@ impl Ring {
         self.map.touch();
     }
 
-    /// Bytes in the ring.
+    /// Bytes in the ring, or in each of its files.
     #[inline]
     pub fn capacity(&self) -> u64 {
+        self.part + SLOT
+    }
+
+    /// How far apart the first and the last position may be that are in it at one time.
+    #[inline]
+    pub fn reach(&self) -> u64 {
         self.slots + SLOT
+    }
+
+    /// Bytes from `position`, a multiple of 16, to the next end that no frame crosses.
+    #[inline]
+    pub fn to_end(&self, position: u64) -> u64 {
+        self.capacity() - (position & self.part)
     }
 
     /// Where `position`, a multiple of 8, lies in the ring.
     #[inline]
-    pub fn offset(&self, position: u64) -> u64 {
+    fn offset(&self, position: u64) -> u64 {
         position & (self.slots | 8)
     }
 
-    /// Whether a frame at `position`, a multiple of 16, ends within the ring if `len` bytes are behind its word: a slot has
+    /// Whether a frame at `position`, a multiple of 16, crosses no end if `len` bytes are behind its word: a slot has
     /// room for 8 in any case.
     #[inline]
     pub fn holds(&self, position: u64, len: u64) -> bool {
-        len <= 8 || 8 + len <= self.capacity() - (position & self.slots)
+        len <= 8 || 8 + len <= self.to_end(position)
     }
 
     /// The place of the frame at `position`, a multiple of 16, with `len` bytes behind its word.
@@ -97,8 +136,10 @@ impl Ring {
     #[inline]
     pub fn places(&self, position: u64, len: usize, count: usize) -> Places<'_> {
         let size = frame_size(len as u64);
-        let to_end = self.capacity() - (position & self.slots);
-        assert!(count as u64 <= to_end / size, "a row lies within the ring");
+        assert!(
+            count as u64 <= self.to_end(position) / size,
+            "a row lies within the ring"
+        );
         Places {
             next: self.place(position, if count > 0 { len } else { 0 }),
             size: size as usize,
@@ -130,7 +171,7 @@ impl Ring {
     fn range(&self, position: u64, len: usize) -> NonNull<u8> {
         let offset = self.offset(position);
         assert!(
-            len as u64 <= self.capacity() - offset,
+            len as u64 <= self.reach() - offset,
             "a payload lies within the ring"
         );
         // SAFETY: offset + len <= capacity, just checked, and the mapping holds `capacity` bytes from `start`.
@@ -161,7 +202,7 @@ impl Ring {
     /// Zeroes `[from, to)`, at most the ring, which may wrap. The lane has it writable, and no reader looks there.
     #[inline]
     pub fn zero(&self, from: u64, to: u64) {
-        let (len, to_end) = (to - from, self.capacity() - self.offset(from));
+        let (len, to_end) = (to - from, self.reach() - self.offset(from));
         if len > to_end {
             return self.zero_over_the_end(from, to_end, len);
         }
@@ -170,7 +211,7 @@ impl Ring {
 
     #[cold]
     fn zero_over_the_end(&self, from: u64, to_end: u64, len: u64) {
-        let behind = len.min(self.capacity()) - to_end;
+        let behind = len.min(self.reach()) - to_end;
         self.zero_range(from, to_end);
         self.zero_range(from + to_end, behind);
     }
@@ -197,6 +238,45 @@ impl Ring {
         // SAFETY: `range` checked the bounds; the lane's only writer holds this ring mutably, and readers do not look
         // behind a word that is 0. Only a writer's ring, mapped writable, is asked for loans.
         unsafe { NonNull::slice_from_raw_parts(at, len).as_mut() }
+    }
+
+    /// Has zeros behind the `len` bytes of the frame at `position`, a multiple of 16, up to `total`. As for `copy_in`.
+    #[inline]
+    pub fn fill_up(&self, position: u64, len: usize, total: usize) {
+        let place = self.place(position, total);
+        let rest = total.checked_sub(len).expect("a payload fits its place");
+        // SAFETY: `place` checked that `total` bytes behind the word are in the ring; as for the rest, as in `zero_range`.
+        unsafe { std::ptr::write_bytes(place.at.add(8 + len).as_ptr(), 0, rest) }
+    }
+
+    /// Has what `position` is in in reach, if it was not and is there: whether it was not. (What is not in files always is.)
+    #[inline]
+    pub fn arrive(&self, position: u64) -> Result<bool, ()> {
+        match &self.log {
+            None => Ok(false),
+            // Who meets the same by its file is told why.
+            Some(log) => log.arrive(position).map_err(|_| ()),
+        }
+    }
+
+    /// Says that nobody here uses what lies before the file that `position` is in any more.
+    pub fn lift_before(&self, position: u64) {
+        if let Some(log) = &self.log {
+            log.lift_before(position);
+        }
+    }
+
+    /// What is before the file that begins at `position`, if that is known.
+    pub fn start_at(&self, position: u64) -> Option<Boundary> {
+        let log = self.log.as_ref()?;
+        let start = log.start(position / log.capacity()).ok()??;
+        Some(start.boundary())
+    }
+
+    /// Whether each frame ends with a checksum.
+    #[inline(always)]
+    pub fn is_checked(&self) -> bool {
+        self.log.is_some()
     }
 
     /// Copies the words that hold the `len` bytes at `position`, a multiple of 8, which may be overwritten meanwhile: the

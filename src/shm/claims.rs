@@ -41,7 +41,7 @@
 //! A word that was damaged makes a message stay, or come again; no check of a claim leads anywhere but to a word of this
 //! table.
 
-use super::lane::{Corrupt, Found, MAX_POSITION, frame_at};
+use super::lane::{Corrupt, Found, MAX_POSITION, frame_at, is_whole};
 use super::layout::{Claim, Control, Fate, LEFT, LaneHeader, Line, SLOT, Slot};
 use super::sync::{AtomicU64, Ordering, fence, light_fence, swap_fence};
 use super::{Ring, View, futex, park};
@@ -76,9 +76,12 @@ pub fn begin_from_start(head: &Slot, lane: u64) {
     head.lane.store(lane, Ordering::Relaxed);
 }
 
-/// Whether the lane's writer has waited for all that were there when it came: nothing was overwritten yet.
-pub fn has_waited(lane: &LaneHeader, capacity: u64) -> bool {
-    lane.limit.load(Ordering::Relaxed) <= capacity
+/// Whether the lane's writer has waited for all that were there when it came: nothing was overwritten yet, or removed.
+pub fn has_waited(lane: &LaneHeader, ring: &Ring) -> bool {
+    match ring.is_checked() {
+        true => lane.floor.load(Ordering::Relaxed) == 0,
+        false => lane.limit.load(Ordering::Relaxed) <= ring.capacity(),
+    }
 }
 
 impl Claims {
@@ -134,6 +137,14 @@ impl Claims {
         } else {
             None
         }
+    }
+
+    /// Whether the place of a message's claim is that of an older one that is not done with: only in data files, where more may
+    /// lie behind the head than there are claims. It has to wait.
+    #[inline]
+    fn is_taken_by_older(&self, claim: Claim, sequence: u32) -> bool {
+        let before = sequence.wrapping_sub(self.table.len() as u32);
+        claim.0 != 0 && claim.sequence() == before && !claim.is_done()
     }
 
     /// Whether `claim` is still what its owner was given.
@@ -320,7 +331,7 @@ impl Claims {
     fn acked_from(&self, head: u64) -> u64 {
         let mut at = head;
         let mut next = None;
-        while at.wrapping_sub(head) < self.ring.capacity() {
+        while at.wrapping_sub(head) < self.ring.reach() {
             // Before the frame: its line may be the one that the lane's writer is at.
             if next.is_some_and(|next| !self.is_acked(next)) {
                 break;
@@ -366,7 +377,7 @@ impl Claims {
             return false;
         }
         // What comes later was not there when this began.
-        let until = at.saturating_add(self.ring.capacity());
+        let until = at.saturating_add(self.ring.reach());
         while at < until {
             let seen = frame_at(&self.ring, at);
             let is_it = matches!(seen, Ok(Some(found)) if found.word.is_message() && is_it(found));
@@ -381,6 +392,69 @@ impl Claims {
             }
         }
         false
+    }
+
+    /// Sets what may have been lost with the machine: while nobody else is there, and no consumer lives. The lane ends at
+    /// `tail`.
+    #[cfg(not(loom))]
+    pub fn renew(&self, tail: super::lane::Boundary) {
+        let head = self.head();
+        if head & LEFT != 0 {
+            return;
+        }
+        super::lane::hold_back(self.slot(), tail);
+        let first = match frame_at(&self.ring, self.head()) {
+            Ok(Some(found)) => found.word.sequence(),
+            _ => tail.sequence as u32,
+        };
+        let open = (tail.sequence as u32).wrapping_sub(first);
+        for word in self.table.iter() {
+            let claim = Claim(word.load(Ordering::Relaxed));
+            let is_open = claim.sequence().wrapping_sub(first) < open;
+            let renewed = if !is_open {
+                0
+            } else if claim.is(Fate::Claimed) {
+                claim.with(Fate::Free).0
+            } else if claim.is(Fate::Once) {
+                claim.with(Fate::Died).0
+            } else if claim.is(Fate::Cancelled) {
+                claim.with(Fate::Acked).0
+            } else {
+                claim.0
+            };
+            if renewed != claim.0 {
+                word.store(renewed, Ordering::Relaxed);
+            }
+        }
+        self.advance();
+    }
+
+    /// Gives up what is damaged at `position`, and moves the head behind it if all before is acknowledged: whether it did.
+    #[cfg(not(loom))]
+    pub fn skip_damaged(&self, position: u64) -> bool {
+        if let Ok(Some(found)) = frame_at(&self.ring, position)
+            && found.word.is_message()
+            && self.withdraw(found.word.sequence()).is_some()
+        {
+            return true;
+        }
+        let head = self.head();
+        if head > position {
+            // Somebody else did.
+            return true;
+        }
+        let Some(next) = super::lane::next_whole(&self.ring, position).filter(|_| head == position)
+        else {
+            return false;
+        };
+        // As in `advance`: what is before is acknowledged, or damaged.
+        let moved = self.slot().position.compare_exchange(
+            head,
+            next.position,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        moved.is_ok()
     }
 
     /// Whether all that is there is acknowledged.
@@ -496,7 +570,14 @@ impl Walk {
             if found.word.is_message() {
                 let sequence = found.word.sequence();
                 let old = self.claims.claim(sequence);
+                if self.claims.is_taken_by_older(old, sequence) {
+                    return Ok(None);
+                }
                 if let Some(attempts) = self.claims.attempts_of(old, sequence) {
+                    if !is_whole(&self.claims.ring, found) {
+                        let (position, word) = (found.position, found.word.0);
+                        return Err(Corrupt { position, word });
+                    }
                     return Ok(Some(Offer {
                         found,
                         old,

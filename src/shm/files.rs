@@ -47,10 +47,7 @@ pub struct Plan<'a> {
 impl Identity {
     /// That of a new file.
     pub fn new(kind: Kind, size: u64, id: u64, capacity: u64) -> Self {
-        let created = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let created_ns = created.as_nanos() as u64;
+        let created_ns = now_ns();
         Self {
             magic: MAGIC,
             version: VERSION,
@@ -59,7 +56,8 @@ impl Identity {
             id,
             capacity,
             created_ns,
-            reserved: [0; 2],
+            number: 0,
+            check: 0,
         }
     }
 }
@@ -397,6 +395,21 @@ impl Dir {
     }
 }
 
+impl Dir {
+    /// Has this directory's own name on the disk.
+    pub fn sync_above(&self) -> Result<()> {
+        let failed = |e: Errno| Error::system("sync the directory above", shown(&self.path), e);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let above = openat(&self.fd, "..", flags, Mode::empty()).map_err(failed)?;
+        sync_all(&above).map_err(failed)
+    }
+
+    /// Has the names in here on the disk.
+    pub fn sync(&self) -> Result<()> {
+        sync_all(&self.fd).map_err(|e| Error::system("sync the directory", shown(&self.path), e))
+    }
+}
+
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -527,6 +540,26 @@ pub fn read_at(fd: &impl AsFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Res
     Ok(())
 }
 
+/// Has a file's bytes on the disk, with what is needed to find them.
+pub fn sync(fd: &impl AsFd) -> nix::Result<()> {
+    retry(|| nix::unistd::fdatasync(fd.as_fd()))
+}
+
+/// Gives up what is kept in memory of a file, where that is only a copy.
+pub fn forget(fd: &impl AsFd) {
+    // Advice: what stays is what could not be given up.
+    let _ = nix::fcntl::posix_fadvise(
+        fd.as_fd(),
+        0,
+        0,
+        nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    );
+}
+
+fn sync_all(fd: &impl AsFd) -> nix::Result<()> {
+    retry(|| nix::unistd::fsync(fd.as_fd()))
+}
+
 /// Allocates `len` bytes at `offset`, so that touching them can't fail.
 pub fn allocate(fd: &impl AsFd, offset: u64, len: u64) -> nix::Result<()> {
     retry(|| {
@@ -583,6 +616,12 @@ pub fn is_locked(fd: &impl AsFd) -> nix::Result<bool> {
 /// Whether a file that was opened still has its name.
 pub fn is_named(fd: &impl AsFd) -> nix::Result<bool> {
     Ok(fstat(fd.as_fd())?.st_nlink > 0)
+}
+
+/// Nanoseconds since 1970.
+pub fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_nanos() as u64
 }
 
 /// Eight random bytes.

@@ -19,8 +19,10 @@ static FIRST: Node = Node::new();
 const FREE: RawFd = -1;
 /// In place of a descriptor: the node's user is about to say what for.
 const TAKEN: RawFd = -2;
-/// In place of a descriptor: the node has a mapping.
+/// In place of a descriptor: the node has a mapping, which a child does not inherit.
 const MAPPED: RawFd = -3;
+/// In place of a descriptor: the node has one that it does.
+const INHERITED: RawFd = -4;
 
 #[derive(Debug)]
 struct Node {
@@ -68,11 +70,12 @@ extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     let mut node = Some(&FIRST);
     while let Some(this) = node {
-        // Pairs with the `Release` in `Region::new`: start and len are the mapping's.
+        // Pairs with the `Release` in `Region::note`: start and len are the mapping's.
         match this.fd.load(Ordering::Acquire) {
-            MAPPED => {
+            kind @ (MAPPED | INHERITED) => {
                 let (start, len) = (&this.start, &this.len);
-                segment::refill(start.load(Ordering::Relaxed), len.load(Ordering::Relaxed));
+                let (start, len) = (start.load(Ordering::Relaxed), len.load(Ordering::Relaxed));
+                segment::refill(start, len, kind == INHERITED);
                 this.fd.store(FREE, Ordering::Relaxed);
             }
             fd if fd >= 0 => {
@@ -94,13 +97,22 @@ pub struct Region {
 }
 
 impl Region {
-    /// Notes a mapping among those that a child finds to be zeros.
+    /// Notes a mapping that a child does not inherit among those that it finds to be zeros.
     pub fn new(start: usize, len: usize) -> Self {
+        Self::note(start, len, MAPPED)
+    }
+
+    /// The same of one that it does inherit.
+    pub fn inherited(start: usize, len: usize) -> Self {
+        Self::note(start, len, INHERITED)
+    }
+
+    fn note(start: usize, len: usize, kind: RawFd) -> Self {
         let node = Node::take();
         node.start.store(start, Ordering::Relaxed);
         node.len.store(len, Ordering::Relaxed);
         // With the load in `in_child`.
-        node.fd.store(MAPPED, Ordering::Release);
+        node.fd.store(kind, Ordering::Release);
         let born = generation();
         Self { node, born }
     }

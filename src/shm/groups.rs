@@ -18,7 +18,7 @@ use super::claims::{self, Claims};
 use super::files::{self, Dir, Plan, skip_damaged};
 use super::fork::Held;
 use super::futex;
-use super::lane;
+use super::lane::{self, Corrupt, Outside};
 use super::layout::{
     Claim, ClaimsHeader, GROUP_CONFIG, GroupConfig, Identity, Kind, LEFT, PAGE, Pattern, Slot,
     claims_of,
@@ -234,16 +234,41 @@ impl TopicFiles {
                 continue;
             };
             let head = claims.slot();
-            let capacity = lane.ring.capacity();
-            let (mark, limit) =
-                roster::join(&self.control, &lane.header, capacity, id, head, |_| None);
-            match lane::walk(&lane.ring, mark, limit, |_| {}) {
+            let end = match self.is_logged() {
+                true => self.join_log(&lane, head),
+                false => {
+                    let capacity = lane.ring.capacity();
+                    let (mark, limit) =
+                        roster::join(&self.control, &lane.header, capacity, id, head, |_| None);
+                    lane::walk(&lane.ring, mark, limit, |_| {})
+                }
+            };
+            match end {
                 Ok(end) => claims::begin(head, end),
                 // Whoever follows it will say so; its writer does not wait for us.
                 Err(_) => lane::leave(head),
             }
         }
         Ok(())
+    }
+
+    /// Joins a lane in data files at its end.
+    fn join_log(&self, lane: &LaneFile, head: &Slot) -> Result<u64, Corrupt> {
+        let LaneFile { id, header, ring } = lane;
+        loop {
+            let at = Outside { header, ring }.start(0, 0)?.position;
+            if roster::join_log(&self.control, header, *id, head, at) {
+                return Ok(at);
+            }
+        }
+    }
+
+    /// The claims on a lane of all groups that have joined it.
+    pub(super) fn claims_on(&self, lane: &LaneFile) -> Result<Vec<Claims>> {
+        let all = self.all_claims()?;
+        let on_lane = all.into_iter().filter(|(_, of)| *of == lane.id);
+        let claims = on_lane.map(|(group, _)| skip_damaged(self.claims(group, lane)));
+        claims.filter_map(Result::transpose).collect()
     }
 
     /// Removes a group, by the holder of its lock: nobody waits for it any more.
@@ -328,7 +353,7 @@ impl TopicFiles {
                 let claims = self.map_claims(lane, &file)?;
                 return Ok(Some(claims));
             }
-            if !claims::has_waited(&lane.header, lane.ring.capacity()) {
+            if !claims::has_waited(&lane.header, &lane.ring) {
                 // Removed with its lane; else it would be there.
                 return if self.has_lane(lane.id)? {
                     let why = String::from("its writer went on before a group had joined");

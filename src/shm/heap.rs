@@ -94,14 +94,42 @@ impl Ring {
         self.words.len() as u64 * 8
     }
 
+    /// The same: a model's ring is not in files.
+    pub fn reach(&self) -> u64 {
+        self.capacity()
+    }
+
+    /// There is nothing that it is not in reach of.
+    pub fn arrive(&self, _position: u64) -> Result<bool, ()> {
+        Ok(false)
+    }
+
+    /// There are no files.
+    pub fn lift_before(&self, _position: u64) {}
+
+    /// The same.
+    pub fn start_at(&self, _position: u64) -> Option<super::lane::Boundary> {
+        None
+    }
+
+    /// Its frames have no checksums.
+    pub fn is_checked(&self) -> bool {
+        false
+    }
+
+    /// Bytes from `position` to the end that no frame crosses.
+    pub fn to_end(&self, position: u64) -> u64 {
+        self.capacity() - self.offset(position)
+    }
+
     /// Where `position` lies in the ring.
-    pub fn offset(&self, position: u64) -> u64 {
+    fn offset(&self, position: u64) -> u64 {
         position & (self.capacity() - 1)
     }
 
     /// Whether a frame at `position` ends within the ring if `len` bytes are behind its word.
     pub fn holds(&self, position: u64, len: u64) -> bool {
-        8 + len <= self.capacity() - self.offset(position)
+        8 + len <= self.to_end(position)
     }
 
     /// The word of the frame at `position`, for an atomic access.

@@ -32,8 +32,12 @@ use super::bytes::Places;
 #[cfg(not(loom))]
 use super::haul::Haul;
 #[cfg(not(loom))]
-use super::layout::{EnvelopeHead, max_len};
-use super::layout::{LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, frame_size};
+use super::layout::{DataStart, EnvelopeHead, max_len};
+use super::layout::{
+    LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, checked_size, frame_size,
+};
+#[cfg(not(loom))]
+use super::log;
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
@@ -217,13 +221,20 @@ fn see_what_is_behind() {
 /// The frame at `position`, padding or message; `None` while there is none.
 #[inline]
 pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
-    let word = load_word(ring, position);
+    let mut word = load_word(ring, position);
     if word.0 == 0 {
-        return Ok(None);
+        match ring.arrive(position) {
+            Ok(true) => word = load_word(ring, position),
+            Ok(false) => {}
+            Err(()) => return Err(Corrupt { position, word: 0 }),
+        }
+        if word.0 == 0 {
+            return Ok(None);
+        }
     }
     see_what_is_behind();
     let found = Found { position, word };
-    let fits = ring.holds(position, word.len());
+    let fits = word.size() <= ring.to_end(position) && word.has_checksum() == ring.is_checked();
     if fits && (word.is_message() || word.is_padding()) {
         Ok(Some(found))
     } else {
@@ -232,6 +243,17 @@ pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corr
             word: word.0,
         })
     }
+}
+
+/// Whether a frame is as it was written, as far as there is a checksum to say so.
+#[cfg(not(loom))]
+pub(super) fn is_whole(ring: &Ring, found: Found) -> bool {
+    log::is_whole(ring, found)
+}
+
+#[cfg(loom)]
+pub(super) fn is_whole(_ring: &Ring, _found: Found) -> bool {
+    true
 }
 
 /// Walks from a frame boundary to the first empty word, or the first boundary at or past `until`.
@@ -493,19 +515,63 @@ impl Writer {
             return Err(Full { end });
         }
         if padding > 0 {
+            let word = self.finish(Word::padding(padding, self.sent.sequence));
             self.sent.slack = self.sent.slack.wrapping_add(padding);
-            self.hold(Word::padding(padding, self.sent.sequence));
+            self.hold(word);
         }
         self.set_bound();
         Ok(())
     }
 
+    /// A frame that is written but for its word, with a checksum if its lane has such: its word.
+    #[inline]
+    fn finish(&mut self, word: Word) -> Word {
+        #[cfg(not(loom))]
+        if let Some(log) = self.ring.log() {
+            // As in `write`.
+            let word = log::seal(&self.ring, log.lane(), self.tail, word);
+            let end = self.tail + word.size();
+            if self.lent.0 > end {
+                self.ring.zero(end, self.lent.0);
+            }
+            self.lent = (0, 0);
+            return word;
+        }
+        word
+    }
+
     /// The padding before a frame for `len` bytes, and the limit that it needs.
     fn measure(&self, len: usize) -> (u64, u64) {
-        let size = frame_size(len as u64);
-        let to_end = self.ring.capacity() - self.ring.offset(self.tail);
-        let padding = if size > to_end { to_end } else { 0 };
+        let to_end = self.ring.to_end(self.tail);
+        let (size, needed) = match self.ring.is_checked() {
+            false => (frame_size(len as u64), frame_size(len as u64)),
+            // A file always ends with padding: so it is known what is before the next one when a writer comes to it.
+            true => (checked_size(len as u64), checked_size(len as u64) + SLOT),
+        };
+        let padding = if needed > to_end { to_end } else { 0 };
         (padding, self.tail + padding + size + SLOT)
+    }
+
+    /// Where the frame begins that a claim for `len` bytes would claim.
+    #[cfg(not(loom))]
+    pub fn next_boundary(&self, len: usize) -> Boundary {
+        let (padding, _) = self.measure(len);
+        Boundary {
+            position: self.tail + padding,
+            sequence: self.sent.sequence,
+            bytes: self.sent.bytes(self.tail),
+        }
+    }
+
+    /// The end of what readers can see, and what is before it.
+    #[cfg(not(loom))]
+    pub fn boundary(&self) -> Boundary {
+        debug_assert!(!self.has_run(), "a lane in files has no runs");
+        Boundary {
+            position: self.tail,
+            sequence: self.sent.sequence,
+            bytes: self.sent.bytes(self.tail),
+        }
     }
 
     /// Whether a claim for `len` bytes would find room.
@@ -518,8 +584,12 @@ impl Writer {
 
     /// Up to where a claim needs neither padding nor a look at the limit.
     fn set_bound(&mut self) {
-        let ring_end = self.tail + self.ring.capacity() - self.ring.offset(self.tail);
-        self.bound = self.limit.min(ring_end + SLOT);
+        let ring_end = self.tail + self.ring.to_end(self.tail);
+        // With checksums, each claim is looked at.
+        self.bound = match self.ring.is_checked() {
+            false => self.limit.min(ring_end + SLOT),
+            true => 0,
+        };
     }
 
     /// Writes `payload` where [`claim`](Self::claim) said.
@@ -558,7 +628,11 @@ impl Writer {
     /// not taken for cleared any more.
     #[inline]
     pub fn open_loan(&mut self, len: usize) {
-        self.lent = (self.tail + frame_size(len as u64), self.cleared);
+        let size = match self.ring.is_checked() {
+            false => frame_size(len as u64),
+            true => checked_size(len as u64),
+        };
+        self.lent = (self.tail + size, self.cleared);
         self.expose();
     }
 
@@ -575,6 +649,12 @@ impl Writer {
     #[inline]
     pub fn loaned(&self, at: u64, len: usize) -> &[u8] {
         self.ring.loaned(at, len)
+    }
+
+    /// Its data files.
+    #[cfg(not(loom))]
+    pub fn files(&self) -> &Ring {
+        &self.ring
     }
 
     /// A model's ring, to write a claimed payload to.
@@ -670,6 +750,7 @@ impl Writer {
 
     #[inline(never)]
     fn commit_unprepared(&mut self, word: Word) {
+        let word = self.finish(word);
         self.add_to_run(word);
         let (end, cleared) = self.lent;
         if self.tail == end {
@@ -758,6 +839,10 @@ impl Writer {
 
     /// Whether the place of the next frame, of `size` bytes, is cleared. (So its lines are there when it comes.)
     fn is_to_clear(&self, size: u64) -> bool {
+        // A file is made of zeros.
+        if self.ring.is_checked() {
+            return false;
+        }
         #[cfg(not(loom))]
         if size > 8 + self.ahead.hauled && !self.haul.wants_lines(self.tail) {
             return false;
@@ -768,12 +853,25 @@ impl Writer {
     /// Whether a reader waits for each message from now on: then it matters how soon the next one is written, and not how many
     /// are.
     pub fn expect_singly(&mut self, singly: bool) {
-        self.ahead = if singly { SINGLY } else { MANY };
+        if !self.ring.is_checked() {
+            self.ahead = if singly { SINGLY } else { MANY };
+        }
     }
 
     /// Gives up a claimed frame, and the padding before it: nothing of them was ever visible.
     pub fn abort(&mut self) {
         let visible = self.visible();
+        #[cfg(not(loom))]
+        if self.ring.is_checked() {
+            if self.lent.0 > self.tail {
+                self.ring.zero(self.tail, self.lent.0);
+            }
+            if visible < self.tail {
+                // The checksum of the padding.
+                self.ring.zero(self.tail - SLOT / 2, self.tail);
+            }
+            self.lent = (0, 0);
+        }
         self.sent.slack = self.sent.slack.wrapping_sub(self.tail - visible);
         self.tail = visible;
         self.first.1 = Word(0);
@@ -844,6 +942,16 @@ impl Writer {
         Ok(lowest)
     }
 
+    /// Moves the limit up to the end of a file that is there, in a lane that nobody waits for.
+    #[cfg(not(loom))]
+    pub fn lengthen(&mut self, limit: u64) {
+        self.keep_boundary();
+        // For who looks from outside: no order with anything.
+        self.header.mark.store(self.tail, Ordering::Relaxed);
+        self.header.limit.store(limit, Ordering::Relaxed);
+        self.limit = limit;
+    }
+
     /// Whether a frame that needs a limit of `end` has room.
     pub fn reaches(&self, end: u64) -> bool {
         end <= self.limit
@@ -854,34 +962,39 @@ impl Writer {
         (self.ring.capacity() / RECORDS as u64).max(SLOT)
     }
 
+    /// The positions of the records that were made.
+    fn records(&self) -> impl Iterator<Item = u64> {
+        let records = self.header.records.iter();
+        let all = records.map(|record| record.position.load(Ordering::Relaxed));
+        // They may be anything, if the last writer was.
+        all.filter(|&position| position <= self.tail)
+    }
+
+    /// Keeps a record of the tail.
+    fn keep_boundary(&mut self) {
+        // The record that this replaces is a ring behind, and so below the floor already: who reads half of each does
+        // not believe it. (In files, where a lane has no laps, it is many files behind.)
+        let record = &self.header.records[self.recorded % RECORDS];
+        record.sequence.store(self.sent.sequence, Ordering::Relaxed);
+        record
+            .bytes
+            .store(self.sent.bytes(self.tail), Ordering::Relaxed);
+        // Pairs with the fence in `Outside::record`: sequence and bytes belong to this position.
+        record.position.store(self.tail, Ordering::Release);
+        self.recorded += 1;
+    }
+
     /// Says that all below `grant - capacity` may be overwritten, and keeps a record of where the frames are that are not.
     fn raise_floor(&mut self, grant: u64) {
         let overwritten = grant.saturating_sub(self.ring.capacity());
-        let made = || {
-            let all = self
-                .header
-                .records
-                .iter()
-                .map(|record| record.position.load(Ordering::Relaxed));
-            // They may be anything, if the last writer was.
-            all.filter(|&position| position <= self.tail)
-        };
-        if made()
-            .max()
-            .is_none_or(|newest| self.tail - newest >= self.step())
-        {
-            // The record that this replaces is a ring behind, and so below the floor already: who reads half of each does
-            // not believe it.
-            let record = &self.header.records[self.recorded % RECORDS];
-            record.sequence.store(self.sent.sequence, Ordering::Relaxed);
-            record
-                .bytes
-                .store(self.sent.bytes(self.tail), Ordering::Relaxed);
-            // Pairs with the fence in `Outside::record`: sequence and bytes belong to this position.
-            record.position.store(self.tail, Ordering::Release);
-            self.recorded += 1;
+        let newest = self.records().max();
+        if newest.is_none_or(|newest| self.tail - newest >= self.step()) {
+            self.keep_boundary();
         }
-        let held = made().filter(|&position| position >= overwritten).min();
+        let held = self
+            .records()
+            .filter(|&position| position >= overwritten)
+            .min();
         // Never down: a writer that adopts a lane does not know how far the last one had gone.
         let floor = held
             .unwrap_or(self.tail)
@@ -925,7 +1038,7 @@ fn find_tail(header: &LaneHeader, ring: &Ring) -> Result<(usize, Boundary), Corr
     walk(
         ring,
         tail.position,
-        tail.position.saturating_add(ring.capacity()),
+        tail.position.saturating_add(ring.reach()),
         |found| tail.pass(found),
     )?;
     Ok((index, tail))
@@ -943,6 +1056,162 @@ pub fn own(header: &LaneHeader, member: u64, fences: bool) {
         .owner
         .fences
         .store(u64::from(fences), Ordering::Relaxed);
+}
+
+/// Says that what lies below `floor` is kept no more, in a lane in data files. `again` looks at the slowest reader once more:
+/// up to where it may be removed.
+pub fn give_up<E>(
+    header: &LaneHeader,
+    floor: u64,
+    again: impl FnOnce() -> Result<u64, E>,
+) -> Result<u64, E> {
+    // By whoever finds it first. Never down.
+    header.floor.fetch_max(floor, Ordering::Relaxed);
+    // Total order with the fence in `roster::join_log`: either `again` sees the joiner's slot, or the joiner the floor.
+    fence(Ordering::SeqCst);
+    Ok(floor.min(again()?))
+}
+
+/// Sets the header of a lane without a writer, in data files, by what was found in these: it begins at `floor` and ends at
+/// `tail`. By the holder of its lock, while nobody else is there.
+pub fn renew(header: &LaneHeader, floor: u64, tail: Boundary) {
+    for record in &header.records {
+        record.position.store(UNUSED, Ordering::Relaxed);
+    }
+    let record = &header.records[0];
+    record.sequence.store(tail.sequence, Ordering::Relaxed);
+    record.bytes.store(tail.bytes, Ordering::Relaxed);
+    record.position.store(tail.position, Ordering::Relaxed);
+    header.floor.store(floor, Ordering::Relaxed);
+    header.mark.store(tail.position, Ordering::Relaxed);
+    header.limit.store(tail.position, Ordering::Relaxed);
+    header.want.store(NOBODY, Ordering::Relaxed);
+    close(header);
+}
+
+/// Says that a lane was cut at a position, and up to where something was behind it.
+pub fn set_cut(header: &LaneHeader, at: u64, to: u64) {
+    header.log.cut_at.store(at, Ordering::Relaxed);
+    header.log.cut_to.store(to, Ordering::Relaxed);
+}
+
+/// Where a lane was last cut, and up to where something was behind it.
+pub fn cut(header: &LaneHeader) -> Option<(u64, u64)> {
+    let to = header.log.cut_to.load(Ordering::Relaxed);
+    (to != 0).then(|| (header.log.cut_at.load(Ordering::Relaxed), to))
+}
+
+/// Takes a reader's slot back to the tail, if it says that it is behind it.
+pub fn hold_back(slot: &Slot, tail: Boundary) {
+    if slot.position.load(Ordering::Relaxed) > tail.position {
+        slot.sequence.store(tail.sequence, Ordering::Relaxed);
+        slot.bytes.store(tail.bytes, Ordering::Relaxed);
+        slot.position.store(tail.position, Ordering::Relaxed);
+    }
+}
+
+/// How far a lane in data files, without a writer, was written whole.
+#[cfg(not(loom))]
+#[derive(Clone, Copy, Debug)]
+pub struct Whole {
+    /// Behind the last frame that is as it was written.
+    pub tail: Boundary,
+    /// What is there is a frame, but not as one is written; else there is nothing.
+    pub is_damaged: bool,
+}
+
+/// Follows a lane in data files from a boundary on, as far as its frames are as they were written.
+#[cfg(not(loom))]
+pub fn follow_whole(ring: &Ring, from: Boundary) -> Whole {
+    let mut tail = from;
+    loop {
+        let is_next =
+            |found: &Found| found.word.sequence() == tail.sequence as u32 && is_whole(ring, *found);
+        match frame_at(ring, tail.position) {
+            Ok(Some(found)) if is_next(&found) => tail.pass(found),
+            Ok(None) => {
+                let is_damaged = false;
+                return Whole { tail, is_damaged };
+            }
+            _ => {
+                let is_damaged = true;
+                return Whole { tail, is_damaged };
+            }
+        }
+    }
+}
+
+/// The first frame behind a damaged one, in data files, that is as it was written.
+#[cfg(not(loom))]
+pub fn next_whole(ring: &Ring, damaged: u64) -> Option<Found> {
+    let is_good = |found: &Found| is_whole(ring, *found);
+    let found_at = |position| frame_at(ring, position).ok().flatten().filter(is_good);
+    // If its word is not what was damaged.
+    let behind = frame_at(ring, damaged).ok().flatten();
+    if let Some(found) = behind.and_then(|damaged| found_at(damaged.end())) {
+        return Some(found);
+    }
+    // Else anywhere in its file, or a later one.
+    let from = damaged + SLOT;
+    let numbers = ring.log()?.numbers().ok()?;
+    numbers.into_iter().find_map(|number| {
+        let start = number * ring.capacity();
+        let places = from.max(start)..start + ring.capacity();
+        places.step_by(SLOT as usize).find_map(found_at)
+    })
+}
+
+/// The end of the last frame in `[from, to)` that is as it was written, wherever it may begin.
+#[cfg(not(loom))]
+pub fn last_whole(ring: &Ring, from: u64, to: u64) -> Option<u64> {
+    let places = (from..to).step_by(SLOT as usize);
+    let whole = |position| {
+        let found = frame_at(ring, position).ok()??;
+        is_whole(ring, found).then(|| found.end())
+    };
+    places.into_iter().filter_map(whole).last()
+}
+
+/// The oldest position that is kept.
+pub fn floor(header: &LaneHeader) -> u64 {
+    header.floor.load(Ordering::Relaxed)
+}
+
+/// Where a lane in data files was last known to be on the disk, and a checksum of that, twice: the newer one that is whole counts.
+#[cfg(not(loom))]
+pub fn synced(header: &LaneHeader, lane: u64) -> Option<Boundary> {
+    let whole = header.synced.iter().filter_map(|record| {
+        let at = Boundary {
+            position: record.position.load(Ordering::Relaxed),
+            sequence: record.sequence.load(Ordering::Relaxed),
+            bytes: record.bytes.load(Ordering::Relaxed),
+        };
+        (record.check.load(Ordering::Relaxed) == check_of(lane, at)).then_some(at)
+    });
+    whole.max_by_key(|at| at.position)
+}
+
+/// Says that it is. By the process whose lane it is, one thread at a time.
+#[cfg(not(loom))]
+pub fn set_synced(header: &LaneHeader, lane: u64, at: Boundary) {
+    // In place of the older one, or of one that is damaged.
+    let newer = synced(header, lane).map(|at| at.position);
+    let is_newer =
+        |record: &super::layout::Record| Some(record.position.load(Ordering::Relaxed)) == newer;
+    let record = match is_newer(&header.synced[0]) {
+        true => &header.synced[1],
+        false => &header.synced[0],
+    };
+    record.check.store(0, Ordering::Relaxed);
+    record.sequence.store(at.sequence, Ordering::Relaxed);
+    record.bytes.store(at.bytes, Ordering::Relaxed);
+    record.position.store(at.position, Ordering::Relaxed);
+    record.check.store(check_of(lane, at), Ordering::Relaxed);
+}
+
+#[cfg(not(loom))]
+fn check_of(lane: u64, at: Boundary) -> u64 {
+    log::checksum(lane, at.position, at.sequence, at.bytes.as_bytes())
 }
 
 /// The member whose the lane is, or was.
@@ -1009,10 +1278,36 @@ pub struct Track {
     batch: u64,
     /// The `want` that was answered last.
     answered: u64,
+    /// The number of the file that it had come to when that was last asked.
+    passed: u64,
     /// How often something was released since that was last asked.
     streak: u32,
     /// The writer or this process can't use `membarrier`.
     fences: bool,
+    /// Of a lane in data files.
+    follow: Option<Box<Follow>>,
+}
+
+/// How far the reader of a lane in data files is.
+#[derive(Debug)]
+struct Follow {
+    /// The boundary at the reader's position, or before the message in `found`.
+    at: Boundary,
+    /// What was found there: it is as it was written.
+    found: Option<Found>,
+    /// What was missed, and not told yet.
+    missed: Option<Missed>,
+    /// What is released counts only once it is acknowledged.
+    by_ack: bool,
+}
+
+impl Follow {
+    /// Goes on to `position`.
+    fn go_to(&mut self, position: u64) {
+        if let Some(found) = self.found.take_if(|found| found.end() == position) {
+            self.at.pass(found);
+        }
+    }
 }
 
 impl Reader {
@@ -1035,8 +1330,10 @@ impl Reader {
             published: position,
             batch,
             answered: NOBODY,
+            passed: 0,
             streak: 0,
             fences,
+            follow: None,
         };
         Self {
             ring,
@@ -1064,6 +1361,26 @@ impl Reader {
         reader
     }
 
+    /// The reader of a lane in data files, at `at`. `by_ack`: its slot moves only by [`Track::acknowledge`].
+    pub fn following(
+        header: View<LaneHeader>,
+        ring: Ring,
+        slots: View<[Slot]>,
+        index: usize,
+        at: Boundary,
+        (by_ack, fences): (bool, bool),
+    ) -> Self {
+        let mut reader = Self::gating(header, ring, slots, index, at.position, fences);
+        reader.track.batch = if by_ack { u64::MAX } else { 0 };
+        reader.track.follow = Some(Box::new(Follow {
+            at,
+            found: None,
+            missed: None,
+            by_ack,
+        }));
+        reader
+    }
+
     /// Up to where [`plain`](Self::plain) may be asked before anything else is to be done: at most `bytes` on.
     pub fn turn(&self, bytes: u64) -> u64 {
         let Track {
@@ -1073,7 +1390,7 @@ impl Reader {
             fences,
             ..
         } = self.track;
-        match fences || self.copied.is_some() {
+        match fences || self.copied.is_some() || self.ring.is_checked() {
             true => 0,
             false => (position + bytes).min(published + batch),
         }
@@ -1119,17 +1436,16 @@ impl Reader {
         len: Option<u64>,
         is_meant: impl Fn(&Self, Found) -> bool,
     ) -> Row {
-        let is_copied = self.copied.is_some();
-        let ring_end = first.position - self.ring.offset(first.position) + self.ring.capacity();
-        let until = until.min(ring_end);
+        let is_single = self.copied.is_some() || self.ring.is_checked();
+        let until = until.min(first.position + self.ring.to_end(first.position));
         let mut row = Row {
             first,
             end: first.end(),
             messages: 1,
-            len: len.filter(|_| first.word.is_plain() && !is_copied),
+            len: len.filter(|_| first.word.is_plain() && !is_single),
             is_last: false,
         };
-        while row.messages < max && row.end < until && !is_copied {
+        while row.messages < max && row.end < until && !is_single {
             row.end = match self.plain_at(row.end, len) {
                 Ok(unread) => {
                     // Behind each of them: what follows may have become visible later.
@@ -1199,6 +1515,9 @@ impl Reader {
     pub fn next(&mut self) -> Result<Option<Found>, Trouble> {
         if self.copied.is_some() {
             return self.next_copied();
+        }
+        if self.track.follow.is_some() {
+            return self.next_followed();
         }
         match frame_at(&self.ring, self.track.position)? {
             Some(found) if found.word.is_padding() => Ok(self.next_after(found)?),
@@ -1271,11 +1590,98 @@ impl Reader {
         Ok(None)
     }
 
+    #[inline(never)]
+    fn next_followed(&mut self) -> Result<Option<Found>, Trouble> {
+        let Self { ring, track, .. } = self;
+        let position = track.position;
+        let Some(follow) = &mut track.follow else {
+            return Ok(None);
+        };
+        if let Some(missed) = follow.missed {
+            return Err(Trouble::Missed(missed));
+        }
+        if let Some(found) = follow.found {
+            if position == found.position {
+                return Ok(Some(found));
+            }
+            follow.go_to(position);
+        }
+        loop {
+            let at = follow.at.position;
+            let Some(found) = frame_at(ring, at)? else {
+                break;
+            };
+            let is_next = found.word.sequence() == follow.at.sequence as u32;
+            if !is_next || !is_whole(ring, found) {
+                let word = found.word.0;
+                Err(Corrupt { position: at, word })?;
+            }
+            if found.word.is_message() {
+                follow.found = Some(found);
+                return Ok(Some(found));
+            }
+            follow.at.pass(found);
+            track.position = follow.at.position;
+            ring.lift_before(track.position);
+        }
+        let floor = track.header.floor.load(Ordering::Relaxed);
+        if floor > follow.at.position
+            && let Some(start) = ring.start_at(floor)
+        {
+            let missed = Missed {
+                messages: start.sequence.wrapping_sub(follow.at.sequence),
+                bytes: start.bytes.wrapping_sub(follow.at.bytes),
+            };
+            follow.at = start;
+            follow.missed = (missed.messages > 0).then_some(missed);
+            track.miss(start.position, missed);
+            ring.lift_before(start.position);
+            if missed.messages > 0 {
+                return Err(Trouble::Missed(missed));
+            }
+        }
+        Ok(None)
+    }
+
     /// Goes on behind what was missed, once that was told.
     pub fn resume(&mut self) {
         if let Some(copied) = &mut self.copied {
             copied.missed = None;
         }
+        if let Some(follow) = &mut self.track.follow {
+            follow.missed = None;
+        }
+    }
+
+    /// Goes on at the next frame that is as it was written, of a lane in data files in which one was not. What was passed by
+    /// this: messages, and bytes of frames. `None`: there is none.
+    #[cfg(not(loom))]
+    pub fn skip(&mut self) -> Option<Missed> {
+        let Self { ring, track, .. } = self;
+        let follow = track.follow.as_mut()?;
+        let at = follow.at;
+        let found = next_whole(ring, at.position)?;
+        let messages = found.word.sequence().wrapping_sub(at.sequence as u32);
+        let missed = Missed {
+            messages: u64::from(messages),
+            bytes: found.position - at.position,
+        };
+        follow.at = Boundary {
+            position: found.position,
+            sequence: at.sequence.wrapping_add(missed.messages),
+            bytes: at.bytes.wrapping_add(missed.bytes),
+        };
+        follow.found = None;
+        track.miss(found.position, missed);
+        Some(missed)
+    }
+
+    /// Whether what is published has come to another file since this was last asked.
+    pub fn take_passed(&mut self) -> bool {
+        let file = self.track.published / self.ring.capacity();
+        let passed = self.ring.is_checked() && file > self.track.passed;
+        self.track.passed = file.max(self.track.passed);
+        passed
     }
 
     #[cold]
@@ -1361,7 +1767,7 @@ impl Reader {
 #[cfg(not(loom))]
 #[inline]
 pub fn parts(word: Word, body: &[u8]) -> Option<(&[u8], &[u8])> {
-    if word.is_plain() {
+    if !word.has_envelope() {
         return Some((&[], body));
     }
     Some(body.split_at(EnvelopeHead::total(body)?))
@@ -1407,6 +1813,9 @@ impl Track {
 
     #[inline(never)]
     fn release_slowly(&mut self) {
+        if let Some(follow) = &mut self.follow {
+            follow.go_to(self.position);
+        }
         if self.position - self.published >= self.batch {
             self.publish();
         }
@@ -1433,6 +1842,15 @@ impl Track {
     /// Publishes all that is released: before sleeping, when idle, before leaving.
     #[inline]
     pub fn settle(&mut self) {
+        let by_ack = self.follow.as_ref().is_some_and(|follow| follow.by_ack);
+        if self.published != self.position && !by_ack {
+            self.publish();
+            self.answer();
+        }
+    }
+
+    /// Publishes all that is released, of a lane whose messages are acknowledged.
+    pub fn acknowledge(&mut self) {
         if self.published != self.position {
             self.publish();
             self.answer();
@@ -1442,6 +1860,12 @@ impl Track {
     /// Says in the slot how far we are.
     pub fn publish(&mut self) {
         self.published = self.position;
+        if let Some(Follow { at, .. }) = self.follow.as_deref() {
+            // To count what is missed if the file there is gone when a reader comes back: no order with anything.
+            let slot = &self.slots[self.index];
+            slot.sequence.store(at.sequence, Ordering::Relaxed);
+            slot.bytes.store(at.bytes, Ordering::Relaxed);
+        }
         // Pairs with the fence in `Readers::lowest`: our loads of the payload come before its being overwritten.
         self.slots[self.index]
             .position
@@ -1466,6 +1890,15 @@ impl Track {
             self.publish();
             futex::wake(&self.slots[self.index].position);
         }
+    }
+}
+
+/// How far a reader had come that may have been away since.
+pub fn left_at(slot: &Slot) -> Boundary {
+    Boundary {
+        position: slot.position.load(Ordering::Relaxed) & !LEFT,
+        sequence: slot.sequence.load(Ordering::Relaxed),
+        bytes: slot.bytes.load(Ordering::Relaxed),
     }
 }
 
@@ -1554,9 +1987,19 @@ impl Outside<'_> {
         })
     }
 
-    /// All boundary records that hold.
+    /// All boundary records that hold, and the starts of files up to them.
     fn boundaries(&self) -> impl Iterator<Item = Boundary> {
-        (0..RECORDS).filter_map(|index| self.record(index))
+        let records = (0..RECORDS).filter_map(|index| self.record(index));
+        #[cfg(not(loom))]
+        let records = {
+            let newest = self.newest().map_or(0, |(_, newest)| newest.position);
+            let starts = self.ring.log().map(|log| log.starts()).unwrap_or_default();
+            let starts = starts.iter().map(DataStart::boundary);
+            let is_held = |start: &Boundary| start.position <= newest && self.holds(start.position);
+            let starts: Vec<_> = starts.filter(is_held).collect();
+            records.chain(starts)
+        };
+        records
     }
 
     /// The first boundary at or past `position`.
@@ -1576,7 +2019,7 @@ impl Outside<'_> {
     /// Moves `at` on to the message with this sequence number, or the first empty word before. `None`: the writer was
     /// faster.
     fn seek(&self, mut at: Boundary, sequence: u64) -> Result<Option<Boundary>, Corrupt> {
-        let until = at.position.saturating_add(self.ring.capacity());
+        let until = at.position.saturating_add(self.ring.reach());
         while at.sequence < sequence && at.position < until {
             let seen = frame_at(self.ring, at.position);
             if !self.holds(at.position) {
@@ -1642,13 +2085,44 @@ impl Outside<'_> {
         position.max(self.header.floor.load(Ordering::Relaxed))
     }
 
+    /// The end of a lane in data files, as it is written: from a boundary on, or from a newer one that is known.
+    #[cfg(not(loom))]
+    pub fn end(&self, from: Boundary) -> Boundary {
+        let newest = self.newest().map(|(_, newest)| newest);
+        let newer = newest.filter(|newest| newest.position > from.position);
+        let mut at = newer.unwrap_or(from);
+        while let Ok(Some(found)) = frame_at(self.ring, at.position) {
+            at.pass(found);
+        }
+        at
+    }
+
+    /// The boundary at a reader's position in a lane in data files; the last one before it if it is none.
+    #[cfg(not(loom))]
+    pub fn boundary_at(&self, left: Boundary) -> Result<Boundary, Corrupt> {
+        let from = self
+            .boundaries()
+            .filter(|from| from.position <= left.position);
+        let Some(mut at) = from.max_by_key(|from| from.position) else {
+            // Its file is gone.
+            return Ok(left);
+        };
+        while at.position < left.position
+            && let Some(found) = frame_at(self.ring, at.position)?
+            && found.end() <= left.position
+        {
+            at.pass(found);
+        }
+        Ok(at)
+    }
+
     /// How many messages lie between a reader at `position`, which is held, and `end`. If the reader goes on meanwhile,
     /// the frame there may be overwritten, and what is said is at most what fits the ring.
     pub fn lag(&self, position: u64, end: Boundary) -> u64 {
         match frame_at(self.ring, position) {
             Ok(Some(found)) if position < end.position => {
                 let lag = (end.sequence as u32).wrapping_sub(found.word.sequence());
-                u64::from(lag).min(self.ring.capacity() / SLOT)
+                u64::from(lag).min(self.ring.reach() / SLOT)
             }
             _ => 0,
         }

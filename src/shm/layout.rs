@@ -57,6 +57,10 @@ pub enum Kind {
     Claims = 7,
     /// `topics/<name>/table.<n>`
     Table = 8,
+    /// `topics/<name>/data.<lane>.<n>`
+    Data = 9,
+    /// `topics/<name>/subscription.<name>`
+    Subscription = 10,
 }
 
 /// How a topic's messages are delivered.
@@ -120,14 +124,48 @@ pub struct Identity {
     pub size: u64,
     /// Number of the lane, cursor or group; of claims that of their lane; random id of a member, 0 of the rest.
     pub id: u64,
-    /// Bytes in the ring of a lane; in a topic, those of the lanes to be made; slots in a cursor; claims in a table of them;
-    /// keys in a state's table; else 0.
+    /// Bytes in the ring of a lane, or in each of its data files; in a topic, those of the lanes to be made; slots in a
+    /// cursor; claims in a table of them; keys in a state's table; else 0.
     pub capacity: u64,
-    /// When it was made, nanoseconds since 1970. For people.
+    /// When it was made, nanoseconds since 1970. For people; and for how long data is kept.
     pub created_ns: u64,
-    /// 0 so far.
-    pub reserved: [u64; 2],
+    /// Of a data file: its number in its lane; else 0.
+    pub number: u64,
+    /// Of a data file: the checksum of all before this; else 0.
+    pub check: u64,
 }
+
+/// What a bus is, behind its identity; never changed.
+#[cfg(not(loom))]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BusConfig {
+    /// 1: its topics outlive their processes, and the machine.
+    pub durable: u64,
+}
+
+/// What is before a data file's first frame, at [`DATA_START`] in it. Written by its lane's writer, with one `pwrite`, when it
+/// comes to that file.
+#[cfg(not(loom))]
+#[derive(
+    FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug, Default, PartialEq, Eq,
+)]
+#[repr(C)]
+pub struct DataStart {
+    /// Where the file starts.
+    pub position: u64,
+    /// The number of its first message.
+    pub sequence: u64,
+    /// Payload bytes in all messages before it.
+    pub bytes: u64,
+    /// When the writer came to it, in nanoseconds since 1970: what is before it was sent earlier.
+    pub began_ns: u64,
+    /// The checksum of all before this, and of the lane's number.
+    pub check: u64,
+}
+
+/// Where a data file says what is before it.
+pub const DATA_START: usize = 64;
 
 /// What a topic is, behind its identity; never changed.
 #[cfg(not(loom))]
@@ -149,6 +187,15 @@ pub struct TopicConfig {
     /// What the pattern needs to know beside: of a state, how many keys a table has, and the most bytes in a key and in a
     /// value; of an inbox, whose it is: a member's id. Else 0.
     pub sizes: [u64; 3],
+    /// 1: its lanes are kept in data files.
+    pub logged: u64,
+    /// Of such a topic: how often what was sent is synced, in nanoseconds; 0: when asked; all ones: before each `send` returns.
+    pub sync_ns: u64,
+    /// Of such a topic: how many bytes of each lane are kept; 0: it does not say.
+    pub keep_bytes: u64,
+    /// Of such a topic: for how many nanoseconds messages are kept; 0: it does not say. If neither is said, until all have
+    /// passed them.
+    pub keep_ns: u64,
 }
 
 /// Who a member is, behind its identity. For people.
@@ -194,6 +241,8 @@ pub struct Control {
     pub last_id: Line<AtomicU64>,
     /// Of an inbox: bumped after a request whose reply was to go there has ended without one.
     pub ended: Line<AtomicU64>,
+    /// 1: a sync has failed, and what is on the disk is not known: nothing is sent until the topic is recovered.
+    pub poisoned: Line<AtomicU64>,
 }
 
 /// A bus's control page, behind its identity: every member maps it writable. Its word changes by read-modify-write.
@@ -203,6 +252,9 @@ pub struct Control {
 pub struct BusControl {
     /// Bumped after a topic was made or removed; who waits for topics sleeps on its low half.
     pub topics: Line<AtomicU64>,
+    /// Of a durable bus: a number for the boot of the machine in which it was last recovered. In the same one, what was stored
+    /// is there.
+    pub boot: Line<AtomicU64>,
 }
 
 /// A lane's header page. Written by the holder of the file's lock alone: its writer, or who puts it away.
@@ -224,6 +276,22 @@ pub struct LaneHeader {
     pub owner: Line<LaneOwner>,
     /// Frame boundaries, about a sixteenth of the ring apart; the newest at the highest position.
     pub records: [Record; RECORDS],
+    /// Of a lane in data files.
+    pub log: Line<LogWords>,
+    /// Of a lane in data files: up to where it is known to be on the disk, each with a checksum; the higher one that is whole
+    /// counts.
+    pub synced: [Record; 2],
+}
+
+/// What a lane in data files has beside.
+#[cfg_attr(not(loom), derive(FromBytes))]
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct LogWords {
+    /// Where it was last cut, because what lay behind had not reached the disk.
+    pub cut_at: AtomicU64,
+    /// Up to where something was found behind that; 0: it never was.
+    pub cut_to: AtomicU64,
 }
 
 /// Whose a lane is.
@@ -250,8 +318,8 @@ pub struct Record {
     pub sequence: AtomicU64,
     /// Payload bytes in all frames before it.
     pub bytes: AtomicU64,
-    /// 0 so far.
-    pub reserved: AtomicU64,
+    /// Of `synced`: the checksum of the others, and of the lane's number. Else 0.
+    pub check: AtomicU64,
 }
 
 /// A cursor's header page. Written by the holder of the file's lock alone: its reader, or who puts it away.
@@ -419,6 +487,10 @@ pub struct Slot {
     pub missed: AtomicU64,
     /// The payload bytes in them.
     pub missed_bytes: AtomicU64,
+    /// In a lane in data files: the number of the message at the position.
+    pub sequence: AtomicU64,
+    /// The same: payload bytes in all messages before it.
+    pub bytes: AtomicU64,
 }
 
 /// A table's header page. Written by the holder of the file's lock alone: its writer. Behind it come the index and the slots,
@@ -444,12 +516,8 @@ impl Word {
     const PADDING: u64 = 1 << 1;
     /// The message has an envelope: an [`EnvelopeHead`] behind the word, its extension, and then the payload.
     const ENVELOPE: u64 = 1 << 2;
-    /// Reserved for frames that end with a checksum.
-    #[allow(
-        dead_code,
-        reason = "part of the layout; the flag's users come with durable topics"
-    )]
-    pub const CHECKSUM: u64 = 1 << 3;
+    /// The frame ends with a checksum, as all do of a lane in data files.
+    const CHECKSUM: u64 = 1 << 3;
     const LENGTH_SHIFT: u32 = 4;
     /// Bytes behind the word, at most.
     pub const MAX_LENGTH: u64 = (1 << 28) - 1;
@@ -479,10 +547,25 @@ impl Word {
         (self.0 & 0xffff_ffff) >> Self::LENGTH_SHIFT
     }
 
+    /// The same with a checksum at its end, which is not among the `len` bytes; of padding, it is.
+    #[inline]
+    pub const fn with_checksum(self) -> Self {
+        Self(self.0 | Self::CHECKSUM)
+    }
+
+    /// Whether it ends with a checksum.
+    #[inline]
+    pub const fn has_checksum(self) -> bool {
+        self.0 & Self::CHECKSUM != 0
+    }
+
     /// Bytes from this word to the next.
     #[inline]
     pub const fn size(self) -> u64 {
-        frame_size(self.len())
+        match self.0 & (Self::CHECKSUM | Self::PADDING) {
+            Self::CHECKSUM => checked_size(self.len()),
+            _ => frame_size(self.len()),
+        }
     }
 
     /// Low 32 bits of the sequence number.
@@ -491,10 +574,16 @@ impl Word {
         (self.0 >> 32) as u32
     }
 
-    /// Whether it is a message, with or without an envelope.
+    /// Whether it is a message, with or without an envelope, and a checksum.
     #[inline]
     pub const fn is_message(self) -> bool {
-        self.0 & (Self::FLAGS & !Self::ENVELOPE) == Self::COMMITTED
+        self.0 & (Self::COMMITTED | Self::PADDING) == Self::COMMITTED
+    }
+
+    /// Whether an envelope stands before its payload.
+    #[inline]
+    pub const fn has_envelope(self) -> bool {
+        self.0 & Self::ENVELOPE != 0
     }
 
     /// Whether it is a message without an envelope.
@@ -509,10 +598,10 @@ impl Word {
         self.0 as u32 == Self::message(len, 0).0 as u32
     }
 
-    /// Whether it only fills the end of the ring.
+    /// Whether it only fills the end of the ring, or of the file.
     #[inline]
     pub const fn is_padding(self) -> bool {
-        self.0 & Self::FLAGS == Self::COMMITTED | Self::PADDING
+        self.0 & (Self::FLAGS & !Self::CHECKSUM) == Self::COMMITTED | Self::PADDING
     }
 }
 
@@ -628,6 +717,12 @@ pub const fn frame_size(len: u64) -> u64 {
     (8 + len + (SLOT - 1)) & !(SLOT - 1)
 }
 
+/// Bytes of a frame with `len` bytes behind its word, and a checksum in its last 8.
+#[inline]
+pub const fn checked_size(len: u64) -> u64 {
+    frame_size(((len + 7) & !7) + 8)
+}
+
 /// The largest payload in a ring of `capacity` bytes: with an envelope, a frame takes at most 3/8 of the ring, so that
 /// it fits beside padding of nearly its size and a quarter that a reader has not yet published.
 #[inline]
@@ -641,20 +736,26 @@ pub const fn max_len(capacity: u64) -> u64 {
 const _: () = {
     use std::mem::{align_of, offset_of, size_of};
     assert!(size_of::<Identity>() == 64);
-    assert!(size_of::<TopicConfig>() == 32 + 192 + 24);
+    assert!(size_of::<TopicConfig>() == 32 + 192 + 24 + 32);
+    assert!(size_of::<Identity>() == DATA_START && offset_of!(Identity, check) == 56);
+    assert!(size_of::<DataStart>() == 40);
     assert!(size_of::<MemberInfo>() == 64);
     assert!(offset_of!(Control, attention) == 0);
     assert!(offset_of!(Control, bell) == 128);
     assert!(offset_of!(Control, roster) == 256);
     assert!(offset_of!(Control, last_id) == 384);
     assert!(offset_of!(Control, ended) == 512);
+    assert!(offset_of!(Control, poisoned) == 640);
     assert!(offset_of!(BusControl, topics) == 0);
+    assert!(offset_of!(BusControl, boot) == 128);
     assert!(offset_of!(LaneHeader, want) == 128);
     assert!(offset_of!(LaneHeader, mark) == 256);
     assert!(offset_of!(LaneHeader, limit) == 384);
     assert!(offset_of!(LaneHeader, floor) == 512);
     assert!(offset_of!(LaneHeader, owner) == 640);
     assert!(offset_of!(LaneHeader, records) == 768);
+    assert!(offset_of!(LaneHeader, log) == 1280);
+    assert!(offset_of!(LaneHeader, synced) == 1408);
     assert!(size_of::<Record>() == 32);
     assert!(size_of::<LaneHeader>() <= PAGE && size_of::<Control>() <= PAGE);
     assert!(offset_of!(CursorHeader, parked) == 128);

@@ -16,7 +16,9 @@
 //! | `members` | who is alive, and the doorbell that rings when somebody dies | | |
 //! | `topic` | the files of one topic: opened, made, listed, mapped | | |
 //! | `groups` | the files of a queue's groups | | |
+//! | `log` | the data files of a lane that outlives its processes | yes | |
 //! | `reclaim` | putting away what the dead left | | |
+//! | `recover` | how far the lanes of a durable bus reached the disk | | |
 //! | `segment` | mappings and typed views of them | | yes |
 //! | `bytes` | ring memory: words, copies, loans | types only | yes |
 //! | `futex` | wait, wake, membarrier | types only | yes |
@@ -56,9 +58,14 @@ pub mod groups;
 #[cfg(not(loom))]
 pub mod haul;
 #[cfg(not(loom))]
+#[allow(clippy::disallowed_types)]
+pub mod log;
+#[cfg(not(loom))]
 pub mod members;
 #[cfg(not(loom))]
 pub mod reclaim;
+#[cfg(not(loom))]
+pub mod recover;
 #[cfg(not(loom))]
 #[allow(unsafe_code)]
 pub mod segment;

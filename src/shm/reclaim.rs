@@ -7,8 +7,8 @@
 use std::thread;
 
 use super::files::{self, DRAFT, Dir, skip_damaged};
-use super::lane;
-use super::layout::{BusControl, LEFT, Pattern};
+use super::lane::{self, Outside};
+use super::layout::{BusControl, LEFT, Pattern, TopicConfig};
 use super::members::{self, Dead};
 use super::roster::{self, Role};
 use super::segment::Access;
@@ -109,6 +109,9 @@ fn tidy_all(topic: &TopicFiles) -> Result<Reclaimed> {
     for id in topic.dir().numbers(LANE)? {
         found.lanes += usize::from(tidy_lane(topic, id)?);
     }
+    for name in topic.subscription_names()? {
+        tidy_subscription(topic, &name)?;
+    }
     topic.tidy_groups()?;
     tidy_drafts(topic.dir())?;
     Ok(found)
@@ -129,6 +132,75 @@ fn tidy_cursor(topic: &TopicFiles, id: u64) -> Result<bool> {
     leave(topic, &cursor)
 }
 
+/// Says of a named subscription whose reader has died that nobody reads with it. It stays.
+fn tidy_subscription(topic: &TopicFiles, name: &str) -> Result<()> {
+    if let Some((file, cursor)) = skip_damaged(topic.subscription(name, Access::Write))?
+        && locked(topic, files::try_lock(&file))?
+    {
+        match cursor.is_joined() {
+            true => cursor.disown(),
+            // Its maker has died over it. Nothing was promised yet.
+            false => topic.remove_subscription(name, &cursor)?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes the data files of a lane that the topic does not keep: whether there were any.
+pub fn trim(topic: &TopicFiles, id: u64) -> Result<bool> {
+    let Some(lane) = skip_damaged(topic.lane_to_trim(id))? else {
+        return Ok(false);
+    };
+    let Some(log) = lane.ring.log() else {
+        return Ok(false);
+    };
+    let outside = Outside {
+        header: &lane.header,
+        ring: &lane.ring,
+    };
+    let numbers = log.numbers()?;
+    let (Some(&first), Some((_, newest))) = (numbers.first(), outside.newest()) else {
+        return Ok(false);
+    };
+    let file_of = |position: u64| position / log.capacity();
+    let last = file_of(newest.position);
+    let TopicConfig {
+        keep_bytes,
+        keep_ns,
+        ..
+    } = topic.config;
+    let upto = if keep_bytes > 0 {
+        file_of(newest.position.saturating_sub(keep_bytes))
+    } else if keep_ns > 0 {
+        let until_ns = files::now_ns().saturating_sub(keep_ns);
+        // What is before a file was sent before its writer came to it.
+        let is_old = |number: &u64| {
+            let start = log.start(number + 1).ok().flatten();
+            start.is_some_and(|start| start.began_ns < until_ns)
+        };
+        first + numbers.iter().take_while(|number| is_old(number)).count() as u64
+    } else {
+        file_of(topic.passed_by_all(id)?)
+    };
+    let upto = upto.min(last);
+    if upto <= first {
+        return Ok(false);
+    }
+    let is_lossy = keep_bytes > 0 || keep_ns > 0;
+    let floor = lane::give_up(&lane.header, upto * log.capacity(), || match is_lossy {
+        true => Ok(u64::MAX),
+        false => topic.passed_by_all(id),
+    })?;
+    let mut removed = false;
+    for number in numbers
+        .into_iter()
+        .take_while(|number| *number < file_of(floor))
+    {
+        removed |= log.remove(number)?;
+    }
+    Ok(removed)
+}
+
 /// Takes a cursor away: its reader, or who found that it has died, under its lock.
 pub fn leave(topic: &TopicFiles, cursor: &roster::Cursor) -> Result<bool> {
     topic.free_claims_of(cursor.id)?;
@@ -147,6 +219,10 @@ pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
             return Ok(changed);
         };
         changed |= lane::close(&lane.header);
+        if topic.is_logged() {
+            // It is kept, for its readers and for the next writer.
+            return Ok(changed);
+        }
         let removed = is_drained(topic, &lane)? && topic.dir().remove(&name)?;
         drop(lock);
         if removed {

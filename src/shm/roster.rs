@@ -81,6 +81,37 @@ pub fn topics(control: &BusControl) -> u64 {
     control.topics.load(Ordering::Acquire)
 }
 
+/// Has numbers for new lanes and cursors begin behind this one.
+pub fn number_from(control: &Control, last: u64) {
+    control.last_id.fetch_max(last, Ordering::Relaxed);
+}
+
+/// Says that what is on the disk of a topic is not known any more.
+pub fn poison(control: &Control) {
+    control.poisoned.fetch_or(1, Ordering::Relaxed);
+}
+
+/// Whether somebody said so.
+#[inline]
+pub fn is_poisoned(control: &Control) -> bool {
+    control.poisoned.load(Ordering::Relaxed) != 0
+}
+
+/// Says that it is known again.
+pub fn cure(control: &Control) {
+    control.poisoned.fetch_and(0, Ordering::Relaxed);
+}
+
+/// A number for the boot of the machine in which a durable bus was last recovered.
+pub fn recovered_in(control: &BusControl) -> u64 {
+    control.boot.load(Ordering::Relaxed)
+}
+
+/// Says in which it was.
+pub fn set_recovered_in(control: &BusControl, boot: u64) {
+    control.boot.swap(boot, Ordering::Relaxed);
+}
+
 /// A number for a new lane or cursor, never given before in this topic.
 pub fn next_id(control: &Control) -> u64 {
     // Only uniqueness counts; what is named by it becomes visible through its file's name.
@@ -137,7 +168,13 @@ impl Cursor {
         self.header.owner.group.load(Ordering::Relaxed)
     }
 
-    /// The member whose it is.
+    /// A named one's, by the holder of its lock: nobody reads with it now.
+    pub fn disown(&self) {
+        self.header.parked.store(0, Ordering::Relaxed);
+        self.header.owner.member.store(0, Ordering::Relaxed);
+    }
+
+    /// The member whose it is; 0: nobody reads with it now.
     pub fn owner(&self) -> u64 {
         self.header.owner.member.load(Ordering::Relaxed)
     }
@@ -154,6 +191,11 @@ impl Cursor {
         // Pairs with the `Release` in `set_joined`.
         fence(Ordering::Acquire);
         joined
+    }
+
+    /// Whether it has joined, and somebody reads with it.
+    pub fn is_there(&self) -> bool {
+        self.is_joined() && self.owner() != 0
     }
 
     /// The reader's: tells writers whether messages come to it one at a time, so that it waits for each.
@@ -244,6 +286,20 @@ pub fn join(
             return (from, limit);
         }
     }
+}
+
+/// Joins a lane in data files at `position`; `false` if what is there may be removed.
+pub fn join_log(
+    control: &Control,
+    header: &LaneHeader,
+    lane: u64,
+    slot: &Slot,
+    position: u64,
+) -> bool {
+    enter(control, lane, slot, position);
+    // Total order with the fence in `lane::give_up`, as said there.
+    fence(Ordering::SeqCst);
+    header.floor.load(Ordering::Relaxed) <= position
 }
 
 /// Joins a lane at 0, that was linked after the reader's cursor; `false` if it did not wait for us, against the
@@ -359,7 +415,7 @@ impl Readers {
     pub fn count(&self) -> usize {
         self.known
             .iter()
-            .filter(|known| known.cursor.role != Role::Group && known.cursor.is_joined())
+            .filter(|known| known.cursor.role != Role::Group && known.cursor.is_there())
             .count()
     }
 
@@ -400,7 +456,9 @@ impl Readers {
     pub fn lowest(&mut self, lane: u64, unjoined: Option<u64>) -> Lowest {
         let mut lowest = Lowest::nobody();
         for known in &mut self.known {
-            if known.cursor.role == Role::Consumer {
+            // Who is away is not waited for.
+            let is_away = known.cursor.role == Role::Subscriber && known.cursor.owner() == 0;
+            if known.cursor.role == Role::Consumer || is_away {
                 continue;
             }
             known.slot = known.slot.or_else(|| known.cursor.slot_of(lane));

@@ -28,10 +28,54 @@ pub enum Access {
     Write,
 }
 
-/// A shared mapping of part of a file; zeros of its own in a forked child.
+/// A shared mapping of part of a file, or a space for such; zeros of its own in a forked child.
 pub struct Mapping {
-    map: ManuallyDrop<MmapRaw>,
+    map: ManuallyDrop<Map>,
     region: ManuallyDrop<Region>,
+}
+
+enum Map {
+    File(MmapRaw),
+    /// Addresses at which parts of files are mapped one after the other. Where none is, there are zeros to be read.
+    Space(Space),
+}
+
+/// Addresses that nothing else gets.
+struct Space {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it owns its addresses, which are tied to no thread; what lies there is accessed through views and rings, which say
+// themselves why they may cross threads.
+unsafe impl Send for Space {}
+
+// SAFETY: as above; `&Space` gives an address, and no access.
+unsafe impl Sync for Space {}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        // SAFETY: the addresses are this space's own, and nothing that lies there is used after it: who uses it keeps the
+        // `Mapping`.
+        let result = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert_eq!(result, 0, "a whole mapping is unmapped");
+    }
+}
+
+impl Map {
+    fn start(&self) -> NonNull<u8> {
+        match self {
+            Self::File(map) => NonNull::new(map.as_mut_ptr()).expect("a mapping is never at 0"),
+            Self::Space(space) => space.start,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::File(map) => map.len(),
+            Self::Space(space) => space.len,
+        }
+    }
 }
 
 impl fmt::Debug for Mapping {
@@ -55,16 +99,105 @@ impl Mapping {
         map.advise(Advice::DontFork)?;
         let region = Region::new(map.as_ptr().expose_provenance(), map.len());
         Ok(Arc::new(Self {
-            map: ManuallyDrop::new(map),
+            map: ManuallyDrop::new(Map::File(map)),
             region: ManuallyDrop::new(region),
         }))
+    }
+
+    /// A space of `len` bytes, in which [`lay`](Self::lay) maps parts of files. It takes addresses, and no memory.
+    pub fn space(len: usize) -> io::Result<Arc<Self>> {
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, where nothing was.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, kind, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast::<u8>()).expect("a mapping is never at 0");
+        let region = Region::inherited(start.as_ptr().expose_provenance(), len);
+        Ok(Arc::new(Self {
+            map: ManuallyDrop::new(Map::Space(Space { start, len })),
+            region: ManuallyDrop::new(region),
+        }))
+    }
+
+    /// Maps `len` bytes at `from` of a file, in which the caller has found them to lie, at `offset` of a space.
+    pub fn lay(
+        &self,
+        offset: usize,
+        file: impl AsFd,
+        from: u64,
+        len: usize,
+        access: Access,
+    ) -> io::Result<()> {
+        let protection = match access {
+            Access::Read => libc::PROT_READ,
+            Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        let fd = file.as_fd().as_raw_fd();
+        self.replace(offset, len, protection, libc::MAP_SHARED, fd, from)
+    }
+
+    /// Has zeros again at `offset` of a space.
+    pub fn lift(&self, offset: usize, len: usize) -> io::Result<()> {
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        self.replace(offset, len, libc::PROT_READ, kind, -1, 0)
+    }
+
+    fn replace(
+        &self,
+        offset: usize,
+        len: usize,
+        protection: libc::c_int,
+        kind: libc::c_int,
+        fd: libc::c_int,
+        from: u64,
+    ) -> io::Result<()> {
+        assert!(
+            matches!(*self.map, Map::Space(_)),
+            "only in a space one mapping takes the place of another"
+        );
+        if !self.region.is_ours() {
+            // What is at these addresses in a forked child may be somebody else's by now.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let at = self.at(offset, len, 4096);
+        // SAFETY: `at` checked that the addresses are this space's own. There is no moment at which nothing is there. Who
+        // has a reference to what lies there is the lane's protocol: nothing is laid over a file, or lifted, before all
+        // in this process are done with it; until then the bytes are as they were.
+        let got = unsafe {
+            libc::mmap(
+                at.as_ptr().cast(),
+                len,
+                protection,
+                kind | libc::MAP_FIXED,
+                fd,
+                from as libc::off_t,
+            )
+        };
+        match got == libc::MAP_FAILED {
+            true => Err(io::Error::last_os_error()),
+            false => Ok(()),
+        }
     }
 
     /// Has the pages in reach before they are used, many at a time: a page fault takes longer than a message. On a tmpfs
     /// that goes for writing, too.
     pub fn touch(&self) {
         // Before Linux 5.14, or without memory for the tables, they come one by one.
-        let _ = self.map.advise(Advice::PopulateRead);
+        if let Map::File(map) = &*self.map {
+            let _ = map.advise(Advice::PopulateRead);
+        }
+    }
+
+    /// Has `len` bytes at `offset` of a space in reach: to be written, or to be read.
+    pub fn touch_part(&self, offset: usize, len: usize, access: Access) {
+        let at = self.at(offset, len, 4096);
+        let advice = match access {
+            Access::Read => libc::MADV_POPULATE_READ,
+            Access::Write => libc::MADV_POPULATE_WRITE,
+        };
+        // SAFETY: pages of a mapping of ours are brought in, nothing in them changes. As for the result, see `touch`.
+        let _ = unsafe { libc::madvise(at.as_ptr().cast(), len, advice) };
     }
 
     /// The address of `len` bytes at `offset`, aligned to `align`. Panics if they are not all inside.
@@ -75,7 +208,7 @@ impl Mapping {
             "{offset}..{end} is outside a mapping of {}",
             self.map.len()
         );
-        let start = NonNull::new(self.map.as_mut_ptr()).expect("a mapping is never at 0");
+        let start = self.map.start();
         // SAFETY: offset <= the mapping's length, just checked, so the result is inside it or one past its end.
         let address = unsafe { start.add(offset) };
         assert!(
@@ -178,14 +311,20 @@ impl<T: FromBytes> Deref for View<[T]> {
     }
 }
 
-/// Puts zeros, this process's own, where a mapping was that it has not inherited. Async-signal-safe.
-pub fn refill(start: usize, len: usize) {
+/// Puts zeros, this process's own, where a mapping was that it has not inherited, or that it has. Async-signal-safe.
+pub fn refill(start: usize, len: usize, is_inherited: bool) {
+    // Where something of ours is, nobody else can have mapped anything.
+    let fixed = match is_inherited {
+        true => libc::MAP_FIXED,
+        false => libc::MAP_FIXED_NOREPLACE,
+    };
     let (access, kind) = (
         libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | fixed,
     );
     let at = std::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: an anonymous mapping at an address where, if this succeeds, nothing was.
+    // SAFETY: an anonymous mapping at an address where, if this succeeds, nothing was, or a mapping of the library's own
+    // that no handle uses in a child.
     let got = unsafe { libc::mmap(at, len, access, kind, -1, 0) };
     let taken = got == libc::MAP_FAILED && nix::errno::Errno::last() == nix::errno::Errno::EEXIST;
     if taken || (got != libc::MAP_FAILED && got != at) {

@@ -9,11 +9,12 @@ use super::bytes::Ring;
 use super::files::{self, Dir, Plan, skip_damaged};
 use super::fork::Held;
 use super::futex;
-use super::lane::{self, Corrupt, Writer};
+use super::lane::{self, Boundary, Corrupt, Writer};
 use super::layout::{
-    BusControl, CURSOR_SLOTS, Control, Identity, Kind, LaneHeader, MAX_CAPACITY, MIN_CAPACITY,
-    PAGE, Pattern, Slot, TopicConfig,
+    BusControl, CURSOR_SLOTS, Control, Identity, Kind, LEFT, LaneHeader, MAX_CAPACITY,
+    MIN_CAPACITY, PAGE, Pattern, Slot, TopicConfig,
 };
+use super::log::Log;
 use super::roster::{self, Cursor, Listed, Role};
 use super::segment::{Access, Mapping, View};
 use super::table::{self, Damaged, Shape, Table};
@@ -23,6 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub const LANE: &str = "lane.";
 /// What cursors are called, before their number.
 pub const CURSOR: &str = "cursor.";
+/// What named subscriptions are called, before their escaped name.
+pub const SUBSCRIPTION: &str = "subscription.";
 /// What tables are called, before their number.
 pub const TABLE: &str = "table.";
 const TOPIC: &str = "topic";
@@ -32,7 +35,7 @@ pub const BUS_SIZE: u64 = 2 * PAGE as u64;
 /// A topic's directory and control page.
 #[derive(Debug)]
 pub struct TopicFiles {
-    pub(super) dir: Dir,
+    pub(super) dir: Arc<Dir>,
     /// The page that all members write.
     pub control: View<Control>,
     /// Its name, for messages.
@@ -87,7 +90,7 @@ impl TopicFiles {
         })?;
         let map = map(name, &file, PAGE as u64, PAGE, Access::Write)?;
         Ok(Some(Self {
-            dir,
+            dir: Arc::new(dir),
             control: map.view(0),
             name: name.into(),
             capacity,
@@ -117,7 +120,13 @@ impl TopicFiles {
             content,
             lock: false,
         };
-        dir.create(TOPIC, &plan, |_| Ok(()))?;
+        dir.create(TOPIC, &plan, |file| match config.logged {
+            0 => Ok(()),
+            _ => files::sync(file).map_err(|e| Error::system("sync the topic", name, e)),
+        })?;
+        if config.logged != 0 {
+            dir.sync()?;
+        }
         Self::open(dir, name)
     }
 
@@ -141,7 +150,7 @@ impl TopicFiles {
             }
         }
         let id = roster::next_id(&self.control);
-        let size = (PAGE + capacity) as u64;
+        let size = self.lane_size(capacity) as u64;
         let identity = Identity::new(Kind::Lane, size, id, capacity as u64);
         let plan = Plan {
             tried: "make a lane",
@@ -151,13 +160,40 @@ impl TopicFiles {
             lock: true,
         };
         let made = self.dir.create(&format!("{LANE}{id}"), &plan, |file| {
-            let (header, ring) = self.map_lane(file, capacity, Access::Write, Access::Write)?;
+            let (header, ring) =
+                self.map_lane(id, file, capacity, (Access::Write, Access::Write))?;
             lane::own(&header, member, !futex::has_barrier());
+            if let Some(log) = ring.log() {
+                // Before its lane has a name: a lane has a first file.
+                log.lay(0, &log.make(0)?)?;
+                log.begin(0, Boundary::default())?;
+            }
             ring.touch();
-            Ok(Writer::create(header, ring, 0))
+            let writer = Writer::create(header, ring, 0);
+            if self.is_logged() {
+                files::sync(file)
+                    .map_err(|e| Error::system("sync a lane of", Arc::clone(&self.name), e))?;
+            }
+            Ok(writer)
         })?;
         let (file, writer) = made.ok_or_else(|| self.taken("lane", id))?;
+        if self.is_logged() {
+            self.dir.sync()?;
+        }
         Ok((Held::new(file), id, writer))
+    }
+
+    /// Whether its lanes are kept in data files.
+    pub fn is_logged(&self) -> bool {
+        self.config.logged != 0
+    }
+
+    /// Bytes in the file of a lane.
+    fn lane_size(&self, capacity: usize) -> usize {
+        match self.is_logged() {
+            true => PAGE,
+            false => PAGE + capacity,
+        }
     }
 
     fn adopt(&self, id: u64, member: u64, capacity: usize) -> Result<Option<(Held, Writer)>> {
@@ -171,9 +207,13 @@ impl TopicFiles {
         lane::own(&header, member, !futex::has_barrier());
         ring.touch();
         // A lane that can't be followed to its end is left to its readers, who will say so.
-        Ok(Writer::adopt(header, ring)
-            .ok()
-            .map(|writer| (lock, writer)))
+        let Ok(writer) = Writer::adopt(header, ring.clone()) else {
+            return Ok(None);
+        };
+        if let Some(log) = ring.log() {
+            log.scrub_behind(&ring, writer.visible())?;
+        }
+        Ok(Some((lock, writer)))
     }
 
     /// A lane whose writer has gone, with its lock. `None`: there is none, or it has a writer.
@@ -198,11 +238,21 @@ impl TopicFiles {
     /// The same, to be followed by a subscriber. Its ring is mapped writable although nobody writes there: some
     /// processors (AMD's of the Zen 4 kind, as measured) hand a line over in 0.6 of the time if its page is.
     pub fn lane_to_follow(&self, id: u64) -> Result<Option<LaneFile>> {
-        let opened = self.open_lane(id, Access::Read, Access::Write)?;
+        let ring = match self.is_logged() {
+            true => Access::Read,
+            false => Access::Write,
+        };
+        let opened = self.open_lane(id, Access::Read, ring)?;
         Ok(opened.map(|(_, lane)| {
             lane.ring.touch();
             lane
         }))
+    }
+
+    /// The lane with this number, of which whoever puts away what it has too much of may change how far that goes.
+    pub fn lane_to_trim(&self, id: u64) -> Result<Option<LaneFile>> {
+        let opened = self.open_lane(id, Access::Write, Access::Read)?;
+        Ok(opened.map(|(_, lane)| lane))
     }
 
     fn open_lane(
@@ -212,15 +262,13 @@ impl TopicFiles {
         ring: Access,
     ) -> Result<Option<(OwnedFd, LaneFile)>> {
         let name = format!("{LANE}{id}");
-        let Some((file, identity)) =
-            self.dir
-                .open_file(&name, Kind::Lane, ring == Access::Write)?
-        else {
+        let is_write = header == Access::Write || ring == Access::Write;
+        let Some((file, identity)) = self.dir.open_file(&name, Kind::Lane, is_write)? else {
             return Ok(None);
         };
         let capacity = check_capacity(identity.capacity)
             .and_then(|capacity| {
-                match identity.size == (PAGE + capacity) as u64 && identity.id == id {
+                match identity.size == self.lane_size(capacity) as u64 && identity.id == id {
                     true => Ok(capacity),
                     false => Err(format!(
                         "its header says lane {}, {} bytes",
@@ -229,18 +277,22 @@ impl TopicFiles {
                 }
             })
             .map_err(|why| self.corrupt_lane(id, why))?;
-        let (header, ring) = self.map_lane(&file, capacity, header, ring)?;
+        let (header, ring) = self.map_lane(id, &file, capacity, (header, ring))?;
         Ok(Some((file, LaneFile { id, header, ring })))
     }
 
     fn map_lane(
         &self,
+        id: u64,
         file: &OwnedFd,
         capacity: usize,
-        header: Access,
-        ring: Access,
+        (header, ring): (Access, Access),
     ) -> Result<(View<LaneHeader>, Ring)> {
         let header = map(&self.name, file, 0, PAGE, header)?.view(0);
+        if self.is_logged() {
+            let log = Log::new(&self.dir, &self.name, id, capacity as u64, ring)?;
+            return Ok((header, Ring::of_log(log)));
+        }
         let ring = map(&self.name, file, PAGE as u64, capacity, ring)?;
         Ok((header, Ring::new(&ring, capacity)))
     }
@@ -253,17 +305,32 @@ impl TopicFiles {
             &*self.name,
             format!("lane {id} is damaged: {why}"),
         )
-        .advise("stop its publisher, and remove that file if it stays; lanes that are followed already go on")
+        .advise(match self.is_logged() {
+            true => "restore it from a copy, or go on behind it (Subscriber::skip_damaged)",
+            false => "stop its publisher, and remove that file if it stays; lanes that are followed already go on",
+        })
     }
 
     /// The same of a frame.
     pub fn corrupt_frame(&self, id: u64, at: Corrupt) -> Error {
+        let Corrupt { position, word } = at;
+        if self.is_logged() {
+            let log = Log::new(
+                &self.dir,
+                &self.name,
+                id,
+                self.capacity as u64,
+                Access::Read,
+            );
+            if let Err(e) = log.and_then(|log| log.arrive(position)) {
+                return e;
+            }
+            let why = format!("the frame at {position} is not as it was written, by its checksum");
+            return self.corrupt_lane(id, why);
+        }
         self.corrupt_lane(
             id,
-            format!(
-                "the frame at {} has the word {:#018x}",
-                at.position, at.word
-            ),
+            format!("the frame at {position} has the word {word:#018x}"),
         )
     }
 
@@ -337,6 +404,143 @@ impl TopicFiles {
         }
         let cursor = self.map_cursor(id, &file, access)?;
         Ok(Some((file, cursor)))
+    }
+
+    // ---------------------------------------------------------------------------------------------- subscriptions
+
+    /// Opens a named subscription, made if it is missing, with its lock; and whether it was made now.
+    pub fn open_subscription(&self, member: u64, name: &str) -> Result<(Held, Cursor, bool)> {
+        let file_name = format!("{SUBSCRIPTION}{name}");
+        loop {
+            if let Some((lock, cursor)) = self.lock_subscription(name)? {
+                if cursor.is_joined() {
+                    cursor.own(member, !futex::has_barrier());
+                    return Ok((lock, cursor, false));
+                }
+                // Its maker has died over it. Nothing was promised yet.
+                self.dir.remove(&file_name)?;
+                continue;
+            }
+            let id = roster::next_id(&self.control);
+            let size = (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64;
+            let plan = Plan {
+                tried: "make a subscription",
+                identity: Identity::new(Kind::Subscription, size, id, CURSOR_SLOTS as u64),
+                allocate: PAGE as u64,
+                content: &[],
+                lock: true,
+            };
+            let made = self.dir.create(&file_name, &plan, |file| {
+                let cursor = self.map_cursor(id, file, Access::Write)?;
+                cursor.own(member, !futex::has_barrier());
+                Ok(cursor)
+            })?;
+            if let Some((file, cursor)) = made {
+                self.dir.sync()?;
+                return Ok((Held::new(file), cursor, true));
+            }
+        }
+    }
+
+    /// A named subscription that is there, with its lock. `None`: there is none.
+    pub fn lock_subscription(&self, name: &str) -> Result<Option<(Held, Cursor)>> {
+        let failed = |e: nix::Error| Error::system("lock a subscription of", &*self.name, e);
+        loop {
+            let Some((file, cursor)) = self.subscription(name, Access::Write)? else {
+                return Ok(None);
+            };
+            if !files::try_lock(&file).map_err(failed)? {
+                let why = format!("somebody receives as {name} already");
+                return Err(Error::new(
+                    ErrorKind::InUse,
+                    "use a subscription of",
+                    &*self.name,
+                    why,
+                )
+                .advise(
+                    "end that one first, or take another name; to share the work, use a queue",
+                ));
+            }
+            let lock = Held::new(file);
+            if files::is_named(&lock).map_err(failed)? {
+                return Ok(Some((lock, cursor)));
+            }
+        }
+    }
+
+    /// The named subscription with this escaped name.
+    pub fn subscription(&self, name: &str, access: Access) -> Result<Option<(OwnedFd, Cursor)>> {
+        let file_name = format!("{SUBSCRIPTION}{name}");
+        let file = self
+            .dir
+            .open_file(&file_name, Kind::Subscription, access == Access::Write)?;
+        let Some((file, identity)) = file else {
+            return Ok(None);
+        };
+        if identity.size != (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64 {
+            let why = format!("subscription {name} says {} bytes", identity.size);
+            return Err(
+                Error::new(ErrorKind::Corrupt, "read the topic", &*self.name, why).advise(
+                    "remove it (buslane rm TOPIC --subscription NAME --force), and begin anew",
+                ),
+            );
+        }
+        let cursor = self.map_cursor(identity.id, &file, access)?;
+        Ok(Some((file, cursor)))
+    }
+
+    /// Removes a named subscription, by the holder of its lock: nobody waits for it any more.
+    pub fn remove_subscription(&self, name: &str, cursor: &Cursor) -> Result<()> {
+        for slot in cursor.used() {
+            lane::leave(slot);
+        }
+        self.dir.remove(&format!("{SUBSCRIPTION}{name}"))?;
+        roster::changed(&self.control);
+        Ok(())
+    }
+
+    /// The escaped names of the subscriptions.
+    pub fn subscription_names(&self) -> Result<Vec<String>> {
+        let names = self.dir.names()?;
+        let names = names
+            .iter()
+            .filter_map(|name| name.strip_prefix(SUBSCRIPTION));
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Up to where every named subscription, every subscriber, and every group has passed a lane; 0 if there is nobody who may
+    /// be away.
+    pub fn passed_by_all(&self, lane: u64) -> Result<u64> {
+        let mut readers = self.subscriptions()?;
+        readers.extend(self.list_groups(lane)?);
+        if readers.is_empty() {
+            return Ok(0);
+        }
+        if self.pattern != Pattern::Queue {
+            readers.extend(self.list_cursors(lane, &[])?.new);
+        }
+        let position = |reader: Cursor| match reader.position_in(lane) {
+            // Who has no place in it yet begins at its beginning.
+            None => Some(0),
+            Some(position) => (position & LEFT == 0).then_some(position),
+        };
+        Ok(readers
+            .into_iter()
+            .filter_map(position)
+            .min()
+            .unwrap_or(u64::MAX))
+    }
+
+    /// All subscriptions.
+    pub fn subscriptions(&self) -> Result<Vec<Cursor>> {
+        let mut all = Vec::new();
+        for name in self.subscription_names()? {
+            let subscription = skip_damaged(self.subscription(&name, Access::Read))?;
+            all.extend(subscription.map(|(_, cursor)| cursor));
+        }
+        Ok(all)
     }
 
     fn map_cursor(&self, id: u64, file: &OwnedFd, access: Access) -> Result<Cursor> {
@@ -473,16 +677,13 @@ impl TopicFiles {
         for &id in there.iter().filter(|id| !known.contains(id)) {
             new.extend(skip_damaged(self.cursor(id, Access::Read))?.map(|(_, cursor)| cursor));
         }
-        let groups = self.list_groups(lane)?;
+        let mut named = self.list_groups(lane)?;
+        named.extend(self.subscriptions()?);
         let gone = known.iter().copied().filter(|id| {
-            there.binary_search(id).is_err() && !groups.iter().any(|group| group.id == *id)
+            there.binary_search(id).is_err() && !named.iter().any(|named| named.id == *id)
         });
         let gone = gone.collect();
-        new.extend(
-            groups
-                .into_iter()
-                .filter(|group| !known.contains(&group.id)),
-        );
+        new.extend(named.into_iter().filter(|named| !known.contains(&named.id)));
         Ok(Listed { gone, new })
     }
 
@@ -495,7 +696,8 @@ impl TopicFiles {
                     .is_some_and(|(_, cursor)| cursor.is_joined()),
             );
         }
-        Ok(count)
+        let named = self.subscriptions()?;
+        Ok(count + named.iter().filter(|cursor| cursor.is_there()).count())
     }
 
     /// How many lanes there are that have a writer.
@@ -523,6 +725,15 @@ impl TopicFiles {
                 }
             }
         }
+        for name in self.subscription_names()? {
+            let subscription = skip_damaged(self.subscription(&name, Access::Read))?;
+            if let Some((file, _)) = subscription
+                && files::is_locked(&file)
+                    .map_err(|e| Error::system("look at a lock of", &*self.name, e))?
+            {
+                return Ok(true);
+            }
+        }
         Ok(false)
     }
 
@@ -533,6 +744,13 @@ impl TopicFiles {
             if cursor.is_some_and(|(_, cursor)| members.contains(&cursor.owner())) {
                 return Ok(true);
             }
+        }
+        if self
+            .subscriptions()?
+            .iter()
+            .any(|named| members.contains(&named.owner()))
+        {
+            return Ok(true);
         }
         for id in self.dir.numbers(LANE)? {
             let lane = skip_damaged(self.lane(id))?;

@@ -1,0 +1,452 @@
+//! The data files of a lane that outlives its processes, and the machine: `data.<lane>.<n>` has the positions from
+//! `n * capacity` on. Each is mapped where somebody comes to it, in a space in which all have their places: to who reads or
+//! writes the lane, it is one long ring, and what is not there yet is 0.
+//!
+//! Bytes of a file that belong to no frame are 0, but behind the tail while a writer is at it: who takes the lane up
+//! [scrubs](scrub) what the last one left.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::bytes::Ring;
+use super::files::{self, Dir, Plan, skip_damaged};
+use super::lane::{Boundary, Found};
+use super::layout::{DATA_START, DataStart, Identity, Kind, PAGE, Word};
+use super::segment::{Access, Mapping};
+use super::sync::{AtomicU64, Ordering};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What data files are called, before their lane's number, a dot, and their own.
+pub const DATA: &str = "data.";
+/// Files that have a place in the space at one time, at most.
+const PLACES: u64 = 4096;
+/// Bytes of addresses for a lane, unless its files are so large that these are too few.
+const SPACE: u64 = 1 << 36;
+/// Places, at least.
+const LEAST_PLACES: u64 = 4;
+
+/// The checksum of what a frame, or a record, of a lane carries: CRC-32C.
+#[inline]
+pub fn checksum(lane: u64, position: u64, word: u64, body: &[u8]) -> u64 {
+    let head = [lane, position, word];
+    let sum = crc32c::crc32c_append(crc32c::crc32c(head.as_bytes()), body);
+    u64::from(sum)
+}
+
+impl DataStart {
+    /// That of a file of `lane` that begins with this boundary.
+    fn new(lane: u64, at: Boundary, began_ns: u64) -> Self {
+        let Boundary {
+            position,
+            sequence,
+            bytes,
+        } = at;
+        let behind = [bytes, began_ns];
+        let check = checksum(lane, position, sequence, behind.as_bytes());
+        Self {
+            position,
+            sequence,
+            bytes,
+            began_ns,
+            check,
+        }
+    }
+
+    /// The boundary.
+    pub fn boundary(&self) -> Boundary {
+        Boundary {
+            position: self.position,
+            sequence: self.sequence,
+            bytes: self.bytes,
+        }
+    }
+
+    /// Whether it is as it was written.
+    fn is_whole(&self, lane: u64) -> bool {
+        Self::new(lane, self.boundary(), self.began_ns) == *self
+    }
+}
+
+/// The data files of one lane, as one process has them mapped.
+pub struct Log {
+    dir: Arc<Dir>,
+    topic: Arc<str>,
+    lane: u64,
+    capacity: u64,
+    access: Access,
+    space: Arc<Mapping>,
+    /// The number of the file that is mapped in each place, plus 1; 0: none. Changed under `lock`.
+    places: Box<[AtomicU64]>,
+    lock: Mutex<()>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("topic", &self.topic)
+            .field("lane", &self.lane)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    /// The files of `capacity` bytes of a lane in the topic whose directory this is, to be mapped so.
+    pub fn new(
+        dir: &Arc<Dir>,
+        topic: &Arc<str>,
+        lane: u64,
+        capacity: u64,
+        access: Access,
+    ) -> Result<Self> {
+        let places = (SPACE / capacity).clamp(LEAST_PLACES, PLACES);
+        let space = Mapping::space((places * capacity) as usize)
+            .map_err(|e| Error::system("find addresses for the files of", Arc::clone(topic), e))?;
+        Ok(Self {
+            dir: Arc::clone(dir),
+            topic: Arc::clone(topic),
+            lane,
+            capacity,
+            access,
+            space,
+            places: (0..places).map(|_| AtomicU64::new(0)).collect(),
+            lock: Mutex::new(()),
+        })
+    }
+
+    /// Where they are mapped.
+    pub fn space(&self) -> &Arc<Mapping> {
+        &self.space
+    }
+
+    /// Bytes in the space.
+    pub fn reach(&self) -> u64 {
+        self.places.len() as u64 * self.capacity
+    }
+
+    /// Bytes of frames in a file.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Their lane's number.
+    #[inline]
+    pub fn lane(&self) -> u64 {
+        self.lane
+    }
+
+    fn place(&self, number: u64) -> (&AtomicU64, usize) {
+        let index = number % self.places.len() as u64;
+        let offset = index * self.capacity;
+        (&self.places[index as usize], offset as usize)
+    }
+
+    /// Has the file mapped that `position` is in, if there is one: whether it was not before.
+    #[cold]
+    pub fn arrive(&self, position: u64) -> Result<bool> {
+        let number = position / self.capacity;
+        let (place, _) = self.place(number);
+        // Pairs with the `Release` in `lay`: it is mapped.
+        if place.load(Ordering::Acquire) == number + 1 {
+            return Ok(false);
+        }
+        match self.file(number)? {
+            Some(file) => {
+                self.lay(number, &file)?;
+                Ok(true)
+            }
+            // Files are made, and removed, one after the other.
+            None if position.is_multiple_of(self.capacity) && self.file(number + 1)?.is_some() => {
+                match self.numbers()?.first() {
+                    Some(&first) if first < number => Err(self.damaged(number, "it is missing")),
+                    _ => Ok(false),
+                }
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Maps a file in its place.
+    pub fn lay(&self, number: u64, file: &OwnedFd) -> Result<()> {
+        let _lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let (place, offset) = self.place(number);
+        let there = place.load(Ordering::Relaxed);
+        if there == number + 1 {
+            return Ok(());
+        }
+        if there > number + 1 {
+            let why = "it is farther behind than a process has addresses for";
+            return Err(self.damaged(number, why));
+        }
+        let len = self.capacity as usize;
+        self.space
+            .lay(offset, file, PAGE as u64, len, self.access)
+            .map_err(|e| self.failed("map a data file of", e))?;
+        // Pairs with the load in `arrive`.
+        place.store(number + 1, Ordering::Release);
+        if self.access == Access::Read {
+            self.space.touch_part(offset, len, Access::Read);
+        }
+        Ok(())
+    }
+
+    /// Has the pages of a mapped file in reach of a writer.
+    pub fn touch(&self, number: u64) {
+        let (place, offset) = self.place(number);
+        if place.load(Ordering::Relaxed) == number + 1 {
+            let len = self.capacity as usize;
+            self.space.touch_part(offset, len, Access::Write);
+        }
+    }
+
+    /// Unmaps the files before the one that `position` is in. Nobody in this process uses them any more.
+    pub fn lift_before(&self, position: u64) {
+        let first = position / self.capacity;
+        let _lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, place) in self.places.iter().enumerate() {
+            let there = place.load(Ordering::Relaxed);
+            if (1..=first).contains(&there) {
+                let (offset, len) = (index * self.capacity as usize, self.capacity as usize);
+                // If that fails, it stays mapped until another one takes its place.
+                if self.space.lift(offset, len).is_ok() {
+                    place.store(0, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------ files
+
+    fn name(&self, number: u64) -> String {
+        format!("{DATA}{}.{number}", self.lane)
+    }
+
+    fn failed(&self, tried: &'static str, e: impl Into<std::io::Error>) -> Error {
+        Error::system(tried, Arc::clone(&self.topic), e)
+    }
+
+    fn damaged(&self, number: u64, why: impl fmt::Display) -> Error {
+        let why = format!("data file {} is damaged: {why}", self.name(number));
+        Error::new(
+            ErrorKind::Corrupt,
+            "read the topic",
+            Arc::clone(&self.topic),
+            why,
+        )
+        .advise("restore it from a copy, or go on behind it (Subscriber::skip_damaged)")
+    }
+
+    /// The numbers of the files that there are, ascending.
+    pub fn numbers(&self) -> Result<Vec<u64>> {
+        self.dir.numbers(&format!("{DATA}{}.", self.lane))
+    }
+
+    /// Opens a file, and checks it. `None`: it is not there.
+    pub fn file(&self, number: u64) -> Result<Option<OwnedFd>> {
+        let write = self.access == Access::Write;
+        let Some((file, identity)) = self.dir.open_file(&self.name(number), Kind::Data, write)?
+        else {
+            return Ok(None);
+        };
+        let meant = Identity {
+            size: PAGE as u64 + self.capacity,
+            id: self.lane,
+            capacity: self.capacity,
+            number,
+            ..identity
+        };
+        if check(&meant) != identity.check {
+            return Err(self.damaged(number, "its header contradicts itself"));
+        }
+        Ok(Some(file))
+    }
+
+    /// Makes a file, if it is not there, and opens it. It is there after the loss of power, too.
+    pub fn make(&self, number: u64) -> Result<OwnedFd> {
+        loop {
+            if let Some(file) = self.file(number)? {
+                return Ok(file);
+            }
+            let size = PAGE as u64 + self.capacity;
+            let mut identity = Identity::new(Kind::Data, size, self.lane, self.capacity);
+            identity.number = number;
+            identity.check = check(&identity);
+            let plan = Plan {
+                tried: "make a data file of",
+                identity,
+                allocate: size,
+                content: &[],
+                lock: false,
+            };
+            let made = self.dir.create(&self.name(number), &plan, |file| {
+                files::sync(file).map_err(|e| self.failed("sync a data file of", e))
+            })?;
+            if let Some((file, ())) = made {
+                self.dir.sync()?;
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Says in a file what is before it: by the lane's writer, before its first frame.
+    pub fn begin(&self, number: u64, at: Boundary) -> Result<()> {
+        let failed = |e: nix::Error| self.failed("begin a data file of", e);
+        match self.file(number)? {
+            Some(file) => {
+                let start = DataStart::new(self.lane, at, files::now_ns());
+                files::write_at(&file, DATA_START as u64, start.as_bytes()).map_err(failed)
+            }
+            None => Err(self.damaged(number, "it is missing")),
+        }
+    }
+
+    /// What is before a file. `None`: it is not there, or no writer has come to it.
+    pub fn start(&self, number: u64) -> Result<Option<DataStart>> {
+        let Some(file) = self.file(number)? else {
+            return Ok(None);
+        };
+        let mut bytes = [0; size_of::<DataStart>()];
+        files::read_at(&file, DATA_START as u64, &mut bytes)
+            .map_err(|e| self.failed("read a data file of", e))?;
+        let start = DataStart::read_from_bytes(&bytes).expect("as many bytes as a start has");
+        if start == DataStart::default() {
+            return Ok(None);
+        }
+        match start.is_whole(self.lane) && start.position == number * self.capacity {
+            true => Ok(Some(start)),
+            false => Err(self.damaged(number, "it contradicts itself about what is before it")),
+        }
+    }
+
+    /// The starts of all files that have one and are whole, ascending.
+    pub fn starts(&self) -> Vec<DataStart> {
+        let numbers = self.numbers().unwrap_or_default();
+        let start = |number| self.start(number).ok().flatten();
+        numbers.into_iter().filter_map(start).collect()
+    }
+
+    /// Whether the rest of a file's first page is as it was made.
+    pub fn is_head_clean(&self, number: u64) -> Result<bool> {
+        let Some(file) = self.file(number)? else {
+            return Ok(true);
+        };
+        let mut bytes = [0; PAGE];
+        files::read_at(&file, 0, &mut bytes).map_err(|e| self.failed("read a data file of", e))?;
+        let behind = DATA_START + size_of::<DataStart>();
+        Ok(bytes[behind..].iter().all(|&byte| byte == 0))
+    }
+
+    /// Whether a writer has put anything into a file.
+    pub fn is_begun(&self, number: u64) -> Result<bool> {
+        let Some(file) = self.file(number)? else {
+            return Ok(false);
+        };
+        let mut word = [0; 8];
+        files::read_at(&file, PAGE as u64, &mut word)
+            .map_err(|e| self.failed("read a data file of", e))?;
+        Ok(word != [0; 8])
+    }
+
+    /// Has what is read from now on come from the disk, as far as the kernel has it not to write.
+    pub fn forget(&self) -> Result<()> {
+        for number in self.numbers()? {
+            if let Some(file) = skip_damaged(self.file(number))? {
+                files::forget(&file);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has zeros behind the tail of a lane, whose writer has gone: what it was about to write, which nobody has seen.
+    pub fn scrub_behind(&self, ring: &Ring, tail: u64) -> Result<()> {
+        let next = tail + ring.to_end(tail);
+        for (from, to) in [(tail, next), (next, next + self.capacity)] {
+            self.arrive(from)?;
+            let (place, _) = self.place(from / self.capacity);
+            if place.load(Ordering::Relaxed) == from / self.capacity + 1 {
+                scrub(ring, from, to);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a file that is not mapped by who still needs it; whether it was there.
+    pub fn remove(&self, number: u64) -> Result<bool> {
+        self.dir.remove(&self.name(number))
+    }
+
+    /// Has the removals, and new names, on the disk.
+    pub fn sync_names(&self) -> Result<()> {
+        self.dir.sync()
+    }
+}
+
+fn check(identity: &Identity) -> u64 {
+    let before = std::mem::offset_of!(Identity, check);
+    u64::from(crc32c::crc32c(&identity.as_bytes()[..before]))
+}
+
+/// Whether a frame of a lane in data files is as it was written. (What is not in such has no checksums.)
+#[inline]
+pub fn is_whole(ring: &Ring, found: Found) -> bool {
+    match ring.log() {
+        None => true,
+        Some(log) => sum_of(ring, log.lane(), found) == sum_in(ring, found),
+    }
+}
+
+fn sum_of(ring: &Ring, lane: u64, Found { position, word }: Found) -> u64 {
+    // Of padding, what it carries is not looked at.
+    let covered = match word.is_padding() {
+        true => 0,
+        false => word.size() as usize - 16,
+    };
+    checksum(
+        lane,
+        position,
+        word.0,
+        ring.place(position, covered).payload(),
+    )
+}
+
+fn sum_in(ring: &Ring, found: Found) -> u64 {
+    // Visible with the frame's word, behind which it was found.
+    ring.word(found.end() - 8).load(Ordering::Relaxed)
+}
+
+/// Fills up a frame that nobody sees yet, with `len` bytes in it, in a lane in data files: its word with a checksum.
+#[inline]
+pub fn seal(ring: &Ring, lane: u64, position: u64, word: Word) -> Word {
+    let word = word.with_checksum();
+    let found = Found { position, word };
+    if word.is_message() {
+        ring.fill_up(position, word.len() as usize, word.size() as usize - 16);
+    }
+    let sum = sum_of(ring, lane, found);
+    // Becomes visible with the frame's word.
+    ring.word(found.end() - 8).store(sum, Ordering::Relaxed);
+    word
+}
+
+/// A number for this boot of the machine: in the same one, what was stored is there. 0: it is not known.
+pub fn boot() -> u64 {
+    let id = std::fs::read("/proc/sys/kernel/random/boot_id");
+    id.map_or(0, |id| xxhash_rust::xxh3::xxh3_64(&id))
+}
+
+/// Has zeros in `[from, to)`, multiples of 16 in one file, and says where the last byte was that was none: by the lane's
+/// writer, or who recovers it.
+pub fn scrub(ring: &Ring, from: u64, to: u64) -> Option<u64> {
+    let mut last = None;
+    for piece in (from..to).step_by(PAGE) {
+        let end = (piece + PAGE as u64).min(to);
+        let is_set = |at: &u64| ring.word(*at).load(Ordering::Relaxed) != 0;
+        if let Some(at) = (piece..end).step_by(8).filter(is_set).last() {
+            last = Some(at);
+            ring.zero(piece, end);
+        }
+    }
+    last
+}

@@ -1,0 +1,211 @@
+//! Finding out, when a durable bus is opened and nobody else is on it, how far each lane reached the disk.
+//!
+//! While the machine runs, what was stored is there, whoever has died: then only the end of each lane is looked for. After the
+//! machine went down, each 512 bytes of a file may be older or newer than their neighbours. So the frames are followed from
+//! where they were last known to be on the disk, and the first that is not as it was written ends its lane: what lies behind
+//! is cut off, and said. That is synced before anyone goes on, lest the next loss of power brings it back.
+//!
+//! Each step may be the last one: running it all again does the same. What is not as it was written *before* that place, or
+//! while the machine ran, is damage: it is left where it is, and its readers report it.
+
+use super::files::{self, Dir, skip_damaged};
+use super::lane::{self, Boundary, Whole};
+use super::layout::{BusControl, Pattern};
+use super::log::{self, Log, boot, scrub};
+use super::reclaim;
+use super::roster;
+use super::segment::Access;
+use super::topic::{CURSOR, LANE, LaneFile, TABLE, TopicFiles};
+use crate::error::{Error, Result};
+
+/// What was cut off a publisher's lane when a durable bus was opened: it had not reached the disk whole when the machine went
+/// down, and none of it was said to be synced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cut {
+    /// The topic's name; that of its directory, if it is no name.
+    pub topic: String,
+    /// The lane's number.
+    pub lane: u64,
+    /// Where the lane ends now, in bytes since it was made.
+    pub at: u64,
+    /// Bytes from there to the end of the last thing that was found behind it. Whole messages may have been among them.
+    pub bytes: u64,
+}
+
+/// Recovers all topics. By who holds the lock of the bus, while it has no member.
+pub fn recover(topics: &Dir, control: &BusControl) -> Result<Vec<Cut>> {
+    let now = boot();
+    let is_same_boot = now != 0 && roster::recovered_in(control) == now;
+    let mut cuts = Vec::new();
+    for name in reclaim::names(topics)? {
+        let topic = skip_damaged(TopicFiles::open(topics.dir(&name, false)?, &name))?;
+        if let Some(topic) = topic {
+            recover_topic(&topic, is_same_boot, &mut cuts)?;
+        }
+    }
+    roster::set_recovered_in(control, now);
+    Ok(cuts)
+}
+
+fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) -> Result<()> {
+    roster::number_from(&topic.control, topic.last_number()?);
+    if topic.pattern == Pattern::State && !is_same_boot {
+        // Its values have no checksums.
+        for id in topic.dir().numbers(TABLE)? {
+            topic.dir().remove(&format!("{TABLE}{id}"))?;
+        }
+    }
+    if !topic.is_logged() {
+        return Ok(());
+    }
+    let is_known = is_same_boot && !roster::is_poisoned(&topic.control);
+    for id in topic.dir().numbers(LANE)? {
+        if let Some((_lock, lane)) = skip_damaged(topic.lane_to_close(id))?
+            && let Some(log) = lane.ring.log()
+        {
+            let cut = recover_lane(topic, &lane, log, is_known)?;
+            cuts.extend(cut.map(|(at, to)| Cut {
+                topic: topic.name.to_string(),
+                lane: id,
+                at,
+                bytes: to - at,
+            }));
+        }
+    }
+    topic.remove_data_without_lane()?;
+    roster::cure(&topic.control);
+    Ok(())
+}
+
+/// Where it was cut, and up to where something was behind that.
+fn recover_lane(
+    topic: &TopicFiles,
+    lane: &LaneFile,
+    log: &Log,
+    is_known: bool,
+) -> Result<Option<(u64, u64)>> {
+    let failed = |e: nix::Error| Error::system("sync a lane of", topic.name.clone(), e);
+    if !is_known {
+        // What could not be written may be in memory, as if it had been.
+        log.forget()?;
+    }
+    let Some(from) = begin(lane, log, is_known)? else {
+        // No file says what is before it: whoever comes there reports that.
+        return Ok(None);
+    };
+    let Whole { tail, is_damaged } = lane::follow_whole(&lane.ring, from);
+    let file_end = tail.position + lane.ring.to_end(tail.position);
+    let numbers = log.numbers()?;
+    let behind = numbers
+        .iter()
+        .filter(|number| *number * log.capacity() >= file_end);
+    if is_damaged && is_known {
+        return Ok(None);
+    }
+    let mut found_to = is_damaged.then_some(tail.position + 16);
+    for &number in behind.clone() {
+        let start = number * log.capacity();
+        let arrived = log.arrive(start).is_ok();
+        let whole = arrived.then(|| lane::last_whole(&lane.ring, start, start + log.capacity()));
+        found_to = found_to.max(whole.flatten());
+    }
+    log.arrive(tail.position)?;
+    found_to = found_to.max(lane::last_whole(&lane.ring, tail.position + 16, file_end));
+    if is_known && found_to.is_some() {
+        // Nothing that was stored while the machine ran is behind a hole.
+        return Ok(None);
+    }
+    for &number in behind {
+        log.remove(number)?;
+    }
+    scrub(&lane.ring, tail.position, file_end);
+    let first = numbers.first().map_or(0, |number| number * log.capacity());
+    lane::renew(&lane.header, first, tail);
+    if !is_known {
+        if let Some(file) = log.file(tail.position / log.capacity())? {
+            files::sync(&file).map_err(failed)?;
+        }
+        log.sync_names()?;
+        lane::set_synced(&lane.header, lane.id, tail);
+    }
+    if let Some(to) = found_to {
+        lane::set_cut(&lane.header, tail.position, to);
+    }
+    hold_back_readers(topic, lane, tail)?;
+    Ok(found_to.map(|to| (tail.position, to)))
+}
+
+/// From where on the frames are followed.
+fn begin(lane: &LaneFile, log: &Log, is_known: bool) -> Result<Option<Boundary>> {
+    let numbers = log.numbers()?;
+    // One whose file is gone says nothing.
+    let is_there = |at: &Boundary| numbers.contains(&(at.position / log.capacity()));
+    let synced = lane::synced(&lane.header, lane.id).filter(is_there);
+    if !is_known && synced.is_some() {
+        return Ok(synced);
+    }
+    let in_order: Vec<u64> = match is_known {
+        true => numbers.iter().rev().copied().collect(),
+        false => numbers.clone(),
+    };
+    for number in in_order {
+        // A writer may have come to it, and died before it wrote anything there.
+        let is_begun = number == 0 || !is_known || log.is_begun(number)?;
+        if is_begun && let Some(start) = skip_damaged(log.start(number))? {
+            let newer = synced.filter(|synced| synced.position > start.position);
+            return Ok(Some(newer.unwrap_or(start.boundary())));
+        }
+    }
+    Ok(synced)
+}
+
+/// Nobody has read what is not there.
+fn hold_back_readers(topic: &TopicFiles, lane: &LaneFile, tail: Boundary) -> Result<()> {
+    for name in topic.subscription_names()? {
+        let subscription = skip_damaged(topic.subscription(&name, Access::Write))?;
+        if let Some((_, cursor)) = subscription
+            && let Some(slot) = cursor.slot_of(lane.id)
+        {
+            lane::hold_back(&cursor.slots[slot], tail);
+        }
+    }
+    for claims in topic.claims_on(lane)? {
+        claims.renew(tail);
+    }
+    Ok(())
+}
+
+impl TopicFiles {
+    /// The highest number that something here has.
+    fn last_number(&self) -> Result<u64> {
+        let mut last = 0;
+        for prefix in [LANE, CURSOR, TABLE] {
+            last = last.max(self.dir().numbers(prefix)?.last().copied().unwrap_or(0));
+        }
+        for cursor in self.subscriptions()? {
+            last = last.max(cursor.id);
+        }
+        for name in self.group_names()? {
+            let group = skip_damaged(self.group(&name, Access::Read))?;
+            last = last.max(group.map_or(0, |(_, group)| group.id));
+        }
+        Ok(last)
+    }
+
+    /// Removes data files whose maker died before their lane had a name.
+    fn remove_data_without_lane(&self) -> Result<()> {
+        let lanes = self.dir().numbers(LANE)?;
+        for name in self.dir().names()? {
+            let lane = name
+                .strip_prefix(log::DATA)
+                .and_then(|rest| rest.split_once('.'));
+            if let Some((lane, _)) = lane
+                && lane.parse().is_ok_and(|lane| !lanes.contains(&lane))
+            {
+                self.dir().remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+}
