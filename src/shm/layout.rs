@@ -354,6 +354,8 @@ pub struct CursorOwner {
     pub kinds: AtomicU64,
     /// 1: messages come to it one at a time, and it waits for each. A hint for writers.
     pub singly: AtomicU64,
+    /// Of a named subscription, 1: nobody reads with it now.
+    pub away: AtomicU64,
 }
 
 /// What a group's consumers agree on, in its file's page at [`GROUP_CONFIG`]. Written by the holder of the file's lock, with

@@ -146,6 +146,7 @@ impl Cursor {
     /// The reader's, before anyone else sees it: whose it is, and whether that reader can't use `membarrier`.
     pub fn own(&self, member: u64, fences: bool) {
         self.header.owner.member.store(member, Ordering::Relaxed);
+        self.header.owner.away.store(0, Ordering::Relaxed);
         self.header
             .owner
             .fences
@@ -171,10 +172,10 @@ impl Cursor {
     /// A named one's, by the holder of its lock: nobody reads with it now.
     pub fn disown(&self) {
         self.header.parked.store(0, Ordering::Relaxed);
-        self.header.owner.member.store(0, Ordering::Relaxed);
+        self.header.owner.away.store(1, Ordering::Relaxed);
     }
 
-    /// The member whose it is; 0: nobody reads with it now.
+    /// The member whose it is, or was.
     pub fn owner(&self) -> u64 {
         self.header.owner.member.load(Ordering::Relaxed)
     }
@@ -195,7 +196,12 @@ impl Cursor {
 
     /// Whether it has joined, and somebody reads with it.
     pub fn is_there(&self) -> bool {
-        self.is_joined() && self.owner() != 0
+        self.is_joined() && !self.is_away()
+    }
+
+    /// Whether it is a named one that nobody reads with now.
+    pub fn is_away(&self) -> bool {
+        self.header.owner.away.load(Ordering::Relaxed) != 0
     }
 
     /// The reader's: tells writers whether messages come to it one at a time, so that it waits for each.
@@ -457,8 +463,7 @@ impl Readers {
         let mut lowest = Lowest::nobody();
         for known in &mut self.known {
             // Who is away is not waited for.
-            let is_away = known.cursor.role == Role::Subscriber && known.cursor.owner() == 0;
-            if known.cursor.role == Role::Consumer || is_away {
+            if known.cursor.role == Role::Consumer || known.cursor.is_away() {
                 continue;
             }
             known.slot = known.slot.or_else(|| known.cursor.slot_of(lane));

@@ -745,11 +745,8 @@ impl TopicFiles {
                 return Ok(true);
             }
         }
-        if self
-            .subscriptions()?
-            .iter()
-            .any(|named| members.contains(&named.owner()))
-        {
+        let holds = |named: &Cursor| !named.is_away() && members.contains(&named.owner());
+        if self.subscriptions()?.iter().any(holds) {
             return Ok(true);
         }
         for id in self.dir.numbers(LANE)? {
