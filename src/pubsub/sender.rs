@@ -86,15 +86,6 @@ impl Sender {
         }
     }
 
-    /// Whether what is sent may go to the disk.
-    #[inline(always)]
-    fn check_disk(&self) -> Result<()> {
-        match &self.keeper {
-            None => Ok(()),
-            Some(keeper) => keeper.check(),
-        }
-    }
-
     /// After a message was sent: has it on the disk, if the topic says so.
     #[inline(always)]
     pub(super) fn settle(&mut self) -> Result<()> {
@@ -140,7 +131,6 @@ impl Sender {
     #[inline(always)]
     pub(super) fn claim(&mut self, len: usize, patience: Patience) -> Result<u64> {
         self.check_fork()?;
-        self.check_disk()?;
         if len > self.max_len {
             return Err(self.too_long(len));
         }
@@ -241,7 +231,6 @@ impl Sender {
             return Err(self.too_long(counted));
         }
         self.check_fork()?;
-        self.check_disk()?;
         let at = match self.lane.claim(before + len) {
             Ok(at) => at,
             Err(_) => self.claim_slowly(before + len, patience)?,
@@ -321,17 +310,8 @@ impl Sender {
         Ok(self.readers.lowest(self.id, unjoined))
     }
 
-    /// Moves the limit towards `end`, for a claim of `len` bytes; the slowest reader.
-    fn make_room(&mut self, len: usize, end: u64) -> Result<Lowest> {
-        if let Some(keeper) = &self.keeper {
-            // Nobody is waited for: there is another file.
-            let next = self.lane.next_boundary(len);
-            keeper.turn_to(next)?;
-            let capacity = self.lane.capacity();
-            self.lane
-                .lengthen((next.position / capacity + 1) * capacity);
-            return Ok(Lowest::nobody());
-        }
+    /// Moves the limit towards `end`; the slowest reader.
+    fn make_room(&mut self, end: u64) -> Result<Lowest> {
         let Self {
             lane,
             readers,
@@ -351,6 +331,9 @@ impl Sender {
 
     #[cold]
     fn claim_slowly(&mut self, len: usize, patience: Patience) -> Result<u64> {
+        if self.keeper.is_some() {
+            return self.claim_in_file(len);
+        }
         // A run must be visible before anyone can make room for more of it.
         self.lane.publish();
         self.look_around();
@@ -360,7 +343,7 @@ impl Sender {
                 Ok(at) => return Ok(at),
                 Err(full) => full.end,
             };
-            self.make_room(len, end)?;
+            self.make_room(end)?;
             if let Ok(at) = self.lane.claim(len) {
                 return Ok(at);
             }
@@ -374,7 +357,7 @@ impl Sender {
             }
             match waiter.next(1) {
                 Next::Look => {}
-                Next::Sleep(time) => self.sleep_until(len, end, time)?,
+                Next::Sleep(time) => self.sleep_until(end, time)?,
                 Next::TimedOut => {
                     return Err(self
                         .failed(
@@ -387,19 +370,44 @@ impl Sender {
         }
     }
 
-    fn sleep_until(&mut self, len: usize, end: u64, time: Duration) -> Result<()> {
+    /// Nobody is waited for: when a file is full, there is another one.
+    #[inline(never)]
+    fn claim_in_file(&mut self, len: usize) -> Result<u64> {
+        if let Some(keeper) = &self.keeper {
+            keeper.check()?;
+        }
+        if let Ok(at) = self.lane.claim_in_file(len) {
+            return Ok(at);
+        }
+        self.turn_page(len)?;
+        self.lane.claim_in_file(len).map_err(|_| self.too_long(len))
+    }
+
+    /// Comes to the file in which a claim of `len` bytes has room.
+    fn turn_page(&mut self, len: usize) -> Result<()> {
+        let next = self.lane.next_boundary(len);
+        if let Some(keeper) = &self.keeper {
+            keeper.turn_to(next)?;
+        }
+        let capacity = self.lane.capacity();
+        self.lane
+            .lengthen((next.position / capacity + 1) * capacity);
+        Ok(())
+    }
+
+    fn sleep_until(&mut self, end: u64, time: Duration) -> Result<()> {
         let lowest = self.survey()?;
         let want = self.lane.wanted(end, lowest.position);
         let topic = Arc::clone(&self.topic);
         let header = self.lane.header().clone();
         park::wait_for_room(&topic.files.control, &header, want, time, || {
-            self.look_for_room(len, end)
+            self.look_for_room(end)
         })
     }
 
-    /// The slowest reader, if it leaves no room for a claim of `len` bytes, which needs a limit of `end`.
-    fn look_for_room(&mut self, len: usize, end: u64) -> Result<Option<Lowest>> {
-        let lowest = self.make_room(len, end)?;
+    /// The slowest reader, if it leaves no room for what needs a limit of `end`.
+    fn look_for_room(&mut self, end: u64) -> Result<Option<Lowest>> {
+        let lowest = self.make_room(end)?;
         Ok((!self.lane.reaches(end)).then_some(lowest))
     }
 
@@ -489,6 +497,10 @@ impl Waitable for Room<'_> {
             // To be told.
             return Ok(true);
         }
+        if sender.keeper.is_some() {
+            // There is, or else that is to be told.
+            return Ok(true);
+        }
         if sender.lane.has_room(*len).is_ok() {
             return Ok(true);
         }
@@ -497,7 +509,7 @@ impl Waitable for Room<'_> {
         sender.look_around();
         match sender.lane.has_room(*len) {
             Ok(()) => Ok(true),
-            Err(full) => Ok(sender.look_for_room(*len, full.end)?.is_none()),
+            Err(full) => Ok(sender.look_for_room(full.end)?.is_none()),
         }
     }
 
@@ -508,7 +520,7 @@ impl Waitable for Room<'_> {
         };
         let lowest = sender.survey()?;
         let want = sender.lane.wanted(full.end, lowest.position);
-        sender.arm(tickets, want, |sender| sender.look_for_room(*len, full.end))
+        sender.arm(tickets, want, |sender| sender.look_for_room(full.end))
     }
 
     fn disarm(&mut self) {

@@ -221,34 +221,49 @@ fn see_what_is_behind() {
 /// The frame at `position`, padding or message; `None` while there is none.
 #[inline]
 pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+    let word = load_word(ring, position);
+    if word.is_message_without_checksum() && ring.holds(position, word.len()) {
+        see_what_is_behind();
+        return Ok(Some(Found { position, word }));
+    }
+    frame_rarely(ring, position)
+}
+
+/// The same of what is nothing yet, padding, in data files, or no frame.
+#[inline(never)]
+fn frame_rarely(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     let mut word = load_word(ring, position);
     if word.0 == 0 {
-        match ring.arrive(position) {
-            Ok(true) => word = load_word(ring, position),
-            Ok(false) => {}
-            Err(()) => return Err(Corrupt { position, word: 0 }),
+        if !ring.is_checked() {
+            return Ok(None);
         }
+        // Its file may be there, and not in reach yet.
+        word = match ring.arrive(position) {
+            Ok(true) => load_word(ring, position),
+            Ok(false) => return Ok(None),
+            Err(()) => return Err(Corrupt { position, word: 0 }),
+        };
         if word.0 == 0 {
             return Ok(None);
         }
     }
     see_what_is_behind();
-    let found = Found { position, word };
-    let fits = word.size() <= ring.to_end(position) && word.has_checksum() == ring.is_checked();
-    if fits && (word.is_message() || word.is_padding()) {
-        Ok(Some(found))
-    } else {
-        Err(Corrupt {
+    let is_frame = word.is_frame_without_checksum() || word.is_frame_with_checksum();
+    let fits = word.size() <= ring.to_end(position);
+    match is_frame && fits && word.has_checksum() == ring.is_checked() {
+        true => Ok(Some(Found { position, word })),
+        false => Err(Corrupt {
             position,
             word: word.0,
-        })
+        }),
     }
 }
 
 /// Whether a frame is as it was written, as far as there is a checksum to say so.
 #[cfg(not(loom))]
+#[inline(always)]
 pub(super) fn is_whole(ring: &Ring, found: Found) -> bool {
-    log::is_whole(ring, found)
+    !ring.is_checked() || log::is_whole(ring, found)
 }
 
 #[cfg(loom)]
@@ -510,33 +525,49 @@ impl Writer {
 
     /// Behind the end of the ring, or of the limit: pads up to the former, and says if the latter is too near.
     fn claim_past_bound(&mut self, len: usize) -> Result<(), Full> {
+        if self.ring.is_checked() {
+            return Err(Full { end: self.tail });
+        }
         let (padding, end) = self.measure(len);
         if end > self.limit {
             return Err(Full { end });
         }
         if padding > 0 {
-            let word = self.finish(Word::padding(padding, self.sent.sequence));
             self.sent.slack = self.sent.slack.wrapping_add(padding);
-            self.hold(word);
+            self.hold(Word::padding(padding, self.sent.sequence));
         }
         self.set_bound();
         Ok(())
     }
 
-    /// A frame that is written but for its word, with a checksum if its lane has such: its word.
-    #[inline]
-    fn finish(&mut self, word: Word) -> Word {
-        #[cfg(not(loom))]
-        if let Some(log) = self.ring.log() {
-            // As in `write`.
-            let word = log::seal(&self.ring, log.lane(), self.tail, word);
-            let end = self.tail + word.size();
-            if self.lent.0 > end {
-                self.ring.zero(end, self.lent.0);
-            }
-            self.lent = (0, 0);
-            return word;
+    /// Claims the next frame for `len` bytes in data files; as [`claim`](Self::claim), which claims nothing there.
+    #[cfg(not(loom))]
+    pub fn claim_in_file(&mut self, len: usize) -> Result<u64, Full> {
+        let (padding, end) = self.measure(len);
+        if end > self.limit {
+            return Err(Full { end });
         }
+        if padding > 0 {
+            let word = self.seal(Word::padding(padding - 8, self.sent.sequence));
+            self.sent.slack = self.sent.slack.wrapping_add(padding);
+            self.hold(word);
+        }
+        Ok(self.tail + 8)
+    }
+
+    /// A frame that is written but for its word, of a lane with checksums: its word.
+    #[cfg(not(loom))]
+    #[inline(never)]
+    fn seal(&mut self, word: Word) -> Word {
+        // As in `write`.
+        let word = log::seal(&self.ring, self.tail, word);
+        let end = self.tail + word.size();
+        self.clear_lent(end);
+        word
+    }
+
+    #[cfg(loom)]
+    fn seal(&mut self, word: Word) -> Word {
         word
     }
 
@@ -585,11 +616,7 @@ impl Writer {
     /// Up to where a claim needs neither padding nor a look at the limit.
     fn set_bound(&mut self) {
         let ring_end = self.tail + self.ring.to_end(self.tail);
-        // With checksums, each claim is looked at.
-        self.bound = match self.ring.is_checked() {
-            false => self.limit.min(ring_end + SLOT),
-            true => 0,
-        };
+        self.bound = self.limit.min(ring_end + SLOT);
     }
 
     /// Writes `payload` where [`claim`](Self::claim) said.
@@ -628,11 +655,7 @@ impl Writer {
     /// not taken for cleared any more.
     #[inline]
     pub fn open_loan(&mut self, len: usize) {
-        let size = match self.ring.is_checked() {
-            false => frame_size(len as u64),
-            true => checked_size(len as u64),
-        };
-        self.lent = (self.tail + size, self.cleared);
+        self.lent = (self.tail + frame_size(len as u64), self.cleared);
         self.expose();
     }
 
@@ -750,7 +773,10 @@ impl Writer {
 
     #[inline(never)]
     fn commit_unprepared(&mut self, word: Word) {
-        let word = self.finish(word);
+        let word = match self.ring.is_checked() {
+            false => word,
+            true => self.seal(word),
+        };
         self.add_to_run(word);
         let (end, cleared) = self.lent;
         if self.tail == end {
@@ -861,22 +887,32 @@ impl Writer {
     /// Gives up a claimed frame, and the padding before it: nothing of them was ever visible.
     pub fn abort(&mut self) {
         let visible = self.visible();
-        #[cfg(not(loom))]
         if self.ring.is_checked() {
-            if self.lent.0 > self.tail {
-                self.ring.zero(self.tail, self.lent.0);
-            }
-            if visible < self.tail {
-                // The checksum of the padding.
-                self.ring.zero(self.tail - SLOT / 2, self.tail);
-            }
-            self.lent = (0, 0);
+            self.clear_aborted(visible);
         }
         self.sent.slack = self.sent.slack.wrapping_sub(self.tail - visible);
         self.tail = visible;
         self.first.1 = Word(0);
         self.bound = 0;
         self.expose();
+    }
+
+    /// In files, what belongs to no frame is 0.
+    #[cold]
+    fn clear_aborted(&mut self, visible: u64) {
+        self.clear_lent(self.tail);
+        if visible < self.tail {
+            // The checksum of the padding.
+            self.ring.zero(self.tail - SLOT / 2, self.tail);
+        }
+    }
+
+    /// Clears what is left from `end` on of the last loan.
+    fn clear_lent(&mut self, end: u64) {
+        let (lent, _) = std::mem::take(&mut self.lent);
+        if lent > end {
+            self.ring.zero(end, lent);
+        }
     }
 
     /// Forgets what is cleared behind the tail: anything may be written there.
@@ -1511,8 +1547,25 @@ impl Reader {
     }
 
     /// The next message, which stays until it is released; `None` while there is none.
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self) -> Result<Option<Found>, Trouble> {
+        if self.copied.is_none() && self.track.follow.is_none() {
+            let position = self.track.position;
+            let word = load_word(&self.ring, position);
+            if word.0 == 0 {
+                return Ok(None);
+            }
+            if word.is_message_without_checksum() && self.ring.holds(position, word.len()) {
+                see_what_is_behind();
+                return Ok(Some(Found { position, word }));
+            }
+        }
+        self.next_rarely()
+    }
+
+    /// The same of a lossy lane, or one in data files, whose messages are counted; behind padding, and where there is damage.
+    #[inline(never)]
+    fn next_rarely(&mut self) -> Result<Option<Found>, Trouble> {
         if self.copied.is_some() {
             return self.next_copied();
         }
@@ -1525,7 +1578,6 @@ impl Reader {
         }
     }
 
-    #[inline(never)]
     fn next_copied(&mut self) -> Result<Option<Found>, Trouble> {
         let Self {
             ring,
@@ -1590,7 +1642,6 @@ impl Reader {
         Ok(None)
     }
 
-    #[inline(never)]
     fn next_followed(&mut self) -> Result<Option<Found>, Trouble> {
         let Self { ring, track, .. } = self;
         let position = track.position;

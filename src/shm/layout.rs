@@ -549,7 +549,7 @@ impl Word {
         (self.0 & 0xffff_ffff) >> Self::LENGTH_SHIFT
     }
 
-    /// The same with a checksum at its end, which is not among the `len` bytes; of padding, it is.
+    /// The same with a checksum in its last 8 bytes, which are not among the `len` bytes.
     #[inline]
     pub const fn with_checksum(self) -> Self {
         Self(self.0 | Self::CHECKSUM)
@@ -564,10 +564,8 @@ impl Word {
     /// Bytes from this word to the next.
     #[inline]
     pub const fn size(self) -> u64 {
-        match self.0 & (Self::CHECKSUM | Self::PADDING) {
-            Self::CHECKSUM => checked_size(self.len()),
-            _ => frame_size(self.len()),
-        }
+        // The flag is as much as the checksum takes.
+        frame_size(self.len() + (self.0 & Self::CHECKSUM))
     }
 
     /// Low 32 bits of the sequence number.
@@ -580,6 +578,25 @@ impl Word {
     #[inline]
     pub const fn is_message(self) -> bool {
         self.0 & (Self::COMMITTED | Self::PADDING) == Self::COMMITTED
+    }
+
+    /// Whether it is a message, with or without an envelope, and has no checksum.
+    #[inline(always)]
+    pub const fn is_message_without_checksum(self) -> bool {
+        self.0 & (Self::FLAGS & !Self::ENVELOPE) == Self::COMMITTED
+    }
+
+    /// Whether it is a message or padding, without a checksum.
+    #[inline(always)]
+    pub const fn is_frame_without_checksum(self) -> bool {
+        // Padding has no envelope.
+        let is_padding = self.0 & Self::FLAGS == Self::COMMITTED | Self::PADDING;
+        self.is_message_without_checksum() || is_padding
+    }
+
+    /// The same with one.
+    pub const fn is_frame_with_checksum(self) -> bool {
+        self.has_checksum() && Self(self.0 & !Self::CHECKSUM).is_frame_without_checksum()
     }
 
     /// Whether an envelope stands before its payload.
@@ -722,7 +739,7 @@ pub const fn frame_size(len: u64) -> u64 {
 /// Bytes of a frame with `len` bytes behind its word, and a checksum in its last 8.
 #[inline]
 pub const fn checked_size(len: u64) -> u64 {
-    frame_size(((len + 7) & !7) + 8)
+    frame_size(len + Word::CHECKSUM)
 }
 
 /// The largest payload in a ring of `capacity` bytes: with an envelope, a frame takes at most 3/8 of the ring, so that

@@ -388,16 +388,14 @@ fn check(identity: &Identity) -> u64 {
     u64::from(crc32c::crc32c(&identity.as_bytes()[..before]))
 }
 
-/// Whether a frame of a lane in data files is as it was written. (What is not in such has no checksums.)
-#[inline]
+/// Whether a frame of a lane in data files is as it was written.
+#[inline(never)]
 pub fn is_whole(ring: &Ring, found: Found) -> bool {
-    match ring.log() {
-        None => true,
-        Some(log) => sum_of(ring, log.lane(), found) == sum_in(ring, found),
-    }
+    sum_of(ring, found) == sum_in(ring, found)
 }
 
-fn sum_of(ring: &Ring, lane: u64, Found { position, word }: Found) -> u64 {
+fn sum_of(ring: &Ring, Found { position, word }: Found) -> u64 {
+    let lane = ring.log().map_or(0, |log| log.lane());
     // Of padding, what it carries is not looked at.
     let covered = match word.is_padding() {
         true => 0,
@@ -418,13 +416,13 @@ fn sum_in(ring: &Ring, found: Found) -> u64 {
 
 /// Fills up a frame that nobody sees yet, with `len` bytes in it, in a lane in data files: its word with a checksum.
 #[inline]
-pub fn seal(ring: &Ring, lane: u64, position: u64, word: Word) -> Word {
+pub fn seal(ring: &Ring, position: u64, word: Word) -> Word {
     let word = word.with_checksum();
     let found = Found { position, word };
     if word.is_message() {
         ring.fill_up(position, word.len() as usize, word.size() as usize - 16);
     }
-    let sum = sum_of(ring, lane, found);
+    let sum = sum_of(ring, found);
     // Becomes visible with the frame's word.
     ring.word(found.end() - 8).store(sum, Ordering::Relaxed);
     word
