@@ -34,6 +34,8 @@ mod queue;
 mod request;
 #[path = "model/table.rs"]
 mod table;
+#[path = "model/trim.rs"]
+mod trim;
 #[path = "model/waiting.rs"]
 mod waiting;
 #[path = "model/weaken.rs"]

@@ -312,17 +312,20 @@ impl Claims {
                 }
                 continue;
             }
-            // Pairs with the fence in `roster::Readers::lowest`: all that was read before was acknowledged, which we saw.
-            let moved = self.slot().position.compare_exchange(
-                head,
-                behind,
-                Ordering::Release,
-                Ordering::Relaxed,
-            );
-            if moved.is_ok() {
+            if self.move_head(head, behind) {
                 return self.answer(head, behind);
             }
         }
+    }
+
+    /// `false`: somebody else has moved it.
+    #[inline]
+    fn move_head(&self, from: u64, to: u64) -> bool {
+        // Pairs with the fence in `roster::Readers::lowest`: all that was read before was acknowledged, which we saw.
+        self.slot()
+            .position
+            .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// The first boundary from `head` on where the message is not acknowledged. If another moves the head meanwhile, what
@@ -447,14 +450,7 @@ impl Claims {
         else {
             return false;
         };
-        // As in `advance`: what is before is acknowledged, or damaged.
-        let moved = self.slot().position.compare_exchange(
-            head,
-            next.position,
-            Ordering::Release,
-            Ordering::Relaxed,
-        );
-        moved.is_ok()
+        self.move_head(head, next.position)
     }
 
     /// Whether all that is there is acknowledged.

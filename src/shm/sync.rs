@@ -215,6 +215,15 @@ mod weakened {
             trace(format_args!("{old} + {by}"));
             old
         }
+        #[track_caller]
+        pub fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
+            let old = self
+                .word
+                .fetch_max(value, chosen("rmw", order).unwrap_or(Relaxed));
+            *self.own.lock().unwrap() = None;
+            trace(format_args!("{old} or {value}"));
+            old
+        }
         /// One that fails is a `Relaxed` load.
         #[track_caller]
         pub fn compare_exchange(
