@@ -47,6 +47,8 @@ pub(super) struct Shared {
 struct State {
     /// The number of the file that is written now.
     current: u64,
+    /// That of the last one that is to be there.
+    wanted_file: u64,
     /// That of the last one that is there, and mapped.
     made: u64,
     /// The next one could not be made.
@@ -74,13 +76,14 @@ impl Keeper {
     ) -> Result<Self> {
         let log = ring.log().expect("a lane of a durable topic is in files");
         let current = at.position / log.capacity();
-        let file = log.make(current)?;
+        let (file, _) = log.make(current)?;
         log.lay(current, &file)?;
         let lane = log.lane();
         // Of a lane that was taken up, what was not synced is not known: from the last place that was.
         let first = lane::synced(header, lane).unwrap_or_default();
         let state = State {
             current,
+            wanted_file: current,
             made: current,
             is_stuck: false,
             unsynced: VecDeque::from([(current, Arc::new(file))]),
@@ -124,34 +127,50 @@ impl Keeper {
         self.shared.policy
     }
 
+    /// Has the next file made, which the writer comes to soon.
+    pub fn expect_turn(&self) {
+        let mut state = self.shared.lock();
+        if state.wanted_file <= state.current {
+            state.wanted_file = state.current + 1;
+            self.shared.changed.notify_all();
+        }
+    }
+
     /// Has the file mapped, and begun, that the writer comes to with its next frame, at `next`.
     pub fn turn_to(&self, next: Boundary) -> Result<()> {
         let shared = &self.shared;
         let log = shared.log();
         let number = next.position / log.capacity();
         let mut state = shared.lock();
-        while state.made < number && !state.is_stuck && !state.is_over {
-            // It is at it.
+        if number == state.current {
+            return Ok(());
+        }
+        if state.wanted_file < number {
+            state.wanted_file = number;
+            shared.changed.notify_all();
+        }
+        while state.made < number && !state.is_stuck {
+            // The thread is at it.
             state = shared.wait(&shared.changed, state);
         }
         if state.made < number {
             // It could not. There may be room by now.
             state.is_stuck = false;
             drop(state);
-            let made = shared.make(number, false);
+            let made = shared.make(number);
             state = shared.lock();
-            shared.note_made(&mut state, number, made)?;
+            if let Err(e) = shared.note_made(&mut state, number, made) {
+                state.is_stuck = true;
+                return Err(e);
+            }
         }
-        if number > state.current {
-            drop(state);
-            log.begin(number, next)?;
-            state = shared.lock();
-            state.current = number;
-            state.has_turned = true;
-            shared.changed.notify_all();
-            drop(state);
-            log.lift_before(next.position - 1);
-        }
+        drop(state);
+        log.begin(number, next)?;
+        let mut state = shared.lock();
+        state.current = number;
+        state.wanted_file = number + 1;
+        state.has_turned = true;
+        shared.changed.notify_all();
         Ok(())
     }
 
@@ -191,19 +210,22 @@ impl Shared {
             .expect("a lane of a durable topic is in files")
     }
 
-    /// Makes a file ahead. `is_touched`: its pages, too; where they are to be synced soon that would write all of them.
-    fn make(&self, number: u64, is_touched: bool) -> Result<OwnedFd> {
+    /// Makes a file, and maps it.
+    fn make(&self, number: u64) -> Result<(OwnedFd, bool)> {
         let log = self.log();
-        let file = log.make(number)?;
+        let (file, is_new) = log.make(number)?;
         log.lay(number, &file)?;
-        if is_touched {
-            log.touch(number);
-        }
-        Ok(file)
+        Ok((file, is_new))
     }
 
-    fn note_made(&self, state: &mut State, number: u64, made: Result<OwnedFd>) -> Result<()> {
-        let file = made?;
+    /// Whether it is new.
+    fn note_made(
+        &self,
+        state: &mut State,
+        number: u64,
+        made: Result<(OwnedFd, bool)>,
+    ) -> Result<bool> {
+        let (file, is_new) = made?;
         state.made = state.made.max(number);
         if state.unsynced.len() == OPEN_FILES {
             state.unsynced.pop_front();
@@ -211,7 +233,7 @@ impl Shared {
         if !state.unsynced.iter().any(|(there, _)| *there == number) {
             state.unsynced.push_back((number, Arc::new(file)));
         }
-        Ok(())
+        Ok(is_new)
     }
 
     // ----------------------------------------------------------------------------------------------------- syncing
@@ -304,18 +326,32 @@ impl Shared {
         let mut next_sync = every.map(|every| Instant::now() + every);
         let mut state = self.lock();
         while !state.is_over {
-            if state.made <= state.current && !state.is_stuck {
-                let number = state.current + 1;
+            if state.made < state.wanted_file && !state.is_stuck {
+                let number = state.made + 1;
                 drop(state);
-                let made = self.make(number, self.policy == SyncPolicy::WhenAsked);
+                let made = self.make(number);
                 state = self.lock();
+                let noted = self.note_made(&mut state, number, made);
                 // Told to the writer, when it comes there.
-                state.is_stuck = self.note_made(&mut state, number, made).is_err();
+                state.is_stuck = noted.is_err();
                 self.changed.notify_all();
+                // Where it is to be synced soon, that would write all of it.
+                if noted.is_ok_and(|is_new| is_new) && self.policy == SyncPolicy::WhenAsked {
+                    drop(state);
+                    // Who writes there already does it as well.
+                    self.log().touch(number, || {
+                        let state = self.lock();
+                        state.current <= number && !state.is_over
+                    });
+                    state = self.lock();
+                }
                 continue;
             }
             if std::mem::take(&mut state.has_turned) {
+                // The writer may be about to fill up the file before this one.
+                let last = state.current.saturating_sub(1);
                 drop(state);
+                self.log().lift_before(last * self.log().capacity());
                 self.put_away();
                 state = self.lock();
                 continue;

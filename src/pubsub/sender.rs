@@ -34,6 +34,8 @@ pub(super) struct Sender {
     pub(super) id: u64,
     /// Of a lane in data files. Before the lock: it is at the lane, too.
     pub(super) keeper: Option<Keeper>,
+    /// It has sent nothing yet.
+    is_new: bool,
     /// Says that the lane has a writer.
     lock: Option<Held>,
     pub(super) topic: Arc<TopicInner>,
@@ -66,6 +68,7 @@ impl Sender {
             born,
             id,
             keeper,
+            is_new: true,
             lock,
             topic,
         };
@@ -187,6 +190,12 @@ impl Sender {
     }
 
     fn send_claimed(&mut self, payload: &[u8], patience: Patience) -> Result<()> {
+        if self.keeper.is_some() && payload.len() <= self.max_len {
+            self.check_disk()?;
+            if self.lane.put_in_file(payload) {
+                return Ok(());
+            }
+        }
         let at = self.claim(payload.len(), patience)?;
         self.lane.write(at, payload);
         self.lane.commit(payload.len());
@@ -373,9 +382,7 @@ impl Sender {
     /// Nobody is waited for: when a file is full, there is another one.
     #[inline(never)]
     fn claim_in_file(&mut self, len: usize) -> Result<u64> {
-        if let Some(keeper) = &self.keeper {
-            keeper.check()?;
-        }
+        self.check_disk()?;
         if let Ok(at) = self.lane.claim_in_file(len) {
             return Ok(at);
         }
@@ -385,14 +392,31 @@ impl Sender {
 
     /// Comes to the file in which a claim of `len` bytes has room.
     fn turn_page(&mut self, len: usize) -> Result<()> {
+        let Some(keeper) = &self.keeper else {
+            return Ok(());
+        };
         let next = self.lane.next_boundary(len);
-        if let Some(keeper) = &self.keeper {
-            keeper.turn_to(next)?;
-        }
+        keeper.turn_to(next)?;
         let capacity = self.lane.capacity();
-        self.lane
-            .lengthen((next.position / capacity + 1) * capacity);
+        let file_end = (next.position / capacity + 1) * capacity;
+        // Who sends little needs no other file, and has none made: at first, it is let go so far.
+        let soon = self.lane.needed(len) + capacity / 8;
+        if std::mem::replace(&mut self.is_new, false) && soon < file_end {
+            self.lane.lengthen(soon);
+        } else {
+            keeper.expect_turn();
+            self.lane.lengthen(file_end);
+        }
         Ok(())
+    }
+
+    /// Whether what is sent may go to the disk.
+    #[inline]
+    fn check_disk(&self) -> Result<()> {
+        match (roster::is_poisoned(&self.control), &self.keeper) {
+            (true, Some(keeper)) => keeper.check(),
+            _ => Ok(()),
+        }
     }
 
     fn sleep_until(&mut self, end: u64, time: Duration) -> Result<()> {

@@ -583,6 +583,12 @@ impl Writer {
         (padding, self.tail + padding + size + SLOT)
     }
 
+    /// The limit that a claim for `len` bytes needs.
+    #[cfg(not(loom))]
+    pub fn needed(&self, len: usize) -> u64 {
+        self.measure(len).1
+    }
+
     /// Where the frame begins that a claim for `len` bytes would claim.
     #[cfg(not(loom))]
     pub fn next_boundary(&self, len: usize) -> Boundary {
@@ -882,6 +888,31 @@ impl Writer {
         if !self.ring.is_checked() {
             self.ahead = if singly { SINGLY } else { MANY };
         }
+    }
+
+    /// Sends a message in data files, if there is room before the limit.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub fn put_in_file(&mut self, payload: &[u8]) -> bool {
+        let len = payload.len() as u64;
+        let size = checked_size(len);
+        let at = self.tail;
+        // As in `measure`.
+        if at + size + SLOT > self.limit {
+            return false;
+        }
+        if self.lent.0 != 0 {
+            // One that was forgotten.
+            self.clear_lent(at);
+        }
+        // As in `write`.
+        let place = self.ring.place(at, payload.len());
+        place.fill(payload);
+        let word = log::seal(&self.ring, at, self.next_word(payload.len()));
+        self.sent.count(len, size);
+        self.tail = at + size;
+        show(place.head(), word);
+        true
     }
 
     /// Gives up a claimed frame, and the padding before it: nothing of them was ever visible.

@@ -165,7 +165,7 @@ impl TopicFiles {
             lane::own(&header, member, !futex::has_barrier());
             if let Some(log) = ring.log() {
                 // Before its lane has a name: a lane has a first file.
-                log.lay(0, &log.make(0)?)?;
+                log.lay(0, &log.make(0)?.0)?;
                 log.begin(0, Boundary::default())?;
             }
             ring.touch();
