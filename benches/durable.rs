@@ -371,7 +371,7 @@ fn backlog(dir: &Path) {
         with_few.push(time(&mut to_few));
         with_many.push(time(&mut to_many));
         for _ in 0..BATCH {
-            reader.recv().unwrap();
+            drop(reader.recv().unwrap());
         }
     }
     println!(
@@ -393,6 +393,10 @@ fn main() {
     let under = words.next().map_or_else(env::temp_dir, PathBuf::from);
     let gib = words.next().map_or(10, |gib| gib.parse().unwrap());
     let dir = tempfile::tempdir_in(under).unwrap();
+    if gib == 0 {
+        // The syncs alone.
+        return group_commit(dir.path());
+    }
     for size in [64, 1024] {
         publish(dir.path(), size, gib);
     }

@@ -61,6 +61,10 @@ struct State {
     wanted: Boundary,
     /// Somebody is at it.
     is_syncing: bool,
+    /// How many wait for the next sync.
+    waiting: usize,
+    /// How many the last sync was for, and how long it took.
+    last: (usize, Duration),
     /// The writer has come to another file since what nobody needs was last put away.
     has_turned: bool,
     is_over: bool,
@@ -90,6 +94,8 @@ impl Keeper {
             synced: first,
             wanted: first,
             is_syncing: false,
+            waiting: 0,
+            last: (1, Duration::ZERO),
             has_turned: true,
             is_over: false,
         };
@@ -251,6 +257,7 @@ impl Shared {
         if at.position > state.wanted.position {
             state.wanted = at;
         }
+        state.waiting += 1;
         loop {
             self.check()?;
             if state.synced.position >= at.position {
@@ -267,10 +274,20 @@ impl Shared {
     /// Syncs up to what is wanted, for all who wait.
     fn sync_now<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let log = self.log();
+        state.is_syncing = true;
+        // Those that the last one was for are about to send again: one sync for all of them takes as long as one for the first.
+        let (group, took) = state.last;
+        let started = Instant::now();
+        while state.waiting < group && started.elapsed() < took {
+            drop(state);
+            thread::yield_now();
+            state = self.lock();
+        }
+        // What all of them want is synced.
+        let (group, started) = (std::mem::take(&mut state.waiting), Instant::now());
         let (from, to) = (state.synced, state.wanted);
         let (first, last) = (from.position / log.capacity(), to.position / log.capacity());
         let open: Vec<_> = state.unsynced.iter().cloned().collect();
-        state.is_syncing = true;
         drop(state);
         let sync = |number: u64| -> Result<()> {
             let open = open.iter().find(|(there, _)| *there == number);
@@ -287,6 +304,7 @@ impl Shared {
         let done = (first..=last).try_for_each(sync);
         let mut state = self.lock();
         state.is_syncing = false;
+        state.last = (group, started.elapsed());
         match done {
             Ok(()) => {
                 state.synced = to;
