@@ -185,6 +185,7 @@ impl Ring {
         // SAFETY: `range` checked the bounds; the source is an ordinary slice that cannot overlap memory which is never
         // borrowed as one while writable; nobody else touches it until the frame's word is stored.
         unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), to.as_ptr(), payload.len()) }
+        self.stored(position, payload.len());
     }
 
     /// The same of a long one, which takes either way.
@@ -221,6 +222,7 @@ impl Ring {
         let at = self.range(position, len as usize);
         // SAFETY: `range` checked the bounds; nobody else touches these bytes until a word makes them reachable.
         unsafe { std::ptr::write_bytes(at.as_ptr(), 0, len as usize) }
+        self.stored(position, len as usize);
     }
 
     /// The `len` bytes at `position`, which the lane has claimed and not yet committed. The bytes are what was there.
@@ -247,6 +249,8 @@ impl Ring {
         let rest = total.checked_sub(len).expect("a payload fits its place");
         // SAFETY: `place` checked that `total` bytes behind the word are in the ring; as for the rest, as in `zero_range`.
         unsafe { std::ptr::write_bytes(place.at.add(8 + len).as_ptr(), 0, rest) }
+        // With what a loan, or a copy in place, has put before them.
+        self.stored(position + 8, total);
     }
 
     /// Has what `position` is in in reach, if it was not and is there: whether it was not. (What is not in files always is.)
@@ -271,6 +275,15 @@ impl Ring {
         let log = self.log.as_ref()?;
         let start = log.start(position / log.capacity()).ok()??;
         Some(start.boundary())
+    }
+
+    /// `len` bytes were stored at `position`, of what may go to a disk: for tests that play back what that may have kept.
+    #[inline(always)]
+    pub fn stored(&self, _position: u64, _len: usize) {
+        #[cfg(test)]
+        if let Some(log) = &self.log {
+            log.note(_position, self.loaned(_position, _len));
+        }
     }
 
     /// Whether each frame ends with a checksum.

@@ -515,6 +515,8 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
 
 /// Writes all of `bytes` at `offset`.
 pub fn write_at(fd: &impl AsFd, mut offset: u64, mut bytes: &[u8]) -> nix::Result<()> {
+    #[cfg(test)]
+    super::tape::store_by(fd, offset, bytes);
     while !bytes.is_empty() {
         let written = retry(|| nix::sys::uio::pwrite(fd, bytes, offset as i64))?;
         bytes = &bytes[written..];
@@ -542,7 +544,10 @@ pub fn read_at(fd: &impl AsFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Res
 
 /// Has a file's bytes on the disk, with what is needed to find them.
 pub fn sync(fd: &impl AsFd) -> nix::Result<()> {
-    retry(|| nix::unistd::fdatasync(fd.as_fd()))
+    retry(|| nix::unistd::fdatasync(fd.as_fd()))?;
+    #[cfg(test)]
+    super::tape::sync(fd);
+    Ok(())
 }
 
 /// Gives up what is kept in memory of a file, where that is only a copy.

@@ -811,6 +811,7 @@ impl Writer {
         if self.has_run() {
             let head = self.ring.head(self.tail);
             head.store(word.0, Ordering::Relaxed);
+            self.ring.stored(self.tail, 8);
         } else {
             self.first = (self.tail, word);
             (self.prepared, self.run_end) = (0, 0);
@@ -837,10 +838,12 @@ impl Writer {
     fn show_run(&mut self) {
         if self.cleared < self.tail + SLOT {
             self.ring.head(self.tail).store(0, Ordering::Relaxed);
+            self.ring.stored(self.tail, 8);
             self.cleared = self.tail + SLOT;
         }
         let (position, word) = self.first;
         show(self.ring.head(position), word);
+        self.ring.stored(position, 8);
         self.first.1 = Word(0);
     }
 
@@ -890,15 +893,16 @@ impl Writer {
         }
     }
 
-    /// Sends a message in data files, if there is room before the limit.
+    /// Sends a message in data files, if there is room before the limit, and in its file.
     #[cfg(not(loom))]
     #[inline(always)]
     pub fn put_in_file(&mut self, payload: &[u8]) -> bool {
         let len = payload.len() as u64;
         let size = checked_size(len);
         let at = self.tail;
-        // As in `measure`.
-        if at + size + SLOT > self.limit {
+        // As in `measure`. The limit may be that of the next file, which a claim had come to that was given up.
+        let room = (self.limit - at).min(self.ring.to_end(at));
+        if size + SLOT > room {
             return false;
         }
         if self.lent.0 != 0 {
@@ -912,6 +916,7 @@ impl Writer {
         self.sent.count(len, size);
         self.tail = at + size;
         show(place.head(), word);
+        self.ring.stored(at, 8);
         true
     }
 
@@ -986,8 +991,7 @@ impl Writer {
             } else {
                 capacity
             });
-            // Pairs with the `SeqCst` fence in `roster::join`: who starts here sees the words from here on.
-            self.header.mark.store(self.tail, Ordering::Release);
+            self.set_mark();
             self.header.limit.store(wish, Ordering::Relaxed);
             // Total order with the fence in `roster::join`: either `survey` sees the joiner's slot, or the joiner sees
             // this limit and takes a newer mark.
@@ -1009,12 +1013,18 @@ impl Writer {
         Ok(lowest)
     }
 
+    fn set_mark(&self) {
+        // Pairs with the `SeqCst` fence in `roster::join`: who starts here sees the words from here on. And with the fence in
+        // `Reader::next_followed`: who sees it sees the words before it.
+        self.header.mark.store(self.tail, Ordering::Release);
+    }
+
     /// Moves the limit up to the end of a file that is there, in a lane that nobody waits for.
     #[cfg(not(loom))]
     pub fn lengthen(&mut self, limit: u64) {
         self.keep_boundary();
+        self.set_mark();
         // For who looks from outside: no order with anything.
-        self.header.mark.store(self.tail, Ordering::Relaxed);
         self.header.limit.store(limit, Ordering::Relaxed);
         self.limit = limit;
     }
@@ -1706,8 +1716,17 @@ impl Reader {
             track.position = follow.at.position;
             ring.lift_before(track.position);
         }
+        let (position, mark) = (follow.at.position, &track.header.mark);
         let floor = track.header.floor.load(Ordering::Relaxed);
-        if floor > follow.at.position
+        if floor <= position && mark.load(Ordering::Relaxed) > position {
+            // Pairs with the `Release` in `set_mark`: what was there before is to be seen now.
+            see_what_is_behind();
+            if frame_at(ring, position)?.is_none() {
+                // A hole.
+                Err(Corrupt { position, word: 0 })?;
+            }
+        }
+        if floor > position
             && let Some(start) = ring.start_at(floor)
         {
             let missed = Missed {

@@ -383,6 +383,14 @@ impl Log {
         Ok(())
     }
 
+    /// Notes for tests what was stored at a position.
+    #[cfg(test)]
+    pub fn note(&self, position: u64, bytes: &[u8]) {
+        let name = self.name(position / self.capacity);
+        let offset = PAGE as u64 + position % self.capacity;
+        super::tape::store(|| self.dir.path().join(name), offset, bytes);
+    }
+
     /// Removes a file that is not mapped by who still needs it; whether it was there.
     pub fn remove(&self, number: u64) -> Result<bool> {
         self.dir.remove(&self.name(number))
@@ -436,6 +444,7 @@ pub fn seal(ring: &Ring, position: u64, word: Word) -> Word {
     let sum = sum_of(ring, found);
     // Becomes visible with the frame's word.
     ring.word(found.end() - 8).store(sum, Ordering::Relaxed);
+    ring.stored(found.end() - 8, 8);
     word
 }
 

@@ -73,7 +73,11 @@ pub mod segment;
 pub mod topic;
 
 #[cfg(all(test, not(loom)))]
+mod images;
+#[cfg(all(test, not(loom)))]
 mod props;
+#[cfg(all(test, not(loom)))]
+pub mod tape;
 
 #[cfg(not(loom))]
 pub use {bytes::Ring, segment::View};

@@ -91,8 +91,12 @@ fn recover_lane(
         log.forget()?;
     }
     let Some(from) = begin(lane, log, is_known)? else {
-        // No file says what is before it: whoever comes there reports that.
-        return Ok(None);
+        // No file says what is before it.
+        return match is_known {
+            // That is damage: whoever comes there reports it.
+            true => Ok(None),
+            false => retire(topic, lane, log).map(Some),
+        };
     };
     let Whole { tail, is_damaged } = lane::follow_whole(&lane.ring, from);
     let file_end = tail.position + lane.ring.to_end(tail.position);
@@ -160,6 +164,26 @@ fn begin(lane: &LaneFile, log: &Log, is_known: bool) -> Result<Option<Boundary>>
     Ok(synced)
 }
 
+/// Removes a lane of which not even a beginning has reached the disk: what was synced of it all have passed, else its file would
+/// be there. Where it was, and up to where it went.
+fn retire(topic: &TopicFiles, lane: &LaneFile, log: &Log) -> Result<(u64, u64)> {
+    let numbers = log.numbers()?;
+    for claims in topic.claims_on(lane)? {
+        lane::leave(claims.slot());
+    }
+    topic.forget_lane(lane.id)?;
+    // From the last one: what is left if this is the last step has no beginning either.
+    for &number in numbers.iter().rev() {
+        log.remove(number)?;
+    }
+    topic.dir().remove(&format!("{LANE}{}", lane.id))?;
+    topic.remove_claims_of(lane.id)?;
+    log.sync_names()?;
+    let ends = (numbers.first(), numbers.last());
+    let (first, last) = (ends.0.copied().unwrap_or(0), ends.1.copied().unwrap_or(0));
+    Ok((first * log.capacity(), (last + 1) * log.capacity()))
+}
+
 /// Nobody has read what is not there.
 fn hold_back_readers(topic: &TopicFiles, lane: &LaneFile, tail: Boundary) -> Result<()> {
     for name in topic.subscription_names()? {
@@ -191,6 +215,19 @@ impl TopicFiles {
             last = last.max(group.map_or(0, |(_, group)| group.id));
         }
         Ok(last)
+    }
+
+    /// Takes the places in a lane that is gone from those who are away.
+    fn forget_lane(&self, lane: u64) -> Result<()> {
+        for name in self.subscription_names()? {
+            let subscription = skip_damaged(self.subscription(&name, Access::Write))?;
+            if let Some((_, cursor)) = subscription
+                && let Some(slot) = cursor.slot_of(lane)
+            {
+                cursor.free_slot(slot);
+            }
+        }
+        Ok(())
     }
 
     /// Removes data files whose maker died before their lane had a name.

@@ -165,8 +165,11 @@ impl TopicFiles {
             lane::own(&header, member, !futex::has_barrier());
             if let Some(log) = ring.log() {
                 // Before its lane has a name: a lane has a first file.
-                log.lay(0, &log.make(0)?.0)?;
+                let (first, _) = log.make(0)?;
+                log.lay(0, &first)?;
                 log.begin(0, Boundary::default())?;
+                files::sync(&first)
+                    .map_err(|e| Error::system("sync a lane of", Arc::clone(&self.name), e))?;
             }
             ring.touch();
             let writer = Writer::create(header, ring, 0);
