@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::durable::{DEFAULT_FILE, Keep, SyncPolicy};
 use crate::error::{Error, ErrorKind, Result};
-use crate::inspect::TopicReport;
+use crate::inspect::{TopicReport, Verified};
 use crate::message::{Description, Message, Payload};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
@@ -241,6 +241,16 @@ impl Bus {
             &self.files(topic)?.ok_or_else(|| not_found(topic))?,
             &self.0.members,
         )
+    }
+
+    /// Looks at every byte that a durable topic keeps, from outside: whether it is as it was written. Of what is not durable nothing
+    /// is kept.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, and those of [`open`](Self::open). What is damaged is no error.
+    pub fn verify(&self, topic: &str) -> Result<Verified> {
+        Verified::look(&self.files(topic)?.ok_or_else(|| not_found(topic))?)
     }
 
     /// The processes that are on this bus, this one included, and those that died and were not put away yet. May have
@@ -984,6 +994,12 @@ impl<T: ?Sized + Payload> Topic<T> {
     #[must_use]
     pub fn max_len(&self) -> usize {
         max_len(self.capacity() as u64) as usize
+    }
+
+    /// Whether what is sent on it outlives its processes: on a durable bus, unless it is lossy.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.inner.files.is_logged()
     }
 
     /// Joins it as a publisher, with a lane of its own: one that a publisher has left, or a new one.

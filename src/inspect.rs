@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::bus::unescape;
+use crate::durable::{Keep, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::Result;
 use crate::message::Description;
@@ -10,7 +11,9 @@ use crate::shm::files::{Dir, skip_damaged};
 use crate::shm::fork;
 use crate::shm::lane::{self, Boundary, Outside};
 use crate::shm::layout::{LEFT, Pattern};
+use crate::shm::log;
 use crate::shm::members::{self, Owner};
+use crate::shm::roster;
 use crate::shm::segment::Access;
 use crate::shm::topic::{CURSOR, LANE, LaneFile, TABLE, TopicFiles};
 
@@ -24,8 +27,10 @@ pub struct TopicReport {
     pub pattern: &'static str,
     /// What it carries: `bytes`, or the type's name.
     pub type_name: String,
-    /// Bytes in each lane made in it.
+    /// Bytes in each lane made in it; in each data file, if it is durable.
     pub capacity: u64,
+    /// How it is kept, if it is durable.
+    pub durable: Option<Durability>,
     /// Its lanes, by number.
     pub lanes: Vec<LaneReport>,
     /// Its cursors, by number.
@@ -36,6 +41,52 @@ pub struct TopicReport {
     pub groups: Vec<GroupReport>,
     files: Vec<LaneFile>,
     born: u64,
+}
+
+/// What a look at every byte of a durable topic found. Made by [`Bus::verify`](crate::Bus::verify).
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Verified {
+    /// Messages that are whole.
+    pub messages: u64,
+    /// Bytes in them, with their envelopes.
+    pub bytes: u64,
+    /// What is not as it was written.
+    pub damage: Vec<Damage>,
+}
+
+/// Something in a durable topic that is not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damage {
+    /// The lane's number.
+    pub lane: u64,
+    /// Where in the lane, in bytes since it was made.
+    pub position: u64,
+    /// What.
+    pub why: String,
+}
+
+impl Verified {
+    pub(crate) fn look(topic: &TopicFiles) -> Result<Self> {
+        let mut verified = Self::default();
+        for id in topic.dir().numbers(LANE)? {
+            let has_writer = topic.has_writer(id)?;
+            let Some(lane) = topic.lane(id)? else {
+                continue;
+            };
+            let checked = log::check_all(&lane.ring, has_writer)?;
+            verified.messages += checked.messages;
+            verified.bytes += checked.bytes;
+            let damage = checked.damage.into_iter().map(|(position, why)| Damage {
+                lane: id,
+                position,
+                why,
+            });
+            verified.damage.extend(damage);
+        }
+        Ok(verified)
+    }
 }
 
 /// A lane as it was when it was looked at.
@@ -54,6 +105,36 @@ pub struct LaneReport {
     pub bytes: u64,
     /// Whether its publisher has left.
     pub closed: bool,
+    /// What is kept of it, if it is durable.
+    pub kept: Option<Kept>,
+}
+
+/// How a durable topic is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Durability {
+    /// When what is sent is on the disk.
+    pub sync: SyncPolicy,
+    /// How long it is kept.
+    pub keep: Keep,
+    /// A sync has failed.
+    pub is_poisoned: bool,
+}
+
+/// What is kept of a durable lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Kept {
+    /// The numbers of its data files; the last one may be made ahead. File `n` begins at position `n * capacity`.
+    pub files: Vec<u64>,
+    /// The oldest position that is kept.
+    pub oldest: u64,
+    /// Up to here it is known to be on the disk.
+    pub synced: u64,
+    /// Bytes from there to its end.
+    pub unsynced: u64,
+    /// Where it was cut, and how many bytes something was found behind that, when it was last recovered with a loss.
+    pub cut: Option<(u64, u64)>,
 }
 
 /// A cursor as it was when it was looked at.
@@ -62,8 +143,12 @@ pub struct LaneReport {
 pub struct CursorReport {
     /// Its number.
     pub id: u64,
-    /// Who reads with it.
+    /// The name of a named subscription.
+    pub name: Option<String>,
+    /// Who reads with it, or did.
     pub owner: Owner,
+    /// Whether nobody reads with it now: it is a named subscription, and kept.
+    pub away: bool,
     /// Whether the reader sleeps.
     pub sleeping: bool,
     /// How far it is in each lane that it has joined.
@@ -140,6 +225,7 @@ impl TopicReport {
                 bytes,
             } = end(&lane);
             let closed = lane::is_closed(&lane.header);
+            let kept = look_at_files(&lane, position)?;
             lanes.push(LaneReport {
                 id,
                 owner,
@@ -147,14 +233,25 @@ impl TopicReport {
                 messages: sequence,
                 bytes,
                 closed,
+                kept,
             });
             files.push(lane);
         }
-        let mut cursors = Vec::new();
+        let mut all = Vec::new();
         for id in topic.dir().numbers(CURSOR)? {
-            let Some((_, cursor)) = topic.cursor(id, Access::Read)? else {
-                continue;
-            };
+            all.extend(
+                topic
+                    .cursor(id, Access::Read)?
+                    .map(|(_, cursor)| (None, cursor)),
+            );
+        }
+        for escaped in topic.subscription_names()? {
+            let cursor = topic.subscription(&escaped, Access::Read)?;
+            let name = unescape(&escaped).unwrap_or(escaped);
+            all.extend(cursor.map(|(_, cursor)| (Some(name), cursor)));
+        }
+        let mut cursors = Vec::new();
+        for (name, cursor) in all {
             let owner = members::owner(members, cursor.owner())?;
             let mut positions = Vec::new();
             for (lane, file) in lanes.iter().zip(&files) {
@@ -191,8 +288,10 @@ impl TopicReport {
                 });
             }
             cursors.push(CursorReport {
-                id,
+                id: cursor.id,
+                name,
                 owner,
+                away: cursor.is_away(),
                 sleeping: cursor.is_parked(),
                 positions,
             });
@@ -211,11 +310,17 @@ impl TopicReport {
         }
         let type_name = Description::from_config(&topic.config).name().to_owned();
         let (name, capacity) = (topic.name.to_string(), topic.capacity as u64);
+        let durable = topic.is_logged().then(|| Durability {
+            sync: SyncPolicy::from_ns(topic.config.sync_ns),
+            keep: Keep::of(&topic.config),
+            is_poisoned: roster::is_poisoned(&topic.control),
+        });
         Ok(Self {
             name,
             pattern: topic.pattern.name(),
             type_name,
             capacity,
+            durable,
             lanes,
             cursors,
             tables,
@@ -239,7 +344,7 @@ impl TopicReport {
     pub fn subscribers(&self) -> usize {
         self.cursors
             .iter()
-            .filter(|cursor| cursor.owner.alive)
+            .filter(|cursor| cursor.owner.alive && !cursor.away)
             .count()
     }
 
@@ -317,6 +422,21 @@ impl TopicReport {
         }
         seen
     }
+}
+
+/// What is kept of a lane that ends at `position`.
+fn look_at_files(lane: &LaneFile, position: u64) -> Result<Option<Kept>> {
+    let Some(log) = lane.ring.log() else {
+        return Ok(None);
+    };
+    let synced = lane::synced(&lane.header, lane.id).map_or(0, |synced| synced.position);
+    Ok(Some(Kept {
+        files: log.numbers()?,
+        oldest: lane::floor(&lane.header),
+        synced,
+        unsynced: position.saturating_sub(synced),
+        cut: lane::cut(&lane.header).map(|(at, to)| (at, to.saturating_sub(at))),
+    }))
 }
 
 fn look_at_groups(

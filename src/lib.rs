@@ -84,7 +84,8 @@ pub use self::{
     error::{Error, ErrorKind, Lost, Result},
     futures::{MessageSink, MessageStream, Receive},
     inspect::{
-        CursorPosition, CursorReport, GroupReport, LaneReport, Seen, TableReport, TopicReport,
+        CursorPosition, CursorReport, Damage, Durability, GroupReport, Kept, LaneReport, Seen,
+        TableReport, TopicReport, Verified,
     },
     message::{Message, Payload},
     presence::Presence,

@@ -16,6 +16,7 @@ pub(crate) use self::delivery::{Item, Share};
 pub use self::records::DeadLetter;
 
 use crate::bus::{Bus, TopicBuilder, TopicInner, escape};
+use crate::durable::{SyncPoint, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::MessageSink;
@@ -60,6 +61,11 @@ impl QueueBuilder<'_> {
     /// lane.
     pub fn capacity(self, bytes: usize) -> Self {
         Self(self.0.capacity(bytes))
+    }
+
+    /// When what is pushed is on the disk, on a durable bus; an existing queue must be the same.
+    pub fn sync(self, sync: SyncPolicy) -> Self {
+        Self(self.0.sync(sync))
     }
 
     /// How producers and consumers made from this handle wait.
@@ -273,6 +279,24 @@ impl<T: ?Sized + Payload> Producer<T> {
         patience: Option<Duration>,
     ) -> Result<()> {
         self.0.send_within(envelope, message.bytes(), patience)
+    }
+
+    /// Has all that it pushed so far on the disk; see [`Publisher::sync`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn sync(&self) -> Result<()> {
+        self.0.sync()
+    }
+
+    /// All that it pushed so far, to wait until it is on the disk; see [`Publisher::sync_point`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn sync_point(&self) -> Result<SyncPoint> {
+        self.0.sync_point()
     }
 
     /// How many consumers there are now, of all groups; another may join or leave meanwhile.

@@ -3,8 +3,9 @@
 use std::fs;
 use std::io::Write;
 
-use buslane::{Bus, DEFAULT_CAPACITY, TopicReport};
+use buslane::{Bus, DEFAULT_CAPACITY, Keep, TopicReport};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
@@ -24,6 +25,9 @@ pub struct Args {
     /// Put away what dead processes have left
     #[arg(long)]
     fix: bool,
+    /// Read every byte that a durable bus keeps, and compare it with its checksum
+    #[arg(long)]
+    deep: bool,
 }
 
 /// Something that is wrong.
@@ -46,6 +50,9 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     let bus = open(common, Bus::builder().create(false).reclaim(false))?;
     let mut findings = leftovers(&bus, args.fix)?;
     topics(&bus, &mut findings)?;
+    if args.deep {
+        deep(&bus, &mut findings, stop)?;
+    }
     machine(&bus, &mut findings);
     let mut out = stdout(stop)?;
     if common.json {
@@ -124,8 +131,94 @@ fn topics(bus: &Bus, findings: &mut Vec<Finding>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is not as it was written.
+fn deep(bus: &Bus, findings: &mut Vec<Finding>, stop: &Stop) -> Result<(), Failure> {
+    for name in bus.topics()? {
+        stop.check()?;
+        // What can't be opened was told already.
+        let Ok(verified) = bus.verify(&name) else {
+            continue;
+        };
+        for damage in verified.damage {
+            findings.push(wrong(
+                format!("{name}: lane {} at {}: {}", damage.lane, damage.position, damage.why),
+                "restore it from a copy; or go on without it (buslane recv TOPIC --subscription NAME --skip-damaged)",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Subscriptions that nobody receives with, and what happened to the disk.
+fn durable(report: &TopicReport, findings: &mut Vec<Finding>) {
+    let Some(durable) = report.durable else {
+        return;
+    };
+    if durable.is_poisoned {
+        findings.push(wrong(
+            format!(
+                "a sync of {} has failed: what is on the disk is not known",
+                report.name
+            ),
+            "look at the disk (dmesg); end all processes of the bus: who opens it then finds out",
+        ));
+    }
+    for lane in &report.lanes {
+        if let Some((at, bytes)) = lane.kept.as_ref().and_then(|kept| kept.cut) {
+            findings.push(wrong(
+                format!(
+                    "{}: lane {} was cut at {at} when the machine went down: {bytes} bytes had not reached the disk",
+                    report.name, lane.id
+                ),
+                "nothing: none of it was said to be synced; sync more often if that is too much",
+            ));
+        }
+    }
+    for cursor in report.cursors.iter().filter(|cursor| cursor.away) {
+        let lag: u64 = cursor.positions.iter().map(|at| at.lag).sum();
+        let bytes: u64 = cursor
+            .positions
+            .iter()
+            .filter_map(|at| {
+                let lane = report.lanes.iter().find(|lane| lane.id == at.lane)?;
+                Some(lane.position.saturating_sub(at.position))
+            })
+            .sum();
+        if bytes > report.capacity {
+            findings.push(wrong(
+                format!(
+                    "nobody receives as {} from {}: {lag} messages wait for it, in {}",
+                    cursor.name.as_deref().unwrap_or("?"),
+                    report.name,
+                    size::human(bytes)
+                ),
+                "start it (buslane recv TOPIC --subscription NAME), or remove it (buslane rm TOPIC --subscription NAME)",
+            ));
+        }
+    }
+    let is_kept_for_nobody = report.pattern == "lossless"
+        && durable.keep == Keep::UntilPassed
+        && !report.cursors.iter().any(|cursor| cursor.name.is_some());
+    let kept: usize = report
+        .lanes
+        .iter()
+        .filter_map(|lane| Some(lane.kept.as_ref()?.files.len()))
+        .sum();
+    if is_kept_for_nobody && kept > 8 {
+        findings.push(wrong(
+            format!(
+                "{} has no named subscription, and keeps everything: {kept} files of {}",
+                report.name,
+                size::human(report.capacity)
+            ),
+            "receive with a name (buslane recv TOPIC --subscription NAME), or make the topic with a limit (Keep::Bytes)",
+        ));
+    }
+}
+
 /// Groups that nobody works for, and who is so far behind that publishers wait, or will soon.
 fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
+    durable(report, findings);
     for group in &report.groups {
         if group.unacked > 0 && group.consumers == 0 {
             findings.push(wrong(
@@ -137,7 +230,7 @@ fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
             ));
         }
     }
-    if report.pattern != "lossless" {
+    if report.pattern != "lossless" || report.durable.is_some() {
         return;
     }
     for cursor in &report.cursors {
@@ -162,6 +255,15 @@ fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
 
 /// Space and limits.
 fn machine(bus: &Bus, findings: &mut Vec<Finding>) {
+    if bus.is_durable()
+        && let Ok(kind) = statfs(bus.path())
+        && kind.filesystem_type() == TMPFS_MAGIC
+    {
+        findings.push(wrong(
+            "the bus is durable, and in memory (tmpfs): it is lost with the machine",
+            "use a path on a disk",
+        ));
+    }
     if let Ok(space) = statvfs(bus.path()) {
         let free = space.blocks_available() * space.fragment_size();
         if free < 4 * DEFAULT_CAPACITY as u64 {

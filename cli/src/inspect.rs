@@ -44,6 +44,8 @@ struct Whole<'a> {
     #[serde(flatten)]
     summary: Summary<'a>,
     capacity: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durable: Option<DurableJson>,
     lanes: Vec<LaneJson<'a>>,
     cursors: Vec<CursorJson<'a>>,
     /// Of a state.
@@ -62,11 +64,30 @@ struct LaneJson<'a> {
     position: u64,
     messages: u64,
     bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<KeptJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct DurableJson {
+    sync: String,
+    keep: String,
+    poisoned: bool,
+}
+
+#[derive(Serialize)]
+struct KeptJson<'a> {
+    files: &'a [u64],
+    oldest: u64,
+    synced: u64,
+    unsynced: u64,
 }
 
 #[derive(Serialize)]
 struct CursorJson<'a> {
     id: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscription: Option<&'a str>,
     owner: OwnerJson<'a>,
     /// Over all lanes.
     position: u64,
@@ -128,9 +149,16 @@ impl<'a> Whole<'a> {
             position: lane.position,
             messages: lane.messages,
             bytes: lane.bytes,
+            kept: lane.kept.as_ref().map(|kept| KeptJson {
+                files: &kept.files,
+                oldest: kept.oldest,
+                synced: kept.synced,
+                unsynced: kept.unsynced,
+            }),
         };
         let cursor = |cursor: &'a CursorReport| CursorJson {
             id: cursor.id,
+            subscription: cursor.name.as_deref(),
             owner: owner(&cursor.owner),
             position: cursor.positions.iter().map(|at| at.position).sum(),
             sleeping: cursor.sleeping,
@@ -166,6 +194,11 @@ impl<'a> Whole<'a> {
         Self {
             summary: Summary::new(report),
             capacity: report.capacity,
+            durable: report.durable.map(|durable| DurableJson {
+                sync: durable.sync.to_string(),
+                keep: durable.keep.to_string(),
+                poisoned: durable.is_poisoned,
+            }),
             lanes: report.lanes.iter().map(lane).collect(),
             cursors: report.cursors.iter().map(cursor).collect(),
             tables: report.tables.iter().map(table).collect(),
@@ -207,6 +240,15 @@ fn people(
         vec!["lag".into(), format!("{} messages", report.lag())],
         vec!["lost".into(), format!("{} messages", report.lost())],
     ];
+    if let Some(durable) = report.durable {
+        let poisoned = if durable.is_poisoned {
+            "; a sync has failed"
+        } else {
+            ""
+        };
+        rows.push(vec!["synced".into(), format!("{}{poisoned}", durable.sync)]);
+        rows.push(vec!["kept".into(), durable.keep.to_string()]);
+    }
     table(out, &rows)?;
 
     rows = vec![row(&["LANE", "OWNER", "POSITION", "MESSAGES", "BYTES", ""])];
@@ -226,11 +268,35 @@ fn people(
     }
     section(out, &rows)?;
 
+    rows = vec![row(&["LANE", "FILES", "OLDEST", "SYNCED", "UNSYNCED"])];
+    for lane in &report.lanes {
+        if let Some(kept) = &lane.kept {
+            rows.push(vec![
+                lane.id.to_string(),
+                match &kept.files[..] {
+                    [] => String::from("none"),
+                    [one] => one.to_string(),
+                    [first, .., last] => format!("{first}–{last}"),
+                },
+                kept.oldest.to_string(),
+                kept.synced.to_string(),
+                size::human(kept.unsynced),
+            ]);
+        }
+    }
+    section(out, &rows)?;
+
     rows = vec![row(&[
         "CURSOR", "OWNER", "LANE", "POSITION", "LAG", "LOST", "",
     ])];
     for cursor in &report.cursors {
-        let state = if cursor.sleeping { "sleeping" } else { "" };
+        let state = match (&cursor.name, cursor.away, cursor.sleeping) {
+            (Some(name), true, _) => format!("subscription {name}, away"),
+            (Some(name), false, true) => format!("subscription {name}, sleeping"),
+            (Some(name), false, false) => format!("subscription {name}"),
+            (None, _, true) => String::from("sleeping"),
+            (None, ..) => String::new(),
+        };
         if cursor.positions.is_empty() {
             rows.push(row(&[
                 &cursor.id.to_string(),
@@ -239,7 +305,7 @@ fn people(
                 "-",
                 "-",
                 "-",
-                state,
+                &state,
             ]));
         }
         for at in &cursor.positions {
@@ -250,7 +316,7 @@ fn people(
                 at.position.to_string(),
                 at.lag.to_string(),
                 at.lost.to_string(),
-                state.into(),
+                state.clone(),
             ]);
         }
     }

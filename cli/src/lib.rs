@@ -29,10 +29,11 @@ mod size;
 mod state;
 mod work;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use buslane::{Bus, BusBuilder};
+use buslane::{Bus, BusBuilder, Cut};
 use clap::{Parser, Subcommand};
 
 use failure::Failure;
@@ -77,16 +78,36 @@ struct Common {
     /// Print JSON to stdout: one object, or one a line where there are several
     #[arg(long, global = true)]
     json: bool,
+    /// Make the bus durable, if it is made now: what is sent stays on disk for who is away; --bus must be a PATH on a disk
+    #[arg(long, global = true)]
+    durable: bool,
 }
 
 impl Common {
     /// Opens the bus, as `builder` says.
     fn open(&self, builder: BusBuilder) -> Result<Bus, buslane::Error> {
-        if self.bus.contains('/') {
+        let builder = builder.durable(self.durable);
+        let bus = if self.bus.contains('/') {
             builder.at(Path::new(&self.bus))
         } else {
             builder.open(&self.bus)
+        }?;
+        for Cut {
+            topic,
+            lane,
+            at,
+            bytes,
+            ..
+        } in bus.cuts()
+        {
+            // A closed stderr is no reason to end.
+            let _ = writeln!(
+                std::io::stderr(),
+                "buslane: {topic}: what had not reached the disk when the machine went down was cut off lane {lane} at {at}: \
+                 {bytes} bytes"
+            );
         }
+        Ok(bus)
     }
 }
 

@@ -14,7 +14,8 @@ use crate::size;
 
 /// Put stdin's messages on a work queue
 ///
-/// It waits for nobody but for room: messages stay on the queue until a worker of each group has acknowledged them.
+/// It waits for nobody but for room: messages stay on the queue until a worker of each group has acknowledged them. On a durable
+/// bus it ends when everything is on the disk.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -57,6 +58,9 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     };
     let mut feed = Feed::new(pushes, limit, stop);
     feed.run(args.frame)?;
+    if bus.is_durable() {
+        feed.outlet.producer.sync()?;
+    }
     if common.json {
         let mut out = stdout(stop)?;
         json_line(&mut out, &feed.sent)?;

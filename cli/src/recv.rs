@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use buslane::{Bus, ErrorKind, Lost, Selected, Start};
+use buslane::{Bus, ErrorKind, Frame, Lost, Selected, Start, Subscriber};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -30,6 +30,8 @@ Examples:
   buslane recv backup --frame chunk > disk    the bytes as they were sent
   buslane recv news --count 1 --json          one message, with its topic and sequence number
   buslane recv prices --strict                not one of them may be missing
+  buslane recv orders --subscription billing --bus /var/lib/shop
+                                              on a durable bus: also what was sent while it was away
 
 Exit status 5: something was lost (only with --strict).")]
 pub struct Args {
@@ -52,6 +54,13 @@ pub struct Args {
     /// End with exit status 5 where messages of a lossy topic were lost
     #[arg(long)]
     strict: bool,
+    /// Of one topic of a durable bus: go on where the last `recv` with this name was, with what was sent meanwhile; a message counts
+    /// as received once it is written
+    #[arg(long, value_name = "NAME")]
+    subscription: Option<String>,
+    /// With --subscription: pass what is damaged on the disk, and say what was passed
+    #[arg(long, requires = "subscription")]
+    skip_damaged: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -80,19 +89,39 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         count,
         from,
         strict,
+        subscription,
+        skip_damaged,
     } = args;
     let bus = common.open(Bus::builder())?;
+    let mut sink = Sink {
+        out: stdout(stop)?,
+        framing: (!common.json).then_some(*frame),
+        strict: *strict,
+    };
+    if let Some(name) = subscription {
+        let [topic] = &topics[..] else {
+            return Err(Failure::Error(String::from(
+                "cannot receive from several topics as one subscription; start one `recv` for each",
+            )));
+        };
+        let topic = bus.topic(topic)?;
+        let builder = topic
+            .subscription_builder(name)
+            .start(from.start())
+            .by_ack(true);
+        let named = Named {
+            subscriber: builder.open()?,
+            follow: *follow,
+            skip_damaged: *skip_damaged,
+        };
+        return named.run(&mut sink, count.unwrap_or(u64::MAX), stop);
+    }
     // As a FIFO would be there before anyone writes to it.
     for name in topics.iter().filter(|name| !name.contains('*')) {
         bus.topic(name)?;
     }
     let patterns: Vec<&str> = topics.iter().map(String::as_str).collect();
     let mut selection = bus.select_from(&patterns, from.start())?;
-    let mut sink = Sink {
-        out: stdout(stop)?,
-        framing: (!common.json).then_some(*frame),
-        strict: *strict,
-    };
     let mut left = count.unwrap_or(u64::MAX);
     let mut is_idle = false;
     while left > 0 {
@@ -108,7 +137,7 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
                 is_idle = true;
             }
             Ok(Some(message)) => {
-                sink.write(&message)?;
+                sink.write(&Line::new(&message), &message)?;
                 left -= 1;
                 is_idle = false;
             }
@@ -126,6 +155,82 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     sink.out.flush().map_err(Failure::stdout)
 }
 
+/// A named subscription of a durable topic.
+struct Named {
+    subscriber: Subscriber,
+    follow: bool,
+    skip_damaged: bool,
+}
+
+impl Named {
+    fn run(mut self, sink: &mut Sink<'_>, mut left: u64, stop: &Stop) -> Result<(), Failure> {
+        let topic = self.subscriber.topic_name().to_owned();
+        let mut is_idle = false;
+        while left > 0 {
+            stop.check()?;
+            match self.pass_on(sink, &topic, is_idle)? {
+                Ok(true) => {
+                    left -= 1;
+                    is_idle = false;
+                }
+                Ok(false) if is_idle => {}
+                Ok(false) => {
+                    self.settle(sink)?;
+                    is_idle = true;
+                }
+                Err(error) if error.kind() == ErrorKind::Ended && self.follow => {}
+                Err(error) if error.kind() == ErrorKind::Ended => break,
+                Err(error) if error.kind() == ErrorKind::Corrupt && self.skip_damaged => {
+                    self.settle(sink)?;
+                    let passed = self.subscriber.skip_damaged()?;
+                    let _ = writeln!(
+                        io::stderr(),
+                        "buslane: {error}: passed {} messages ({} bytes of lane {})",
+                        passed.messages,
+                        passed.bytes,
+                        passed.lane
+                    );
+                }
+                Err(error) => match error.lost() {
+                    Some(lost) => sink.lost(lost, error)?,
+                    None => {
+                        self.settle(sink)?;
+                        return Err(error.into());
+                    }
+                },
+            }
+        }
+        self.settle(sink)
+    }
+
+    /// Writes the next message, if there is one.
+    fn pass_on(
+        &mut self,
+        sink: &mut Sink<'_>,
+        topic: &str,
+        is_idle: bool,
+    ) -> Result<buslane::Result<bool>, Failure> {
+        let received = match is_idle {
+            true => self.subscriber.recv_timeout(SLICE),
+            false => self.subscriber.try_recv(),
+        };
+        match received {
+            Ok(Some(frame)) => {
+                sink.write(&Line::of(topic, &frame), &frame)?;
+                Ok(Ok(true))
+            }
+            Ok(None) => Ok(Ok(false)),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// What is written counts as received.
+    fn settle(&mut self, sink: &mut Sink<'_>) -> Result<(), Failure> {
+        sink.out.flush().map_err(Failure::stdout)?;
+        Ok(self.subscriber.ack()?)
+    }
+}
+
 /// Where messages go.
 struct Sink<'a> {
     out: Output<'a>,
@@ -136,12 +241,12 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     /// Writes a message from where it lies.
-    fn write(&mut self, message: &Selected<'_>) -> Result<(), Failure> {
+    fn write(&mut self, line: &Line<'_>, message: &[u8]) -> Result<(), Failure> {
         match self.framing {
             Some(framing) => framing
                 .write(&mut self.out, message)
                 .map_err(Failure::stdout),
-            None => json_line(&mut self.out, &Line::new(message)),
+            None => json_line(&mut self.out, line),
         }
     }
 
@@ -192,6 +297,17 @@ impl<'a> Line<'a> {
             len: message.len(),
             envelope: message.envelope().as_ref().map(EnvelopeJson::new),
             data: Data::new(message),
+        }
+    }
+
+    fn of(topic: &'a str, frame: &'a Frame<'_>) -> Self {
+        Self {
+            topic,
+            lane: frame.lane(),
+            sequence: frame.sequence(),
+            len: frame.len(),
+            envelope: frame.envelope().as_ref().map(EnvelopeJson::new),
+            data: Data::new(frame),
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::ls::open_existing;
 Examples:
   buslane rm news                 the topic, with all that it holds
   buslane rm jobs --group audit   a group of a work queue: nothing waits for it any more
+  buslane rm orders --subscription billing
+                                  a named subscription of a durable topic: the same
   buslane rm --whole-bus          the bus that --bus names, with all its topics")]
 pub struct Args {
     /// The topic
@@ -24,6 +26,14 @@ pub struct Args {
     /// Remove this group of the queue TOPIC, not the queue
     #[arg(long, value_name = "GROUP", requires = "topic")]
     group: Option<String>,
+    /// Remove this named subscription of the durable topic TOPIC, not the topic: what only it had not received is kept no more
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "topic",
+        conflicts_with = "group"
+    )]
+    subscription: Option<String>,
     /// Remove the bus, with all its topics
     #[arg(long)]
     whole_bus: bool,
@@ -35,6 +45,10 @@ pub struct Args {
 /// Removes it.
 pub fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     let bus = open_existing(common)?;
+    if let (Some(topic), Some(name)) = (&args.topic, &args.subscription) {
+        let topic = bus.topic_builder(topic).create(false).open()?;
+        return Ok(topic.remove_subscription(name)?);
+    }
     match (&args.topic, &args.group) {
         (Some(topic), Some(group)) => {
             let queue = bus.queue_builder(topic).create(false).open()?;

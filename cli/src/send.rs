@@ -15,7 +15,8 @@ use crate::size;
 /// Publish stdin to a topic
 ///
 /// Like opening a FIFO, it waits for a subscriber first. It ends when every subscriber has received everything; on a
-/// lossy topic, everything but what it was told that it lost.
+/// lossy topic, everything but what it was told that it lost. On a durable bus it waits for nobody, and ends when everything is
+/// on the disk, and received by those that are there.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -54,8 +55,9 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         publisher: topic.publisher()?,
         stop,
         had_subscriber: false,
+        is_kept: topic.is_durable(),
     };
-    if !args.no_wait {
+    if !args.no_wait && !sender.is_kept {
         in_slices(stop, || {
             sender.publisher.wait_for_subscribers(1, Some(SLICE))
         })?;
@@ -70,7 +72,14 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     );
     let mut feed = Feed::new(sender, limit, stop);
     feed.run(args.frame)?;
-    in_slices(stop, || feed.outlet.publisher.wait_delivered(Some(SLICE)))?;
+    if feed.outlet.is_kept {
+        feed.outlet.publisher.sync()?;
+    }
+    match in_slices(stop, || feed.outlet.publisher.wait_delivered(Some(SLICE))) {
+        // It finds the rest when it comes back.
+        Err(_) if feed.outlet.is_kept => stop.check()?,
+        delivered => delivered?,
+    }
     if common.json {
         let mut out = stdout(stop)?;
         json_line(&mut out, &feed.sent)?;
@@ -83,11 +92,16 @@ struct Sender<'a> {
     publisher: Publisher<[u8]>,
     stop: &'a Stop,
     had_subscriber: bool,
+    /// What is sent stays for who is away.
+    is_kept: bool,
 }
 
 impl Sender<'_> {
     /// An error if the last subscriber has gone without all that was sent so far: the rest would reach nobody.
     fn check_subscribers(&mut self) -> Result<(), Failure> {
+        if self.is_kept {
+            return Ok(());
+        }
         if self.publisher.subscriber_count()? > 0 {
             self.had_subscriber = true;
         } else if self.had_subscriber {

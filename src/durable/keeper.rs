@@ -149,6 +149,11 @@ impl Keeper {
         let number = next.position / log.capacity();
         let mut state = shared.lock();
         if number == state.current {
+            if number > 0 && next.position.is_multiple_of(log.capacity()) {
+                // It was begun for a claim that was given up.
+                drop(state);
+                log.begin(number, next)?;
+            }
             return Ok(());
         }
         if state.wanted_file < number {
@@ -189,7 +194,8 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         if self.shared.born != fork::generation() {
-            // The thread was not inherited.
+            // The thread was not inherited: its number may be another's by now.
+            std::mem::forget(self.thread.take());
             return;
         }
         self.shared.lock().is_over = true;
@@ -245,7 +251,8 @@ impl Shared {
     // ----------------------------------------------------------------------------------------------------- syncing
 
     pub fn is_synced(&self, at: Boundary) -> bool {
-        self.lock().synced.position >= at.position
+        // In a forked child the lock may be held by who is not there.
+        self.born == fork::generation() && self.lock().synced.position >= at.position
     }
 
     /// Has all before `at` on the disk: does it, or waits for who does.
@@ -257,7 +264,9 @@ impl Shared {
         if at.position > state.wanted.position {
             state.wanted = at;
         }
-        state.waiting += 1;
+        if state.synced.position < at.position {
+            state.waiting += 1;
+        }
         loop {
             self.check()?;
             if state.synced.position >= at.position {
@@ -266,13 +275,13 @@ impl Shared {
             state = if state.is_syncing {
                 self.wait(&self.synced, state)
             } else {
-                self.sync_now(state)
+                self.sync_now(state)?
             };
         }
     }
 
     /// Syncs up to what is wanted, for all who wait.
-    fn sync_now<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn sync_now<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>> {
         let log = self.log();
         state.is_syncing = true;
         // Those that the last one was for are about to send again: one sync for all of them takes as long as one for the first.
@@ -289,7 +298,8 @@ impl Shared {
         let (first, last) = (from.position / log.capacity(), to.position / log.capacity());
         let open: Vec<_> = state.unsynced.iter().cloned().collect();
         drop(state);
-        let sync = |number: u64| -> Result<()> {
+        let mut failed = false;
+        let mut sync = |number: u64| -> Result<()> {
             let open = open.iter().find(|(there, _)| *there == number);
             let done = match open {
                 Some((_, file)) => files::sync(&**file),
@@ -299,22 +309,28 @@ impl Shared {
                     None => Ok(()),
                 },
             };
+            failed = done.is_err();
             done.map_err(|e| Error::system("sync", Arc::clone(&self.topic.files.name), e))
         };
-        let done = (first..=last).try_for_each(sync);
+        let done = (first..=last).try_for_each(&mut sync);
         let mut state = self.lock();
         state.is_syncing = false;
         state.last = (group, started.elapsed());
-        match done {
+        match &done {
             Ok(()) => {
                 state.synced = to;
                 state.unsynced.retain(|(number, _)| *number >= last);
                 lane::set_synced(&self.header, log.lane(), to);
             }
-            Err(_) => roster::poison(&self.topic.files.control),
+            // What could not be opened is as it was.
+            Err(_) if failed => roster::poison(&self.topic.files.control),
+            Err(_) => {}
         }
         self.synced.notify_all();
-        state
+        match done {
+            Err(e) if !failed => Err(e),
+            _ => Ok(state),
+        }
     }
 
     /// Whether a sync of the topic has failed.

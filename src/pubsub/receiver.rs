@@ -132,6 +132,9 @@ impl Receiver {
         roster::changed(&topic.files.control);
         receiver.refresh(is_new.then_some(start))?;
         receiver.cursor.set_joined();
+        if receiver.named.is_some() && is_new {
+            topic.files.sync_subscription(&receiver.lock)?;
+        }
         roster::changed(&topic.files.control);
         Ok(receiver)
     }
@@ -308,7 +311,9 @@ impl Receiver {
             Err(Trouble::Missed(missed)) => Err(self.missed(missed)),
             Err(Trouble::Corrupt(corrupt)) => {
                 let error = self.topic.files.corrupt_frame(here.id, corrupt);
-                self.abandon();
+                if error.kind() == ErrorKind::Corrupt {
+                    self.abandon();
+                }
                 Err(error)
             }
         }
@@ -662,16 +667,14 @@ impl Receiver {
 
     /// Follows a lane from where a named subscription has left it.
     fn resume_lane(&mut self, lane: LaneFile, slot: usize) -> Result<()> {
-        let files = &self.topic.files;
         let LaneFile { id, header, ring } = lane;
         let outside = Outside {
             header: &header,
             ring: &ring,
         };
         let left = lane::left_at(&self.cursor.slots[slot]);
-        let at = outside
-            .boundary_at(left)
-            .map_err(|corrupt| files.corrupt_frame(id, corrupt))?;
+        // What is damaged before it was received already.
+        let at = outside.boundary_at(left).unwrap_or(left);
         let (slots, fences) = (self.cursor.slots.clone(), !futex::has_barrier());
         let reader = Reader::following(header, ring, slots, slot, at, (self.is_by_ack(), fences));
         self.sources.push(Source {

@@ -24,7 +24,7 @@ use crate::shm::park::Ticket;
 use crate::shm::segment::Access;
 use crate::shm::topic::CURSOR;
 use crate::shm::{futex, park, reclaim, roster};
-use crate::wait::{Next, Waitable, Waiter, now_ns};
+use crate::wait::{Next, Waitable, Waiter};
 
 /// Messages taken from one lane before the others are looked at.
 const TURN: u32 = 64;
@@ -433,7 +433,7 @@ impl Source {
     }
 
     fn find_due(&mut self) -> Result<Option<Offer>, Corrupt> {
-        let now_ns = now_ns();
+        let now_ns = delivery::due_clock(&self.share.seat.topic);
         if self.due_ns <= now_ns {
             self.due_ns = u64::MAX;
             self.walk.rewind();
@@ -612,14 +612,16 @@ impl Inbox {
     /// Stops walking a lane that contradicts itself: it is reported once.
     #[cold]
     fn abandon(&mut self, index: usize, corrupt: Corrupt) -> Error {
-        let share = self.sources.remove(index).share;
-        let lane = share.lane;
-        self.abandoned.push(lane);
         let files = &self.seat.topic.files;
-        if files.is_logged() {
-            self.damaged.push((share, corrupt.position));
+        let error = files.corrupt_frame(self.sources[index].share.lane, corrupt);
+        if error.kind() == ErrorKind::Corrupt {
+            let share = self.sources.remove(index).share;
+            self.abandoned.push(share.lane);
+            if files.is_logged() {
+                self.damaged.push((share, corrupt.position));
+            }
         }
-        files.corrupt_frame(lane, corrupt)
+        error
     }
 
     /// Whether a lane has a message that nobody has.
@@ -1049,7 +1051,7 @@ impl Waitable for Desk {
         let due_ns = self.sources().map(|source| source.due_ns).min();
         let due_ns = due_ns.filter(|&due_ns| due_ns < u64::MAX);
         let due = due_ns.and_then(|due_ns| {
-            let left = due_ns.saturating_sub(now_ns());
+            let left = due_ns.saturating_sub(delivery::due_clock(&self.home.topic));
             Instant::now().checked_add(Duration::from_nanos(left))
         });
         [self.look_at_all, self.leases.next, due]

@@ -19,8 +19,16 @@ use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Found};
 use crate::shm::layout::{Claim, Control, EnvelopeHead, Fate, Pattern};
 use crate::shm::roster::{self, Cursor};
-use crate::shm::{park, reclaim};
+use crate::shm::{files, park, reclaim};
 use crate::wait::now_ns;
+
+/// The clock by which messages are put off: on a durable bus one that goes on when the machine is started anew.
+pub(super) fn due_clock(topic: &TopicInner) -> u64 {
+    match topic.files.is_logged() {
+        true => files::now_ns(),
+        false => now_ns(),
+    }
+}
 
 /// What all that a consumer has is for: a group of a queue.
 #[derive(Debug)]
@@ -340,8 +348,17 @@ impl Share {
         if !self.claims.end(claim, fate) {
             return Err(self.lost(claim, "acknowledge a message of"));
         }
-        self.claims.advance();
+        self.advance();
         Ok(())
+    }
+
+    /// Moves the group's head, and wakes who waits for that.
+    #[inline]
+    fn advance(&self) {
+        self.claims.advance();
+        if self.claims.take_blocked() {
+            self.offer();
+        }
     }
 
     /// Gives it back to the group, if it is still ours and not done with.
@@ -400,7 +417,7 @@ impl Share {
         let (envelope, payload) = self.parts(item);
         let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         let head = PutOff {
-            due_ns: now_ns().saturating_add(after_ns),
+            due_ns: due_clock(&home.topic).saturating_add(after_ns),
             attempts: item.attempts(),
             lane,
             sequence: u64::from(sequence),
@@ -442,6 +459,11 @@ impl Share {
         match envelope {
             Some(envelope) => publisher.try_send_with(&envelope, record),
             None => publisher.try_send(record),
+        }?;
+        match self.seat.topic.files.is_logged() {
+            // Before the message is acknowledged here: that may reach the disk first.
+            true => publisher.sync(),
+            false => Ok(()),
         }
     }
 
@@ -652,7 +674,7 @@ impl<T: ?Sized + Payload> Deliveries<T> {
                 lost = Some(self.share.lost(item.claim, "acknowledge a message of"));
             }
         }
-        self.share.claims.advance();
+        self.share.advance();
         lost.map_or(Ok(()), Err)
     }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct PutOff {
-    /// When it may be delivered again: [`now_ns`](crate::wait::now_ns). The first word: it is looked at before the message is claimed.
+    /// When it may be delivered again: by [`due_clock`](super::delivery::due_clock). The first word: it is looked at before the message is claimed.
     pub due_ns: u64,
     /// How often it was delivered before.
     pub attempts: u64,

@@ -237,7 +237,8 @@ impl Post {
                 correlation,
                 deadline_ns,
                 sequence: 0,
-                needs: match options.waits_for_server {
+                // On a durable bus it waits for who is away.
+                needs: match options.waits_for_server || self.claims.ring.is_checked() {
                     true => 0,
                     false => NEEDS | u64::from(kind),
                 },

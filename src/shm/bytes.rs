@@ -95,6 +95,12 @@ impl Ring {
         self.slots + SLOT
     }
 
+    /// Whether, of a lane in data files, what is at `position` can have no address while what is at `held` has one.
+    #[inline]
+    pub fn is_beyond(&self, position: u64, held: u64) -> bool {
+        position.saturating_sub(held) >= self.reach() - self.capacity()
+    }
+
     /// Bytes from `position`, a multiple of 16, to the next end that no frame crosses.
     #[inline]
     pub fn to_end(&self, position: u64) -> u64 {
@@ -253,13 +259,17 @@ impl Ring {
         self.stored(position + 8, total);
     }
 
-    /// Has what `position` is in in reach, if it was not and is there: whether it was not. (What is not in files always is.)
+    /// Has what `position` is in in reach, if it is there. (What is not in files always is.)
     #[inline]
-    pub fn arrive(&self, position: u64) -> Result<bool, ()> {
+    pub fn arrive(&self, position: u64) -> Result<(), ()> {
         match &self.log {
-            None => Ok(false),
-            // Who meets the same by its file is told why.
-            Some(log) => log.arrive(position).map_err(|_| ()),
+            Some(log) if !log.is_here(position) => match log.arrive(position) {
+                // Another file is in its place, and there is none to take it.
+                Ok(()) if !log.is_here(position) && log.is_taken(position) => Err(()),
+                // Who meets an error by its file is told why.
+                arrived => arrived.map_err(|_| ()),
+            },
+            _ => Ok(()),
         }
     }
 

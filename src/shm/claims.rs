@@ -57,6 +57,8 @@ pub struct Claims {
     pub slots: View<[Slot]>,
     /// Bumped whenever a claim was given back.
     pub again: View<Line<AtomicU64>>,
+    /// Of a lane in data files: not 0 if a consumer may wait for the head to move.
+    pub blocked: View<Line<AtomicU64>>,
     /// A claim for each message that the lane may hold; a power of two of them.
     pub table: View<[AtomicU64]>,
     /// This process can't use `membarrier`.
@@ -123,7 +125,9 @@ impl Claims {
     #[inline]
     fn is_acked(&self, sequence: u32) -> bool {
         let claim = self.claim(sequence);
-        claim.is_done() && claim.sequence() == sequence
+        // A newer message has its claim here only after this one was done with.
+        let is_newer = (claim.sequence().wrapping_sub(sequence) as i32) > 0 && claim.0 != 0;
+        is_newer || (claim.is_done() && claim.sequence() == sequence)
     }
 
     /// How often a message was delivered that may be claimed, whose claim is `claim`. `None`: somebody has it, or had it.
@@ -145,6 +149,29 @@ impl Claims {
     fn is_taken_by_older(&self, claim: Claim, sequence: u32) -> bool {
         let before = sequence.wrapping_sub(self.table.len() as u32);
         claim.0 != 0 && claim.sequence() == before && !claim.is_done()
+    }
+
+    /// Says that a consumer waits for the head to move.
+    #[cold]
+    fn say_blocked(&self) {
+        self.blocked.fetch_add(1, Ordering::Relaxed);
+        // With the fence in `take_blocked`: either we see what was acknowledged, or that consumer sees us.
+        swap_fence();
+    }
+
+    /// Whether consumers wait for the head to move, which it may have done: they are to look [again](Self::offer).
+    pub fn take_blocked(&self) -> bool {
+        if !self.ring.is_checked() {
+            return false;
+        }
+        // After the acknowledgement. With the fence in `say_blocked`.
+        swap_fence();
+        let blocked = self.blocked.load(Ordering::Relaxed);
+        blocked != 0
+            && self
+                .blocked
+                .compare_exchange(blocked, 0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Whether `claim` is still what its owner was given.
@@ -400,11 +427,12 @@ impl Claims {
     /// Sets what may have been lost with the machine: while nobody else is there, and no consumer lives. The lane ends at
     /// `tail`.
     #[cfg(not(loom))]
-    pub fn renew(&self, tail: super::lane::Boundary) {
+    pub fn renew(&self, lane: u64, tail: super::lane::Boundary) {
         let head = self.head();
         if head & LEFT != 0 {
             return;
         }
+        self.slot().lane.store(lane, Ordering::Relaxed);
         super::lane::hold_back(self.slot(), tail);
         let first = match frame_at(&self.ring, self.head()) {
             Ok(Some(found)) => found.word.sequence(),
@@ -563,11 +591,23 @@ impl Walk {
             let Some(found) = seen? else {
                 return Ok(None);
             };
+            if self.claims.ring.is_checked() && self.claims.ring.is_beyond(found.position, head) {
+                // It has no address while what is at the head has one.
+                self.claims.say_blocked();
+                return Ok(None);
+            }
             if found.word.is_message() {
                 let sequence = found.word.sequence();
                 let old = self.claims.claim(sequence);
                 if self.claims.is_taken_by_older(old, sequence) {
-                    return Ok(None);
+                    self.claims.say_blocked();
+                    if self
+                        .claims
+                        .is_taken_by_older(self.claims.claim(sequence), sequence)
+                    {
+                        return Ok(None);
+                    }
+                    continue;
                 }
                 if let Some(attempts) = self.claims.attempts_of(old, sequence) {
                     if !is_whole(&self.claims.ring, found) {

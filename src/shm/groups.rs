@@ -54,13 +54,16 @@ pub struct Group {
 }
 
 /// Makes the group that is there from the beginning, before its topic has a name.
-pub fn make_default(dir: &Dir, topic: &str) -> Result<()> {
+pub fn make_default(dir: &Dir, topic: &str, is_logged: bool) -> Result<()> {
     let plan = plan(DEFAULT_ID, false);
     let name = format!("{GROUP}{DEFAULT}");
     dir.create(&name, &plan, |file| {
         let map = map(topic, file, 0, PAGE, Access::Write)?;
         cursor(&map, DEFAULT_ID).set_joined();
-        Ok(())
+        match is_logged {
+            true => files::sync(file).map_err(|e| Error::system("sync a group of", topic, e)),
+            false => Ok(()),
+        }
     })?;
     Ok(())
 }
@@ -221,6 +224,10 @@ impl TopicFiles {
         }
         joined?;
         group.cursor.set_joined();
+        if self.is_logged() {
+            files::sync(&lock).map_err(|e| Error::system("sync a group of", &*self.name, e))?;
+            self.dir.sync()?;
+        }
         roster::changed(&self.control);
         Ok(Some((lock, group)))
     }
@@ -265,10 +272,27 @@ impl TopicFiles {
 
     /// The claims on a lane of all groups that have joined it.
     pub(super) fn claims_on(&self, lane: &LaneFile) -> Result<Vec<Claims>> {
-        let all = self.all_claims()?;
-        let on_lane = all.into_iter().filter(|(_, of)| *of == lane.id);
-        let claims = on_lane.map(|(group, _)| skip_damaged(self.claims(group, lane)));
-        claims.filter_map(Result::transpose).collect()
+        let mut claims = Vec::new();
+        for (group, _) in self
+            .all_claims()?
+            .into_iter()
+            .filter(|(_, of)| *of == lane.id)
+        {
+            let name = claims_name(group, lane.id);
+            let file = skip_damaged(self.dir.open_file(&name, Kind::Claims, true))?;
+            if let Some((file, identity)) = file
+                && identity.size == claims_size(lane.ring.capacity())
+            {
+                let map = map(&self.name, &file, 0, 2 * PAGE, Access::Write)?;
+                let reader = as_reader(&map, group);
+                if reader.used().is_empty() {
+                    // Lost with the machine.
+                    reader.take_slot(|_| Ok::<_, Error>(()))?;
+                }
+                claims.push(self.map_claims(lane, &file)?);
+            }
+        }
+        Ok(claims)
     }
 
     /// Removes a group, by the holder of its lock: nobody waits for it any more.
@@ -413,8 +437,15 @@ impl TopicFiles {
                 let map = map(&self.name, file, 0, 2 * PAGE, Access::Write)?;
                 as_reader(&map, group).take_slot(|_| Ok::<_, Error>(()))?;
                 init(&claims);
+                if self.is_logged() {
+                    files::sync(file)
+                        .map_err(|e| Error::system("sync claims of", &*self.name, e))?;
+                }
                 Ok(claims)
             })?;
+        if self.is_logged() {
+            self.dir.sync()?;
+        }
         Ok(made.map(|(_, claims)| claims))
     }
 
@@ -432,6 +463,7 @@ impl TopicFiles {
             ring: lane.ring.clone(),
             slots: map.views(PAGE + offset_of!(ClaimsHeader, head), 1),
             again: map.view(PAGE + offset_of!(ClaimsHeader, again)),
+            blocked: map.view(PAGE + offset_of!(ClaimsHeader, blocked)),
             table: map.views(2 * PAGE, claims_of(capacity)),
             fences: !futex::has_barrier(),
         })

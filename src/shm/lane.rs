@@ -232,20 +232,13 @@ pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corr
 /// The same of what is nothing yet, padding, in data files, or no frame.
 #[inline(never)]
 fn frame_rarely(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
-    let mut word = load_word(ring, position);
+    // Its file may be there, and not in reach yet; or another one may be in its place.
+    if ring.arrive(position).is_err() {
+        return Err(Corrupt { position, word: 0 });
+    }
+    let word = load_word(ring, position);
     if word.0 == 0 {
-        if !ring.is_checked() {
-            return Ok(None);
-        }
-        // Its file may be there, and not in reach yet.
-        word = match ring.arrive(position) {
-            Ok(true) => load_word(ring, position),
-            Ok(false) => return Ok(None),
-            Err(()) => return Err(Corrupt { position, word: 0 }),
-        };
-        if word.0 == 0 {
-            return Ok(None);
-        }
+        return Ok(None);
     }
     see_what_is_behind();
     let is_frame = word.is_frame_without_checksum() || word.is_frame_with_checksum();
@@ -543,6 +536,10 @@ impl Writer {
     /// Claims the next frame for `len` bytes in data files; as [`claim`](Self::claim), which claims nothing there.
     #[cfg(not(loom))]
     pub fn claim_in_file(&mut self, len: usize) -> Result<u64, Full> {
+        if self.has_run() || self.lent.0 != 0 {
+            // A loan that was forgotten.
+            self.abort();
+        }
         let (padding, end) = self.measure(len);
         if end > self.limit {
             return Err(Full { end });
@@ -603,9 +600,8 @@ impl Writer {
     /// The end of what readers can see, and what is before it.
     #[cfg(not(loom))]
     pub fn boundary(&self) -> Boundary {
-        debug_assert!(!self.has_run(), "a lane in files has no runs");
         Boundary {
-            position: self.tail,
+            position: self.visible(),
             sequence: self.sent.sequence,
             bytes: self.sent.bytes(self.tail),
         }
@@ -902,7 +898,7 @@ impl Writer {
         let at = self.tail;
         // As in `measure`. The limit may be that of the next file, which a claim had come to that was given up.
         let room = (self.limit - at).min(self.ring.to_end(at));
-        if size + SLOT > room {
+        if size + SLOT > room || self.has_run() {
             return false;
         }
         if self.lent.0 != 0 {
@@ -936,6 +932,8 @@ impl Writer {
     /// In files, what belongs to no frame is 0.
     #[cold]
     fn clear_aborted(&mut self, visible: u64) {
+        // If it was to be in the next file, that is begun anew.
+        self.limit = self.limit.min(visible + self.ring.to_end(visible));
         self.clear_lent(self.tail);
         if visible < self.tail {
             // The checksum of the padding.
@@ -1215,6 +1213,18 @@ pub fn follow_whole(ring: &Ring, from: Boundary) -> Whole {
                 return Whole { tail, is_damaged };
             }
         }
+    }
+}
+
+/// The frame at a position in data files, if there is one; damaged if it is not as it was written.
+#[cfg(not(loom))]
+pub fn whole_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+    match frame_at(ring, position)? {
+        Some(found) if !is_whole(ring, found) => Err(Corrupt {
+            position,
+            word: found.word.0,
+        }),
+        found => Ok(found),
     }
 }
 
@@ -1716,19 +1726,20 @@ impl Reader {
             track.position = follow.at.position;
             ring.lift_before(track.position);
         }
-        let (position, mark) = (follow.at.position, &track.header.mark);
-        let floor = track.header.floor.load(Ordering::Relaxed);
-        if floor <= position && mark.load(Ordering::Relaxed) > position {
-            // Pairs with the `Release` in `set_mark`: what was there before is to be seen now.
-            see_what_is_behind();
-            if frame_at(ring, position)?.is_none() {
-                // A hole.
-                Err(Corrupt { position, word: 0 })?;
+        let position = follow.at.position;
+        loop {
+            let floor = track.header.floor.load(Ordering::Relaxed);
+            if floor <= position {
+                break;
             }
-        }
-        if floor > position
-            && let Some(start) = ring.start_at(floor)
-        {
+            let Some(start) = ring.start_at(floor) else {
+                if floor == track.header.floor.load(Ordering::Relaxed) {
+                    let (position, word) = (floor, 0);
+                    Err(Corrupt { position, word })?;
+                }
+                // That file is gone already.
+                continue;
+            };
             let missed = Missed {
                 messages: start.sequence.wrapping_sub(follow.at.sequence),
                 bytes: start.bytes.wrapping_sub(follow.at.bytes),
@@ -1737,8 +1748,17 @@ impl Reader {
             follow.missed = (missed.messages > 0).then_some(missed);
             track.miss(start.position, missed);
             ring.lift_before(start.position);
-            if missed.messages > 0 {
-                return Err(Trouble::Missed(missed));
+            return match missed.messages {
+                0 => self.next_followed(),
+                _ => Err(Trouble::Missed(missed)),
+            };
+        }
+        if track.header.mark.load(Ordering::Relaxed) > position {
+            // Pairs with the `Release` in `set_mark`: what was there before is to be seen now.
+            see_what_is_behind();
+            if frame_at(ring, position)?.is_none() {
+                // A hole.
+                Err(Corrupt { position, word: 0 })?;
             }
         }
         Ok(None)
@@ -1898,7 +1918,10 @@ impl Track {
         add(&slot.missed, missed.messages);
         add(&slot.missed_bytes, missed.bytes);
         self.position = position;
-        self.publish();
+        let by_ack = self.follow.as_ref().is_some_and(|follow| follow.by_ack);
+        if !by_ack {
+            self.publish();
+        }
     }
 
     /// Releases all before `end`, where the next frame starts: the writer may overwrite it from now on. `until`: what
@@ -1916,6 +1939,9 @@ impl Track {
     fn release_slowly(&mut self) {
         if let Some(follow) = &mut self.follow {
             follow.go_to(self.position);
+            if follow.by_ack {
+                return;
+            }
         }
         if self.position - self.published >= self.batch {
             self.publish();
@@ -2128,6 +2154,10 @@ impl Outside<'_> {
             }
             let Some(found) = seen? else { break };
             at.pass(found);
+            if found.word.is_padding() {
+                // Files that were passed are not needed here.
+                self.ring.lift_before(at.position);
+            }
         }
         Ok(Some(at))
     }

@@ -386,6 +386,8 @@ pub struct ClaimsHeader {
     pub head: Line<Slot>,
     /// Bumped whenever a claim was given back.
     pub again: Line<AtomicU64>,
+    /// Of a lane in data files: not 0 if a consumer may wait for the head to move.
+    pub blocked: Line<AtomicU64>,
 }
 
 /// How many claims a lane of `capacity` bytes needs: one for each frame that it may hold.
@@ -784,6 +786,7 @@ const _: () = {
     assert!(size_of::<GroupConfig>() == 280);
     assert!(offset_of!(ClaimsHeader, head) == 0);
     assert!(offset_of!(ClaimsHeader, again) == 128);
+    assert!(offset_of!(ClaimsHeader, blocked) == 256);
     assert!(size_of::<ClaimsHeader>() <= PAGE);
     assert!(offset_of!(TableHeader, owner) == 128);
     assert!(offset_of!(TableHeader, used) == 256);

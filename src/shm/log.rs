@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::bytes::Ring;
 use super::files::{self, Dir, Plan, skip_damaged};
-use super::lane::{Boundary, Found};
+use super::lane::{self, Boundary, Found};
 use super::layout::{DATA_START, DataStart, Identity, Kind, PAGE, Word};
 use super::segment::{Access, Mapping};
 use super::sync::{AtomicU64, Ordering};
@@ -151,28 +151,38 @@ impl Log {
         (&self.places[index as usize], offset as usize)
     }
 
-    /// Has the file mapped that `position` is in, if there is one: whether it was not before.
-    #[cold]
-    pub fn arrive(&self, position: u64) -> Result<bool> {
+    /// Whether the file that `position` is in is mapped.
+    #[inline]
+    pub fn is_here(&self, position: u64) -> bool {
         let number = position / self.capacity;
-        let (place, _) = self.place(number);
         // Pairs with the `Release` in `lay`: it is mapped.
-        if place.load(Ordering::Acquire) == number + 1 {
-            return Ok(false);
+        self.place(number).0.load(Ordering::Acquire) == number + 1
+    }
+
+    /// Whether another one is in its place.
+    pub fn is_taken(&self, position: u64) -> bool {
+        let number = position / self.capacity;
+        let there = self.place(number).0.load(Ordering::Acquire);
+        there != 0 && there != number + 1
+    }
+
+    /// Has the file mapped that `position` is in, if there is one.
+    #[cold]
+    pub fn arrive(&self, position: u64) -> Result<()> {
+        let number = position / self.capacity;
+        if self.is_here(position) {
+            return Ok(());
         }
         match self.file(number)? {
-            Some(file) => {
-                self.lay(number, &file)?;
-                Ok(true)
-            }
+            Some(file) => self.lay(number, &file),
             // Files are made, and removed, one after the other.
             None if position.is_multiple_of(self.capacity) && self.file(number + 1)?.is_some() => {
                 match self.numbers()?.first() {
                     Some(&first) if first < number => Err(self.damaged(number, "it is missing")),
-                    _ => Ok(false),
+                    _ => Ok(()),
                 }
             }
-            None => Ok(false),
+            None => Ok(()),
         }
     }
 
@@ -184,9 +194,12 @@ impl Log {
         if there == number + 1 {
             return Ok(());
         }
-        if there > number + 1 {
-            let why = "it is farther behind than a process has addresses for";
-            return Err(self.damaged(number, why));
+        if there != 0 {
+            // It may be in use: only who has said that it is not makes room.
+            let why = "a process has no addresses for it beside those that it still uses";
+            let on = Arc::clone(&self.topic);
+            return Err(Error::new(ErrorKind::TooMany, "read the topic", on, why)
+                .advise("acknowledge what is oldest, or make the topic with a larger capacity"));
         }
         let len = self.capacity as usize;
         self.space
@@ -278,6 +291,8 @@ impl Log {
     pub fn make(&self, number: u64) -> Result<(OwnedFd, bool)> {
         loop {
             if let Some(file) = self.file(number)? {
+                // Who made it may have died before its name was on the disk.
+                self.dir.sync()?;
                 return Ok((file, false));
             }
             let size = PAGE as u64 + self.capacity;
@@ -452,6 +467,111 @@ pub fn seal(ring: &Ring, position: u64, word: Word) -> Word {
 pub fn boot() -> u64 {
     let id = std::fs::read("/proc/sys/kernel/random/boot_id");
     id.map_or(0, |id| xxhash_rust::xxh3::xxh3_64(&id))
+}
+
+/// What a look at all of a lane found.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Messages that are whole.
+    pub messages: u64,
+    /// Payload bytes in them, with their envelopes.
+    pub bytes: u64,
+    /// Where something is not as it was written, and what.
+    pub damage: Vec<(u64, String)>,
+}
+
+/// Looks at every byte of a lane in data files, from the oldest on. `has_writer`: what lies behind its tail may be about to become
+/// a message.
+pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
+    let mut checked = Checked::default();
+    let Some(log) = ring.log() else {
+        return Ok(checked);
+    };
+    let mut say = |position: u64, why: String| checked.damage.push((position, why));
+    let capacity = log.capacity();
+    let numbers = log.numbers()?;
+    let mut at = None;
+    for (i, &number) in numbers.iter().enumerate() {
+        let begin = number * capacity;
+        if i > 0 && numbers[i - 1] + 1 != number {
+            say(begin, format!("the data file before {number} is missing"));
+            at = None;
+        }
+        match log.start(number) {
+            // A writer has not come to it yet.
+            Ok(None) if i > 0 => {}
+            Ok(None) => say(
+                begin,
+                format!("data file {number} does not say what is before it"),
+            ),
+            Ok(Some(start)) => {
+                let is_next = at.is_none_or(|at: Boundary| {
+                    at.position != begin || (at.sequence, at.bytes) == (start.sequence, start.bytes)
+                });
+                if !is_next {
+                    say(
+                        begin,
+                        format!("data file {number} begins with another message"),
+                    );
+                }
+                at = at.or(Some(start.boundary()));
+            }
+            Err(e) => {
+                say(begin, e.to_string());
+                continue;
+            }
+        }
+        if !log.is_head_clean(number)? {
+            say(
+                begin,
+                format!("data file {number} has something behind its header"),
+            );
+        }
+        log.arrive(begin)?;
+        let end = begin + capacity;
+        while let Some(mut boundary) = at.filter(|at| (begin..end).contains(&at.position)) {
+            let position = boundary.position;
+            let whole = lane::whole_at(ring, position);
+            match whole {
+                Ok(Some(found)) if found.word.sequence() == boundary.sequence as u32 => {
+                    if found.word.is_padding() && !is_zero(ring, position + 8, found.end() - 8) {
+                        say(position, String::from("the padding there holds something"));
+                    }
+                    if found.word.is_message() {
+                        checked.messages += 1;
+                        checked.bytes += found.word.len();
+                    }
+                    boundary.pass(found);
+                    at = Some(boundary);
+                }
+                Ok(None) => break,
+                _ => {
+                    say(
+                        position,
+                        String::from("the frame there is not as it was written, by its checksum"),
+                    );
+                    at = lane::next_whole(ring, position).map(|next| Boundary {
+                        position: next.position,
+                        sequence: u64::from(next.word.sequence()),
+                        bytes: boundary.bytes,
+                    });
+                }
+            }
+        }
+        let rest = at.map_or(begin, |at| at.position).clamp(begin, end);
+        if !has_writer && !is_zero(ring, rest, end) {
+            say(
+                rest,
+                String::from("there is something behind the last frame"),
+            );
+        }
+    }
+    Ok(checked)
+}
+
+fn is_zero(ring: &Ring, from: u64, to: u64) -> bool {
+    let word = |at| ring.word(at).load(Ordering::Relaxed);
+    (from..to).step_by(8).all(|at| word(at) == 0)
 }
 
 /// Has zeros in `[from, to)`, multiples of 16 in one file, and says where the last byte was that was none: by the lane's

@@ -60,6 +60,7 @@ fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) ->
         return Ok(());
     }
     let is_known = is_same_boot && !roster::is_poisoned(&topic.control);
+    let mut is_whole = true;
     for id in topic.dir().numbers(LANE)? {
         if let Some((_lock, lane)) = skip_damaged(topic.lane_to_close(id))?
             && let Some(log) = lane.ring.log()
@@ -71,10 +72,14 @@ fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) ->
                 at,
                 bytes: to - at,
             }));
+        } else {
+            is_whole = false;
         }
     }
     topic.remove_data_without_lane()?;
-    roster::cure(&topic.control);
+    if is_whole {
+        roster::cure(&topic.control);
+    }
     Ok(())
 }
 
@@ -104,7 +109,8 @@ fn recover_lane(
     let behind = numbers
         .iter()
         .filter(|number| *number * log.capacity() >= file_end);
-    if is_damaged && is_known {
+    // Its file can't be used: its readers are told why.
+    if skip_damaged(log.arrive(tail.position).map(Some))?.is_none() || (is_damaged && is_known) {
         return Ok(None);
     }
     let mut found_to = is_damaged.then_some(tail.position + 16);
@@ -114,7 +120,6 @@ fn recover_lane(
         let whole = arrived.then(|| lane::last_whole(&lane.ring, start, start + log.capacity()));
         found_to = found_to.max(whole.flatten());
     }
-    log.arrive(tail.position)?;
     found_to = found_to.max(lane::last_whole(&lane.ring, tail.position + 16, file_end));
     if is_known && found_to.is_some() {
         // Nothing that was stored while the machine ran is behind a hole.
@@ -153,9 +158,11 @@ fn begin(lane: &LaneFile, log: &Log, is_known: bool) -> Result<Option<Boundary>>
         true => numbers.iter().rev().copied().collect(),
         false => numbers.clone(),
     };
+    let mut is_behind = !is_known;
     for number in in_order {
-        // A writer may have come to it, and died before it wrote anything there.
-        let is_begun = number == 0 || !is_known || log.is_begun(number)?;
+        // A writer may have come to it, and died before it wrote anything there; or before it had finished the one before it.
+        let is_begun = number == 0 || is_behind;
+        is_behind |= log.is_begun(number)?;
         if is_begun && let Some(start) = skip_damaged(log.start(number))? {
             let newer = synced.filter(|synced| synced.position > start.position);
             return Ok(Some(newer.unwrap_or(start.boundary())));
@@ -195,7 +202,7 @@ fn hold_back_readers(topic: &TopicFiles, lane: &LaneFile, tail: Boundary) -> Res
         }
     }
     for claims in topic.claims_on(lane)? {
-        claims.renew(tail);
+        claims.renew(lane.id, tail);
     }
     Ok(())
 }

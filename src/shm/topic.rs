@@ -111,7 +111,7 @@ impl TopicFiles {
         let content = config.as_bytes();
         if config.pattern == Pattern::Queue as u32 {
             // Before the topic has its name: what is pushed first waits for it.
-            super::groups::make_default(&dir, name)?;
+            super::groups::make_default(&dir, name, config.logged != 0)?;
         }
         let plan = Plan {
             tried: "make the topic",
@@ -492,6 +492,11 @@ impl TopicFiles {
         Ok(Some((file, cursor)))
     }
 
+    /// Has a subscription on the disk, by the holder of its lock.
+    pub fn sync_subscription(&self, lock: &Held) -> Result<()> {
+        files::sync(lock).map_err(|e| Error::system("sync a subscription of", &*self.name, e))
+    }
+
     /// Removes a named subscription, by the holder of its lock: nobody waits for it any more.
     pub fn remove_subscription(&self, name: &str, cursor: &Cursor) -> Result<()> {
         for slot in cursor.used() {
@@ -516,11 +521,30 @@ impl TopicFiles {
     /// Up to where every named subscription, every subscriber, and every group has passed a lane; 0 if there is nobody who may
     /// be away.
     pub fn passed_by_all(&self, lane: u64) -> Result<u64> {
-        let mut readers = self.subscriptions()?;
-        readers.extend(self.list_groups(lane)?);
-        if readers.is_empty() {
+        // Who can't be read may need everything.
+        let is_damaged = |e: &Error| {
+            matches!(
+                e.kind(),
+                ErrorKind::Corrupt | ErrorKind::NotBuslane | ErrorKind::Version
+            )
+        };
+        let mut readers = Vec::new();
+        for name in self.subscription_names()? {
+            match self.subscription(&name, Access::Read) {
+                Ok(subscription) => readers.extend(subscription.map(|(_, cursor)| cursor)),
+                Err(e) if is_damaged(&e) => return Ok(0),
+                Err(e) => return Err(e),
+            }
+        }
+        let groups = match self.pattern {
+            Pattern::Queue => self.group_names()?.len(),
+            _ => 0,
+        };
+        let listed = self.list_groups(lane)?;
+        if listed.len() < groups || (readers.is_empty() && groups == 0) {
             return Ok(0);
         }
+        readers.extend(listed);
         if self.pattern != Pattern::Queue {
             readers.extend(self.list_cursors(lane, &[])?.new);
         }
@@ -712,6 +736,16 @@ impl TopicFiles {
             );
         }
         Ok(count)
+    }
+
+    /// Whether a lane has a writer who lives.
+    pub fn has_writer(&self, id: u64) -> Result<bool> {
+        let file = self
+            .dir
+            .open_file(&format!("{LANE}{id}"), Kind::Lane, false)?;
+        file.map_or(Ok(false), |(file, _)| {
+            files::is_locked(&file).map_err(|e| Error::system("look at a lock of", &*self.name, e))
+        })
     }
 
     /// Whether somebody who lives reads or writes here: holds the lock of a cursor or a lane.

@@ -39,6 +39,7 @@ impl Queue {
             ring: file.ring.unwatched(),
             slots: topic.cursors[0].slots.clone(),
             again: View::new(Line::default()),
+            blocked: View::new(Line::default()),
             table: View::all((0..CAPACITY / 16).map(|_| AtomicU64::new(0)).collect()),
             fences: false,
         };
