@@ -2184,6 +2184,8 @@ impl Outside<'_> {
         let Some(end) = self.seek(newest, u64::MAX)? else {
             return Ok(None);
         };
+        // What is far behind may be in the same place.
+        self.ring.lift_before(MAX_POSITION);
         let target = end.sequence.saturating_sub(back);
         let start = self
             .last_before(target)

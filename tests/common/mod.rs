@@ -88,6 +88,15 @@ impl Process {
         Self { child, out }
     }
 
+    /// A child whose words somebody else hears.
+    pub fn of(mut child: Child) -> Self {
+        let (out, _) = std::io::pipe().unwrap();
+        child.stdout = None;
+        let out = ChildStdout::from(std::os::fd::OwnedFd::from(out));
+        let out = BufReader::new(out);
+        Self { child, out }
+    }
+
     /// What the child said next.
     pub fn hear(&mut self) -> String {
         let mut line = String::new();

@@ -1,0 +1,655 @@
+//! What a disk, a full filesystem, and `kill -9` do to durable topics: it is found, told, and nothing wrong is handed out.
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use buslane::{Bus, Envelope, ErrorKind, Kind, Start, Subscriber};
+use common::{Private, Process, check, fill, length, private, role, say};
+
+/// Bytes in a data file: few, so that there are many of them.
+const FILE: usize = 4096;
+
+fn open(path: &Path) -> Bus {
+    Bus::builder()
+        .durable(true)
+        .capacity(FILE)
+        .at(path)
+        .unwrap()
+}
+
+/// A small log of two files: what it holds.
+fn small_log(private: &Private) -> Vec<Vec<u8>> {
+    let bus = open(&private.path);
+    let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
+    let mut sent: Vec<Vec<u8>> = Vec::new();
+    for len in [0, 1, 8, 100, 1400, 1400, 300, 33, 900, 7] {
+        sent.push((0..len).map(|i| (i * 7 + len) as u8).collect());
+        let message = sent.last().unwrap();
+        match len {
+            33 => publisher
+                .send_with(&Envelope::new(Kind::Event), message)
+                .unwrap(),
+            _ => publisher.send(message).unwrap(),
+        }
+    }
+    sent
+}
+
+fn data_file(private: &Private, number: u64) -> PathBuf {
+    let names = private.names("topics/t");
+    let name = names
+        .iter()
+        .find(|name| name.starts_with("data.") && name.ends_with(&format!(".{number}")));
+    private.path.join("topics/t").join(name.unwrap())
+}
+
+/// Receives all, past what is damaged: the messages, and how many errors there were.
+fn receive(bus: &Bus) -> (Vec<Vec<u8>>, usize) {
+    let topic = bus.topic("t").unwrap();
+    let (mut got, mut errors) = (Vec::new(), 0);
+    let Ok(mut subscriber) = topic.subscriber_from(Start::Oldest) else {
+        return (got, 1);
+    };
+    loop {
+        let received = subscriber
+            .try_recv()
+            .map(|frame| frame.map(|frame| frame.to_vec()));
+        match received {
+            Ok(Some(message)) => got.push(message),
+            Ok(None) => return (got, errors),
+            Err(e) if e.kind() == ErrorKind::Ended => return (got, errors),
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+                errors += 1;
+                if subscriber.skip_damaged().unwrap().bytes == 0 {
+                    return (got, errors);
+                }
+            }
+        }
+    }
+}
+
+fn is_part_of(got: &[Vec<u8>], sent: &[Vec<u8>]) -> bool {
+    let mut sent = sent.iter();
+    got.iter().all(|got| sent.any(|sent| sent == got))
+}
+
+#[test]
+fn every_bit_of_a_small_log() {
+    let private = private();
+    let sent = small_log(&private);
+    let bus = open(&private.path);
+    assert!(bus.verify("t").unwrap().damage.is_empty());
+    assert_eq!(bus.verify("t").unwrap().messages, sent.len() as u64);
+    let is_long = std::env::var_os("BUSLANE_EVERY_BIT").is_some();
+    let (step, mut flipped, mut read) = (if is_long { 1 } else { 13 }, 0, 0);
+    for number in 0..2 {
+        let path = data_file(&private, number);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        let mut byte = [0];
+        for bit in (0..8 * (4096 + FILE as u64)).step_by(step) {
+            file.read_exact_at(&mut byte, bit / 8).unwrap();
+            let was = byte;
+            byte[0] ^= 1 << (bit % 8);
+            file.write_all_at(&byte, bit / 8).unwrap();
+            let verified = bus.verify("t").unwrap();
+            assert!(
+                !verified.damage.is_empty(),
+                "bit {bit} of file {number} is not noticed"
+            );
+            flipped += 1;
+            if flipped % 37 == 0 {
+                let (got, errors) = receive(&bus);
+                assert!(
+                    is_part_of(&got, &sent),
+                    "bit {bit} of file {number}: a wrong message"
+                );
+                assert!(
+                    errors > 0 || got == sent,
+                    "bit {bit} of file {number}: a message is missing"
+                );
+                read += 1;
+            }
+            file.write_all_at(&was, bit / 8).unwrap();
+        }
+    }
+    println!(
+        "{flipped} bits flipped, one at a time: each was found; {read} times all was received"
+    );
+    assert_eq!(receive(&bus), (sent, 0));
+}
+
+#[test]
+fn a_file_that_is_cut_off_or_missing() {
+    let private = private();
+    let sent = small_log(&private);
+    let bus = open(&private.path);
+    let path = data_file(&private, 0);
+    let whole = fs::read(&path).unwrap();
+    for len in [0, 100, 4096, 6000] {
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(len)
+            .unwrap();
+        let mut subscriber = match bus.topic("t").unwrap().subscriber_from(Start::Oldest) {
+            Ok(_) => panic!("a file of {len} bytes is not noticed"),
+            Err(e) => {
+                assert!(
+                    matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotBuslane),
+                    "{e}"
+                );
+                bus.topic("t").unwrap().subscriber().unwrap()
+            }
+        };
+        assert!(!matches!(subscriber.try_recv(), Ok(Some(_))));
+        let damage = bus.verify("t").unwrap().damage;
+        assert!(
+            damage.iter().any(|damage| damage.position == 0),
+            "{damage:?}"
+        );
+        fs::write(&path, &whole).unwrap();
+    }
+    assert_eq!(receive(&bus), (sent.clone(), 0));
+    let second = data_file(&private, 1);
+    let aside = private.path.join("aside");
+    fs::rename(&second, &aside).unwrap();
+    fs::rename(&path, &second).unwrap();
+    let (got, errors) = receive(&bus);
+    assert!(got.is_empty() && errors > 0, "one file in place of another");
+    fs::rename(&second, &path).unwrap();
+    fs::rename(&aside, &second).unwrap();
+    assert_eq!(receive(&bus), (sent, 0));
+}
+
+/// Mounts a small filesystem; `None`: that is not allowed here.
+fn mount(at: &Path) -> Option<Mounted> {
+    fs::create_dir(at).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=256k,mode=700", "none"])
+        .arg(at)
+        .status();
+    mounted
+        .is_ok_and(|status| status.success())
+        .then(|| Mounted(at.to_owned()))
+}
+
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_at_every_write() {
+    let private = private();
+    let Some(mounted) = mount(&private.path) else {
+        println!("skipped: mount is not allowed here");
+        return;
+    };
+    let (at, ballast) = (mounted.0.join("bus"), mounted.0.join("ballast"));
+    let mut failures = 0;
+    for pages in 0..=64 {
+        let _ = fs::remove_dir_all(&at);
+        let _ = fs::write(&ballast, vec![1; pages * 4096]);
+        let (mut sent, mut is_full) = (0_u64, false);
+        // Until there is no room at all, at whatever step that is; then there is room again.
+        let all = |sent: &mut u64, is_full: &mut bool| -> Result<(), buslane::Error> {
+            let bus = Bus::builder().durable(true).capacity(FILE).at(&at)?;
+            let topic = bus.topic("t")?;
+            let mut subscription = topic.subscription("s")?;
+            let mut publisher = topic.publisher()?;
+            while *sent < 100 {
+                match publisher.send(&sent.to_le_bytes().repeat(100)) {
+                    Ok(()) => *sent += 1,
+                    Err(e) => {
+                        assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}");
+                        assert!(!*is_full, "there is room again: {e}");
+                        *is_full = true;
+                        fs::remove_file(&ballast).unwrap();
+                        // Who was away for a while makes room, too.
+                        for n in 0..*sent {
+                            assert_eq!(subscription.recv()?[..8], n.to_le_bytes());
+                        }
+                        assert!(subscription.try_recv()?.is_none());
+                    }
+                }
+            }
+            let first = if *is_full {
+                *sent - remaining(&mut subscription)?
+            } else {
+                0
+            };
+            for n in first..*sent {
+                assert_eq!(subscription.recv()?[..8], n.to_le_bytes());
+            }
+            Ok(())
+        };
+        match all(&mut sent, &mut is_full) {
+            Ok(()) => {}
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}");
+                failures += 1;
+                fs::remove_file(&ballast).unwrap();
+                let (mut sent, mut is_full) = (0, true);
+                let _ = fs::remove_dir_all(&at);
+                all(&mut sent, &mut is_full).unwrap();
+            }
+        }
+    }
+    assert!(failures > 3, "nothing was ever full while it was made");
+}
+
+/// How many messages wait.
+fn remaining(subscription: &mut Subscriber) -> Result<u64, buslane::Error> {
+    let first = u64::from_le_bytes(subscription.recv()?[..8].try_into().unwrap());
+    Ok(99 - first)
+}
+
+#[test]
+fn a_sync_that_fails_poisons_the_topic() {
+    if Command::new("strace")
+        .arg("-V")
+        .stdout(Stdio::null())
+        .status()
+        .is_err()
+    {
+        println!("skipped: there is no strace here");
+        return;
+    }
+    let private = private();
+    let mut nth = 1;
+    loop {
+        let _ = fs::remove_dir_all(&private.path);
+        // The nth `fdatasync` and all that come later fail.
+        let inject = format!("inject=fdatasync:error=EIO:when={nth}+");
+        let output = Command::new("strace")
+            .args([
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                "trace=fdatasync",
+                "-e",
+                &inject,
+            ])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "child::syncs", "--nocapture"])
+            .env("BUSLANE_TEST_BUS", &private.path)
+            .env("BUSLANE_TEST_ARGUMENT", "")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{said}");
+        let said: Vec<&str> = said
+            .lines()
+            .filter_map(|line| Some(line.split_once('@')?.1))
+            .collect();
+        let synced = said.iter().filter(|said| **said == "synced").count();
+        if let Ok(bus) = Bus::builder().create(false).at(&private.path)
+            && bus.topics().unwrap().contains(&String::from("t"))
+            && synced > 0
+        {
+            assert_eq!(
+                bus.inspect("t").unwrap().durable.unwrap().is_poisoned,
+                false
+            );
+            let (got, errors) = receive(&bus);
+            assert!(
+                got.len() >= synced && errors == 0,
+                "{} of {synced} at {nth}",
+                got.len()
+            );
+            bus.topic("t")
+                .unwrap()
+                .publisher()
+                .unwrap()
+                .send(b"again")
+                .unwrap();
+        }
+        if synced == 20 {
+            break;
+        }
+        assert!(
+            said.contains(&"poisoned") || said.contains(&"not made"),
+            "{nth}: {said:?}"
+        );
+        nth += 1;
+    }
+    assert!(nth > 20, "{nth}");
+    println!("{} syncs failed, each in turn", nth - 1);
+}
+
+#[test]
+fn killed_at_random() {
+    let private = private();
+    let seconds =
+        std::env::var("BUSLANE_STORM_SECONDS").map_or(4, |seconds| seconds.parse().unwrap());
+    let seed = std::env::var("BUSLANE_SEED").map_or(7, |seed| seed.parse().unwrap());
+    println!("{seconds} s, seed {seed}");
+    drop(
+        open(&private.path)
+            .topic("t")
+            .unwrap()
+            .subscription("0")
+            .unwrap(),
+    );
+    drop(
+        open(&private.path)
+            .topic("t")
+            .unwrap()
+            .subscription("1")
+            .unwrap(),
+    );
+    let mut storm = Storm::new(&private.path, seed);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(seconds) {
+        storm.step();
+    }
+    storm.settle();
+}
+
+/// Writers and readers that are killed, and what they have said.
+struct Storm<'a> {
+    path: &'a Path,
+    random: u64,
+    writers: Vec<Told>,
+    readers: Vec<Told>,
+    incarnations: u64,
+    kills: u64,
+    /// Of each incarnation of a writer: how many messages are known to be sent.
+    sent: HashMap<u64, u64>,
+    received: [HashMap<u64, Received>; 2],
+}
+
+/// How many messages of an incarnation a reader has received: since it was started, acknowledged as far as it could say so, and at
+/// most.
+#[derive(Clone, Copy, Default)]
+struct Received {
+    now: u64,
+    acked: u64,
+    most: u64,
+}
+
+/// A process, and what it says.
+struct Told {
+    process: Process,
+    said: Receiver<String>,
+    ear: Option<JoinHandle<()>>,
+}
+
+impl Told {
+    fn start(path: &Path, role: &str, argument: u64) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("child::{role}"), "--nocapture"])
+            .env("BUSLANE_TEST_BUS", path)
+            .env("BUSLANE_TEST_ARGUMENT", argument.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = child.stdout.take().unwrap();
+        let (tell, said) = channel();
+        let ear = thread::spawn(move || {
+            use std::io::{BufRead, BufReader};
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                // A line that was cut off by the kill has no end.
+                if let Some(line) = line
+                    .split_once('@')
+                    .and_then(|(_, line)| line.strip_suffix('.'))
+                {
+                    let _ = tell.send(line.to_owned());
+                }
+            }
+        });
+        let process = Process::of(child);
+        let ear = Some(ear);
+        Self { process, said, ear }
+    }
+
+    /// Kills it. All that it had said is heard.
+    fn kill(&mut self) {
+        self.process.kill();
+        self.ear.take().unwrap().join().unwrap();
+    }
+}
+
+impl<'a> Storm<'a> {
+    fn new(path: &'a Path, random: u64) -> Self {
+        let mut storm = Self {
+            path,
+            random,
+            writers: Vec::new(),
+            readers: Vec::new(),
+            incarnations: 0,
+            kills: 0,
+            sent: HashMap::new(),
+            received: Default::default(),
+        };
+        for _ in 0..2 {
+            let writer = storm.writer();
+            storm.writers.push(writer);
+        }
+        storm.readers = (0..2).map(|n| Told::start(path, "reads", n)).collect();
+        storm
+    }
+
+    fn writer(&mut self) -> Told {
+        self.incarnations += 1;
+        Told::start(self.path, "writes", self.incarnations)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.random = self
+            .random
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.random >> 33) % n
+    }
+
+    /// Kills one, or all, and starts others.
+    fn step(&mut self) {
+        let pause = self.below(60);
+        thread::sleep(Duration::from_millis(pause));
+        let which = self.below(5);
+        for n in 0..4 {
+            if which != 4 && which != n {
+                continue;
+            }
+            let told = match n {
+                0 | 1 => &mut self.writers[n as usize],
+                _ => &mut self.readers[n as usize - 2],
+            };
+            told.kill();
+            self.kills += 1;
+        }
+        self.listen();
+        for n in 0..4 {
+            if which != 4 && which != n {
+                continue;
+            }
+            match n {
+                0 | 1 => self.writers[n as usize] = self.writer(),
+                _ => self.readers[n as usize - 2] = Told::start(self.path, "reads", n - 2),
+            }
+        }
+    }
+
+    /// Whether anything was said.
+    fn listen(&mut self) -> bool {
+        let mut any = false;
+        for told in &self.writers {
+            while let Ok(said) = told.said.recv_timeout(Duration::from_millis(1)) {
+                let (incarnation, n) = two(&said);
+                self.sent.insert(incarnation, n + 1);
+                any = true;
+            }
+        }
+        for (told, received) in self.readers.iter().zip(&mut self.received) {
+            while let Ok(said) = told.said.recv_timeout(Duration::from_millis(1)) {
+                any = true;
+                if said == "ack" {
+                    received.values_mut().for_each(|of| of.acked = of.now);
+                    continue;
+                }
+                if said == "new" {
+                    // It begins behind what was acknowledged.
+                    received.values_mut().for_each(|of| of.now = of.acked);
+                    continue;
+                }
+                let (incarnation, n) = two(&said);
+                let of = received.entry(incarnation).or_default();
+                let Received { now, acked, most } = *of;
+                assert!(
+                    n >= acked,
+                    "{incarnation}/{n} comes again, of which {acked} were acknowledged"
+                );
+                // What a reader had acknowledged before it was killed, and could not say, does not come again.
+                let is_next = n == now || (now == acked && n <= most);
+                assert!(is_next, "{incarnation}/{n} comes after {now}");
+                (of.now, of.most) = (n + 1, most.max(n + 1));
+            }
+        }
+        any
+    }
+
+    fn is_all_received(&self) -> bool {
+        let has = |received: &HashMap<u64, Received>, (incarnation, sent): (&u64, &u64)| {
+            received.get(incarnation).is_some_and(|of| of.most >= *sent)
+        };
+        self.received
+            .iter()
+            .all(|received| self.sent.iter().all(|sent| has(received, sent)))
+    }
+
+    fn settle(mut self) {
+        for writer in &mut self.writers {
+            writer.kill();
+        }
+        let started = Instant::now();
+        while !self.is_all_received() && started.elapsed() < common::PATIENCE {
+            self.listen();
+        }
+        let total: u64 = self.sent.values().sum();
+        println!(
+            "{} kills, {total} messages known to be sent by {} writers",
+            self.kills, self.incarnations
+        );
+        for received in &self.received {
+            for (incarnation, sent) in &self.sent {
+                let got = received.get(incarnation).map_or(0, |of| of.most);
+                assert!(got >= *sent, "{got} of {sent} that {incarnation} has sent");
+            }
+        }
+        assert!(total > 0 && self.kills > 0);
+    }
+}
+
+fn two(said: &str) -> (u64, u64) {
+    let (a, b) = said.split_once(' ').unwrap();
+    (a.parse().unwrap(), b.parse().unwrap())
+}
+
+mod child {
+    use super::*;
+
+    /// Sends and syncs, one after the other, until that fails.
+    #[test]
+    fn syncs() {
+        let Some((path, _)) = role() else { return };
+        let topic = || -> Result<_, buslane::Error> {
+            let bus = Bus::builder().durable(true).capacity(FILE).at(&path)?;
+            bus.topic("t")?.publisher()
+        };
+        let mut publisher = match topic() {
+            Ok(publisher) => publisher,
+            Err(e) => {
+                assert!(!e.to_string().is_empty());
+                return say("not made");
+            }
+        };
+        for _ in 0..20 {
+            let sent = publisher.send(&[7; 500]);
+            let synced = sent.and_then(|()| publisher.sync());
+            match synced {
+                Ok(()) => say("synced"),
+                // Another file could not be made.
+                Err(e) if e.kind() == ErrorKind::Io => return say("not made"),
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::Poisoned, "{e}");
+                    let then = publisher.send(&[7; 500]).unwrap_err();
+                    assert_eq!(then.kind(), ErrorKind::Poisoned, "{then}");
+                    return say("poisoned");
+                }
+            }
+        }
+    }
+
+    /// Sends numbered messages, and says which it has sent.
+    #[test]
+    fn writes() {
+        let Some((path, incarnation)) = role() else {
+            return;
+        };
+        let incarnation: u64 = incarnation.parse().unwrap();
+        let bus = open(&path);
+        let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
+        let mut message = [0; 1000];
+        for n in 0.. {
+            let message = &mut message[..length(n)];
+            fill(message, incarnation, n);
+            publisher.send(message).unwrap();
+            if n % 8 == 0 {
+                say(format_args!("{incarnation} {n}."));
+            }
+            if n % 100 == 99 {
+                publisher.sync().unwrap();
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Receives, and says what.
+    #[test]
+    fn reads() {
+        let Some((path, name)) = role() else { return };
+        let bus = open(&path);
+        let topic = bus.topic("t").unwrap();
+        let mut subscription = loop {
+            match topic.subscription_builder(&name).by_ack(true).open() {
+                Ok(subscription) => break subscription,
+                // The one that was killed is just going.
+                Err(e) => assert_eq!(e.kind(), ErrorKind::InUse, "{e}"),
+            }
+        };
+        say("new.");
+        for i in 1.. {
+            let (incarnation, n) = loop {
+                match subscription.recv() {
+                    Ok(frame) => break check(&frame),
+                    Err(e) => assert_eq!(e.kind(), ErrorKind::Ended, "{e}"),
+                }
+            };
+            say(format_args!("{incarnation} {n}."));
+            if i % 16 == 0 {
+                subscription.ack().unwrap();
+                say("ack.");
+            }
+        }
+    }
+}
