@@ -4,6 +4,7 @@
 //! `cargo bench --bench durable -- [DIRECTORY] [GIB]`: on which filesystem (by default that of temporary files), and how much is sent
 //! for each figure (10 GiB). The contenders take turns in short rounds; a ratio is divided round by round.
 #![allow(unsafe_code)] // The bare files.
+#![allow(clippy::disallowed_types)] // When the threads are to end, and what they have done.
 
 use std::env;
 use std::fs::{self, File, OpenOptions};

@@ -17,12 +17,16 @@ use common::{Private, Process, check, fill, length, private, role, say};
 /// Bytes in a data file: few, so that there are many of them.
 const FILE: usize = 4096;
 
+/// The same, while many processes come and go.
+const STORM_FILE: usize = 16 * FILE;
+
 fn open(path: &Path) -> Bus {
-    Bus::builder()
-        .durable(true)
-        .capacity(FILE)
-        .at(path)
-        .unwrap()
+    open_of(path, FILE)
+}
+
+fn open_of(path: &Path, capacity: usize) -> Bus {
+    let builder = Bus::builder().durable(true).capacity(capacity);
+    builder.at(path).unwrap()
 }
 
 /// A small log of two files: what it holds.
@@ -306,10 +310,7 @@ fn a_sync_that_fails_poisons_the_topic() {
             && bus.topics().unwrap().contains(&String::from("t"))
             && synced > 0
         {
-            assert_eq!(
-                bus.inspect("t").unwrap().durable.unwrap().is_poisoned,
-                false
-            );
+            assert!(!bus.inspect("t").unwrap().durable.unwrap().is_poisoned);
             let (got, errors) = receive(&bus);
             assert!(
                 got.len() >= synced && errors == 0,
@@ -344,14 +345,14 @@ fn killed_at_random() {
     let seed = std::env::var("BUSLANE_SEED").map_or(7, |seed| seed.parse().unwrap());
     println!("{seconds} s, seed {seed}");
     drop(
-        open(&private.path)
+        open_of(&private.path, STORM_FILE)
             .topic("t")
             .unwrap()
             .subscription("0")
             .unwrap(),
     );
     drop(
-        open(&private.path)
+        open_of(&private.path, STORM_FILE)
             .topic("t")
             .unwrap()
             .subscription("1")
@@ -542,9 +543,14 @@ impl<'a> Storm<'a> {
             writer.kill();
         }
         let started = Instant::now();
-        while !self.is_all_received() && started.elapsed() < common::PATIENCE {
-            self.listen();
+        // As long as more comes, and then a little.
+        let mut quiet = Instant::now();
+        while !self.is_all_received() && quiet.elapsed() < common::PATIENCE / 3 {
+            if self.listen() {
+                quiet = Instant::now();
+            }
         }
+        println!("settled in {:?}", started.elapsed());
         let total: u64 = self.sent.values().sum();
         println!(
             "{} kills, {total} messages known to be sent by {} writers",
@@ -607,7 +613,7 @@ mod child {
             return;
         };
         let incarnation: u64 = incarnation.parse().unwrap();
-        let bus = open(&path);
+        let bus = open_of(&path, STORM_FILE);
         let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
         let mut message = [0; 1000];
         for n in 0.. {
@@ -619,7 +625,8 @@ mod child {
             }
             if n % 100 == 99 {
                 publisher.sync().unwrap();
-                thread::sleep(Duration::from_millis(1));
+                // Readers have more to do, and are killed, too.
+                thread::sleep(Duration::from_millis(20));
             }
         }
     }
@@ -628,7 +635,7 @@ mod child {
     #[test]
     fn reads() {
         let Some((path, name)) = role() else { return };
-        let bus = open(&path);
+        let bus = open_of(&path, STORM_FILE);
         let topic = bus.topic("t").unwrap();
         let mut subscription = loop {
             match topic.subscription_builder(&name).by_ack(true).open() {

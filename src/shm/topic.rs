@@ -529,24 +529,36 @@ impl TopicFiles {
             )
         };
         let mut readers = Vec::new();
-        for name in self.subscription_names()? {
-            match self.subscription(&name, Access::Read) {
-                Ok(subscription) => readers.extend(subscription.map(|(_, cursor)| cursor)),
+        let mut is_awaited = false;
+        // Listed once: there may be many data files.
+        for name in self.dir.names()? {
+            let reader = if let Some(name) = name.strip_prefix(SUBSCRIPTION) {
+                is_awaited = true;
+                self.subscription(name, Access::Read)
+            } else if let Some(id) = name.strip_prefix(CURSOR)
+                && self.pattern != Pattern::Queue
+            {
+                let cursor = id.parse().map(|id| self.cursor(id, Access::Read));
+                skip_damaged(cursor.unwrap_or(Ok(None)))
+            } else {
+                continue;
+            };
+            match reader {
+                Ok(reader) => readers.extend(reader.map(|(_, cursor)| cursor)),
                 Err(e) if is_damaged(&e) => return Ok(0),
                 Err(e) => return Err(e),
             }
         }
-        let groups = match self.pattern {
-            Pattern::Queue => self.group_names()?.len(),
-            _ => 0,
-        };
-        let listed = self.list_groups(lane)?;
-        if listed.len() < groups || (readers.is_empty() && groups == 0) {
-            return Ok(0);
+        if self.pattern == Pattern::Queue {
+            let listed = self.list_groups(lane)?;
+            if listed.len() < self.group_names()?.len() {
+                return Ok(0);
+            }
+            is_awaited |= !listed.is_empty();
+            readers.extend(listed);
         }
-        readers.extend(listed);
-        if self.pattern != Pattern::Queue {
-            readers.extend(self.list_cursors(lane, &[])?.new);
+        if !is_awaited {
+            return Ok(0);
         }
         let position = |reader: Cursor| match reader.position_in(lane) {
             // Who has no place in it yet begins at its beginning.
