@@ -255,11 +255,12 @@ impl TopicReport {
             let owner = members::owner(members, cursor.owner())?;
             let mut positions = Vec::new();
             for (lane, file) in lanes.iter().zip(&files) {
-                let Some(slot) = cursor.slot_of(lane.id) else {
-                    continue;
+                let (position, lost) = match cursor.slot_of(lane.id) {
+                    Some(slot) => lane::progress(&cursor.slots[slot]),
+                    // The lane came while it was away: it begins at its beginning.
+                    None if name.is_some() => (0, 0),
+                    None => continue,
                 };
-                let slot = &cursor.slots[slot];
-                let (position, lost) = lane::progress(slot);
                 if position & LEFT != 0 {
                     continue;
                 }
@@ -268,9 +269,9 @@ impl TopicReport {
                     header: &file.header,
                     ring: &file.ring,
                 };
-                let held_from = match topic.pattern {
-                    Pattern::Lossy => outside.held_from(position),
-                    _ => position,
+                let held_from = match topic.pattern == Pattern::Lossy || topic.is_logged() {
+                    true => outside.held_from(position),
+                    false => position,
                 };
                 let lag = outside.lag(
                     held_from,

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use buslane::{Bus, ErrorKind, Keep, Start, SyncPolicy};
@@ -324,4 +326,243 @@ fn what_is_not_durable_says_so() {
     drop(topic);
     let durable = Bus::builder().durable(true).at(&private.path);
     assert_eq!(durable.unwrap_err().kind(), ErrorKind::Mismatch);
+}
+
+// ------------------------------------------------------------------------------------------- what a reader had found
+
+/// In another boot of the machine, as far as the bus can tell.
+fn set_boot(private: &Private) {
+    let file = OpenOptions::new()
+        .write(true)
+        .open(private.path.join("bus"))
+        .unwrap();
+    file.write_all_at(&[9; 8], 4096 + 128).unwrap();
+}
+
+#[test]
+fn the_head_passes_messages_whose_claims_newer_ones_have() {
+    let private = private();
+    let queue = open(&private).queue("q").unwrap();
+    let mut producer = queue.producer().unwrap();
+    let (mut a, mut b) = (queue.consumer().unwrap(), queue.consumer().unwrap());
+    for n in 0..400 {
+        producer.push(&numbered(n)).unwrap();
+    }
+    let held = a.recv_batch(20).unwrap();
+    let drain = |b: &mut buslane::Consumer| {
+        let mut count = 0;
+        while let Some(delivery) = b.try_recv().unwrap() {
+            delivery.ack().unwrap();
+            count += 1;
+        }
+        count
+    };
+    // There is a claim for each 16 bytes of a file: more may not be under way.
+    let count = held.len();
+    assert_eq!(count + drain(&mut b), FILE / 16);
+    held.ack_all().unwrap();
+    assert_eq!(drain(&mut b), 400 - FILE / 16);
+    assert!(a.is_empty().unwrap());
+    assert!(files(&private, "q").len() < 4);
+}
+
+#[test]
+fn who_waits_for_the_oldest_is_woken() {
+    let private = private();
+    let queue = open(&private).queue("q").unwrap();
+    queue
+        .producer()
+        .unwrap()
+        .push_batch((0..300).map(numbered))
+        .unwrap();
+    let mut a = queue.consumer().unwrap();
+    let held = a.recv().unwrap();
+    let (said, heard) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        let mut b = queue.consumer().unwrap();
+        for n in 1..300 {
+            b.recv().unwrap().ack().unwrap();
+            said.send(n).unwrap();
+        }
+    });
+    while heard.recv().unwrap() < FILE / 16 - 1 {}
+    held.ack().unwrap();
+    waiting.join().unwrap();
+}
+
+#[test]
+fn what_others_wait_for_is_no_acknowledgement() {
+    let private = private();
+    let topic = open(&private).topic("t").unwrap();
+    let open = || topic.subscription_builder("s").by_ack(true).open().unwrap();
+    let mut subscription = open();
+    let mut publisher = topic.publisher().unwrap();
+    for n in 0..10 {
+        publisher.send(&numbered(n)).unwrap();
+    }
+    let waiting =
+        std::thread::spawn(move || publisher.wait_delivered(Some(Duration::from_millis(300))));
+    for n in 0..10 {
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(*subscription.recv().unwrap(), numbered(n));
+    }
+    assert_eq!(
+        waiting.join().unwrap().unwrap_err().kind(),
+        ErrorKind::TimedOut
+    );
+    drop(subscription);
+    assert_eq!(*open().recv().unwrap(), numbered(0));
+}
+
+#[test]
+fn loans_that_were_forgotten_or_given_back_at_the_end_of_a_file() {
+    let private = private();
+    let bus = open(&private);
+    let topic = bus.topic("t").unwrap();
+    let mut subscription = topic.subscription("s").unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for round in 0..60 {
+        publisher.send(&numbered(3 * round)).unwrap();
+        let mut loan = publisher.loan(1000).unwrap();
+        loan.fill(0xee);
+        match round % 2 {
+            0 => std::mem::forget(loan),
+            _ => drop(loan),
+        }
+        publisher.send(&numbered(3 * round + 1)).unwrap();
+        publisher.sync().unwrap();
+        publisher.send(&numbered(3 * round + 2)).unwrap();
+    }
+    for n in 0..90 {
+        assert_eq!(*subscription.recv().unwrap(), numbered(n));
+    }
+    drop((subscription, publisher, topic, bus));
+    set_boot(&private);
+    let bus = open(&private);
+    assert!(bus.cuts().is_empty(), "{:?}", bus.cuts());
+    let mut subscription = bus.topic("t").unwrap().subscription("s").unwrap();
+    for n in 90..180 {
+        assert_eq!(*subscription.recv().unwrap(), numbered(n));
+    }
+    assert!(bus.verify("t").unwrap().damage.is_empty());
+}
+
+/// Killed after the first word in the next file, and before that of the padding that leads there.
+#[test]
+fn killed_between_two_files() {
+    let private = private();
+    let bus = open(&private);
+    let topic = bus.topic("t").unwrap();
+    drop(topic.subscription("s").unwrap());
+    let mut publisher = topic.publisher().unwrap();
+    for _ in 0..3 {
+        publisher.send(&[7; 1200]).unwrap();
+    }
+    let padding = 3 * 1216;
+    publisher.send(&[7; 1200]).unwrap();
+    drop((publisher, topic, bus));
+    let name = files(&private, "t")
+        .into_iter()
+        .find(|name| name.ends_with(".0"))
+        .unwrap();
+    let path = private.path.join("topics/t").join(name);
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[0; 8], 4096 + padding).unwrap();
+    let bus = open(&private);
+    let topic = bus.topic("t").unwrap();
+    topic.publisher().unwrap().send(b"after").unwrap();
+    let mut subscription = topic.subscription("s").unwrap();
+    for _ in 0..3 {
+        assert_eq!(*subscription.recv().unwrap(), [7; 1200]);
+    }
+    assert_eq!(&*subscription.recv().unwrap(), b"after");
+}
+
+#[test]
+fn the_last_messages_of_more_files_than_have_a_place() {
+    let private = private();
+    let topic = open(&private).topic("t").unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    let all = 3 * 4200_u64;
+    for n in 0..all {
+        publisher.send(&n.to_le_bytes().repeat(125)).unwrap();
+    }
+    for back in [1, 3 * 4096 - 1, 3 * 4096, 3 * 4096 + 2, all] {
+        let mut subscriber = topic.subscriber_from(Start::Last(back)).unwrap();
+        for n in all - back..(all - back + 7).min(all) {
+            assert_eq!(subscriber.recv().unwrap()[..8], n.to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn what_was_synced_is_found_by_who_had_a_name() {
+    let private = private();
+    let bus = open(&private);
+    let topic = bus.topic("t").unwrap();
+    drop(topic.subscription("s").unwrap());
+    let mut publisher = topic.publisher().unwrap();
+    for n in 0..10 {
+        publisher.send(&numbered(n)).unwrap();
+    }
+    publisher.sync().unwrap();
+    drop((publisher, topic, bus));
+    set_boot(&private);
+    // Its places never reached the disk.
+    let path = private.path.join("topics/t/subscription.s");
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[0; 4096], 4096).unwrap();
+    let mut subscription = open(&private)
+        .topic("t")
+        .unwrap()
+        .subscription("s")
+        .unwrap();
+    for n in 0..10 {
+        assert_eq!(*subscription.recv().unwrap(), numbered(n));
+    }
+}
+
+#[test]
+fn a_request_waits_for_a_server_that_is_away() {
+    let private = private();
+    let bus = open(&private);
+    let service = bus.service("prices").unwrap();
+    let mut client = service.client().unwrap();
+    let late = buslane::CallOptions::new().timeout(Duration::from_millis(50));
+    let error = client.call_with(&late, b"pears").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let pending = client.start(b"apples").unwrap();
+    let mut server = service.server().unwrap();
+    let request = server.recv().unwrap();
+    assert_eq!(&*request, b"apples");
+    request.reply(b"1.20").unwrap();
+    assert_eq!(pending.wait().unwrap().unwrap(), b"1.20");
+}
+
+#[test]
+fn a_named_subscription_is_found_wanting_by_inspection() {
+    let private = private();
+    let bus = open(&private);
+    let topic = bus.topic("t").unwrap();
+    drop(topic.subscription("s").unwrap());
+    let mut publisher = topic.publisher().unwrap();
+    for n in 0..200 {
+        publisher.send(&numbered(n)).unwrap();
+    }
+    let report = bus.inspect("t").unwrap();
+    let durable = report.durable.unwrap();
+    assert_eq!(
+        (durable.sync, durable.keep),
+        (SyncPolicy::WhenAsked, Keep::UntilPassed)
+    );
+    let cursor = &report.cursors[0];
+    assert_eq!((cursor.name.as_deref(), cursor.away), (Some("s"), true));
+    let kept = report.lanes[0].kept.as_ref().unwrap();
+    assert!(kept.files.len() > 3 && kept.oldest == 0 && kept.cut.is_none());
+    assert_eq!(kept.unsynced, report.lanes[0].position - kept.synced);
+    publisher.sync().unwrap();
+    let report = bus.inspect("t").unwrap();
+    assert_eq!(report.lanes[0].kept.as_ref().unwrap().unsynced, 0);
+    assert_eq!(report.lag(), 200);
+    assert_eq!(bus.verify("t").unwrap().messages, 200);
 }

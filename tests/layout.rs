@@ -1134,3 +1134,120 @@ fn c_refuses_what_is_no_lane() {
         Some(1)
     );
 }
+
+// ------------------------------------------------------------------------------------------------------ durable topics
+
+/// CRC-32C, bit by bit, continued from an earlier result.
+fn crc32c(start: u32, bytes: &[u8]) -> u32 {
+    let shift = |crc: u32| crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+    let byte = |crc: u32, &byte: &u8| (0..8).fold(crc ^ u32::from(byte), |crc, _| shift(crc));
+    !bytes.iter().fold(!start, byte)
+}
+
+/// As the page has it.
+fn checksum(lane: u64, position: u64, word: u64, body: &[u8]) -> u64 {
+    const K: u64 = 0x9e37_79b9_7f4a_7c15;
+    let place = (position ^ lane.rotate_left(48)).wrapping_mul(K);
+    let start = (word ^ place.rotate_left(32)).wrapping_mul(K) >> 32;
+    u64::from(crc32c(start as u32, body))
+}
+
+#[test]
+fn data_files() {
+    assert_eq!(
+        crc32c(0, b"123456789"),
+        0xe306_9283,
+        "the check value of CRC-32C"
+    );
+    let (_dir, path) = bus_dir();
+    let bus = Bus::builder()
+        .durable(true)
+        .capacity(4096)
+        .at(&path)
+        .unwrap();
+    let topic = bus.topic("t").unwrap();
+    drop(topic.subscription("s").unwrap());
+    let mut publisher = topic.publisher().unwrap();
+    publisher.send(b"pears").unwrap();
+    publisher
+        .send_with(&Envelope::new(Kind::Event), b"apples")
+        .unwrap();
+    publisher.send(&[7; 1400]).unwrap();
+    publisher.send(&[7; 1400]).unwrap();
+    publisher.send(&[7; 1400]).unwrap();
+    publisher.sync().unwrap();
+    let topic = path.join("topics/t");
+    let mut all = names(&topic);
+    // Made ahead.
+    all.retain(|name| name != "data.2.2");
+    let expected = ["data.2.0", "data.2.1", "lane.2", "subscription.s", "topic"];
+    assert_eq!(all, expected);
+    assert_eq!(fs::metadata(topic.join("lane.2")).unwrap().len(), 4096);
+    let config = File::open(topic.join("topic")).unwrap();
+    assert_eq!(
+        [312, 320, 328, 336].map(|at| word(&config, at)),
+        [1, 0, 0, 0]
+    );
+    assert_eq!(word(&File::open(path.join("bus")).unwrap(), 64), 1);
+
+    let (mut bytes, mut sequence, mut payload) = (Vec::new(), 0, 0);
+    for n in 0..2_u64 {
+        let data = fs::read(topic.join(format!("data.2.{n}"))).unwrap();
+        let at = |at: usize| u64::from_le_bytes(data[at..at + 8].try_into().unwrap());
+        assert_eq!(data.len(), 8192);
+        assert_eq!([16, 24, 32, 48].map(at), [8192, 2, 4096, n]);
+        assert_eq!(at(56), u64::from(crc32c(0, &data[..56])));
+        assert_eq!([64, 72, 80].map(at), [n * 4096, sequence, payload]);
+        assert_eq!(at(96), checksum(2, n * 4096, sequence, &data[80..96]));
+        assert!(data[104..4096].iter().all(|&byte| byte == 0));
+        let mut position = n * 4096;
+        loop {
+            let offset = 4096 + (position % 4096) as usize;
+            let frame = at(offset);
+            if frame == 0 {
+                assert!(data[offset..].iter().all(|&byte| byte == 0));
+                break;
+            }
+            let len = (frame & 0xffff_ffff) >> 4;
+            let size = (16 + len).next_multiple_of(16);
+            let end = offset + size as usize;
+            let is_padding = frame & 2 != 0;
+            assert_eq!(
+                (frame & 9, frame >> 32),
+                (9, sequence),
+                "committed, and with a checksum"
+            );
+            let covered = if is_padding {
+                &[][..]
+            } else {
+                &data[offset + 8..end - 8]
+            };
+            assert_eq!(at(end - 8), checksum(2, position, frame, covered));
+            position += size;
+            if is_padding {
+                assert_eq!(position, (n + 1) * 4096);
+                break;
+            }
+            bytes.push(data[offset + 8..][..len as usize].to_vec());
+            (sequence, payload) = (sequence + 1, payload + len);
+        }
+    }
+    assert_eq!(bytes[0], b"pears");
+    assert_eq!(bytes[1][56..], *b"apples");
+    assert_eq!(bytes[2..], [[7; 1400], [7; 1400], [7; 1400]]);
+
+    let lane = fs::read(topic.join("lane.2")).unwrap();
+    let at = |at: usize| u64::from_le_bytes(lane[at..at + 8].try_into().unwrap());
+    let synced = [1408, 1440].map(|record| [0, 8, 16, 24].map(|word| at(record + word)));
+    let [position, sequence, payload, check] = *synced.iter().max().unwrap();
+    assert_eq!((sequence, payload), (5, 5 + 62 + 3 * 1400));
+    assert_eq!(
+        check,
+        checksum(2, position, sequence, &payload.to_le_bytes())
+    );
+    assert_eq!(
+        word(&File::open(topic.join("subscription.s")).unwrap(), 432),
+        1,
+        "away"
+    );
+}

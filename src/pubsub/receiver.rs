@@ -362,6 +362,8 @@ impl Receiver {
                     lost.lane = source.id;
                     self.abandoned.retain(|id| *id != source.id);
                     self.sources.push(source);
+                    // Its end is to be reported.
+                    self.had_publisher = true;
                 }
                 // There is nothing behind it yet.
                 None => self.damaged.push(source),

@@ -492,6 +492,8 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
     let capacity = log.capacity();
     let numbers = log.numbers()?;
     let mut at = None;
+    // Behind damage it is not known how many bytes were before.
+    let mut is_exact = true;
     for (i, &number) in numbers.iter().enumerate() {
         let begin = number * capacity;
         if i > 0 && numbers[i - 1] + 1 != number {
@@ -507,7 +509,8 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
             ),
             Ok(Some(start)) => {
                 let is_next = at.is_none_or(|at: Boundary| {
-                    at.position != begin || (at.sequence, at.bytes) == (start.sequence, start.bytes)
+                    let is_same = at.bytes == start.bytes || !is_exact;
+                    at.position != begin || (at.sequence == start.sequence && is_same)
                 });
                 if !is_next {
                     say(
@@ -515,7 +518,9 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
                         format!("data file {number} begins with another message"),
                     );
                 }
-                at = at.or(Some(start.boundary()));
+                if at.is_none_or(|at| !is_exact && at.position == begin) {
+                    (at, is_exact) = (Some(start.boundary()), true);
+                }
             }
             Err(e) => {
                 say(begin, e.to_string());
@@ -551,6 +556,7 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
                         position,
                         String::from("the frame there is not as it was written, by its checksum"),
                     );
+                    is_exact = false;
                     at = lane::next_whole(ring, position).map(|next| Boundary {
                         position: next.position,
                         sequence: u64::from(next.word.sequence()),
