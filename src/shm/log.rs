@@ -31,8 +31,8 @@ const TOUCHED: usize = 1 << 20;
 const LEAST_PLACES: u64 = 4;
 
 /// The checksum of what a frame, or a record, of a lane carries: CRC-32C, begun with a number made of the lane, the position and
-/// the word, so that a short message takes one call. One bit more or less in any of these is another number: it changes the
-/// product by more than 2^32, and by less than 2^64 - 2^32.
+/// the word, so that a short message takes one call. One bit more or less in the word is another number: it changes the
+/// product by more than 2^32, and by less than 2^64 - 2^32. Another place is one but for a chance of 2^-32.
 #[inline]
 pub fn checksum(lane: u64, position: u64, word: u64, body: &[u8]) -> u64 {
     let place = (position ^ lane.rotate_left(48)).wrapping_mul(SPREAD);
@@ -594,4 +594,22 @@ pub fn scrub(ring: &Ring, from: u64, to: u64) -> Option<u64> {
         }
     }
     last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bit_of_a_word_counts() {
+        for word in [0, 1, u64::MAX, 0x1234_5678_9abc_def1] {
+            for bit in 0..64 {
+                let (was, is) = (
+                    checksum(7, 4096, word, &[]),
+                    checksum(7, 4096, word ^ 1 << bit, &[]),
+                );
+                assert_ne!(was, is, "bit {bit} of {word:#x}");
+            }
+        }
+    }
 }
