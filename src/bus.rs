@@ -87,7 +87,8 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// `InvalidName`, `ForeignOwner`, `Unsupported`, `NoSpace`, `NotBuslane`, `Version`, `Corrupt`, and the system's.
+    /// `InvalidName`, `ForeignOwner`, `Unsupported`, `NoSpace`, `NotBuslane`, `Version`, `Corrupt`, and the system's. Of a durable bus
+    /// `TimedOut`, too, if another process that opens it does not go on.
     pub fn open(name: &str) -> Result<Self> {
         Self::builder().open(name)
     }
@@ -791,7 +792,7 @@ impl TopicBuilder<'_> {
         self
     }
 
-    /// Bytes in each lane of this topic; an existing topic must have the same.
+    /// Bytes in each lane of this topic, in each data file if it is durable; an existing topic must have the same.
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = Some(bytes);
         self
@@ -820,7 +821,7 @@ impl TopicBuilder<'_> {
     ///
     /// # Errors
     ///
-    /// As for [`Bus::topic`], and `InvalidCapacity`.
+    /// As for [`Bus::topic`], and `InvalidCapacity`; `Unsupported` if it is to be synced or kept on a bus that is not durable.
     pub fn open(self) -> Result<Topic> {
         self.open_as()
     }
@@ -984,7 +985,7 @@ impl<T: ?Sized + Payload> Topic<T> {
         &self.inner.files.name
     }
 
-    /// Bytes in each lane made in it.
+    /// Bytes in each lane made in it; in each data file, if it is durable.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.inner.files.capacity

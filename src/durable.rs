@@ -136,7 +136,8 @@ impl SyncPoint {
     ///
     /// # Errors
     ///
-    /// `Poisoned` if a sync of the topic has failed: what is on the disk is not known until it is opened anew. `Forked`.
+    /// `Poisoned` if a sync of the topic has failed: what is on the disk is not known until it is opened anew. `Forked`, and the
+    /// system's, if a file can't be opened.
     pub fn wait(&self) -> Result<()> {
         self.shared.sync(self.at)
     }

@@ -25,7 +25,8 @@ pub enum ErrorKind {
     TimedOut,
     /// At least one publisher was there, the last has left, and all it sent has been received.
     Ended,
-    /// Messages of a lossy topic were overwritten before this subscriber came to them; see [`Error::lost`].
+    /// Messages of a lossy topic were overwritten, or those of a durable one kept no more, before this subscriber came to them; see
+    /// [`Error::lost`].
     Lost,
     /// The last subscriber left, or died, before it had received everything.
     SubscribersGone,

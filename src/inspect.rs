@@ -72,8 +72,18 @@ impl Verified {
         let mut verified = Self::default();
         for id in topic.dir().numbers(LANE)? {
             let has_writer = topic.has_writer(id)?;
-            let Some(lane) = topic.lane(id)? else {
-                continue;
+            let lane = match topic.lane(id) {
+                Ok(Some(lane)) => lane,
+                Ok(None) => continue,
+                Err(e) => {
+                    let (lane, position, why) = (id, 0, e.to_string());
+                    verified.damage.push(Damage {
+                        lane,
+                        position,
+                        why,
+                    });
+                    continue;
+                }
             };
             let checked = log::check_all(&lane.ring, has_writer)?;
             verified.messages += checked.messages;

@@ -75,8 +75,7 @@ impl<'a, T: ?Sized> Loan<'a, T> {
                     self.sender.commit_with(&head, (self.at, before), self.len);
                 }
             }
-            // If it failed, the topic is poisoned, and stays so.
-            let _ = self.sender.settle();
+            self.sender.settle_later();
         }
         self.committed = true;
     }

@@ -116,7 +116,7 @@ impl<T: ?Sized + Payload> Publisher<T> {
     /// # Errors
     ///
     /// `Poisoned` if a sync of the topic has failed: then nothing is sent any more until the bus is opened anew.
-    /// `Unsupported` if nothing of the topic is on a disk; `Forked`.
+    /// `Unsupported` if nothing of the topic is on a disk; `Forked`, and the system's, if a file can't be opened.
     pub fn sync(&self) -> Result<()> {
         self.sender.sync()
     }
@@ -257,7 +257,8 @@ impl Publisher<[u8]> {
     ///
     /// # Errors
     ///
-    /// `TooLong`, `Forked`, and, while it waits, the system's.
+    /// `TooLong`, `Forked`, and, while it waits, the system's. On a durable bus it waits for nobody, and says `NoSpace` if another data
+    /// file has no room on the disk, `Poisoned` if a sync has failed, `Corrupt` if a file is damaged.
     #[inline(always)]
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
         self.sender.send(message, None)

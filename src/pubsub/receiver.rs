@@ -773,10 +773,18 @@ fn begin_log(
 ) -> Result<Boundary> {
     if start == Start::Oldest
         && let Some(log) = outside.ring.log()
-        && let Some(&first) = log.numbers()?.first()
-        && let Some(start) = log.start(first)?
     {
-        return Ok(start.boundary());
+        // What is before the floor may go at any time.
+        let floor = lane::floor(outside.header);
+        let numbers = log.numbers()?;
+        let first = numbers
+            .into_iter()
+            .find(|number| number * log.capacity() >= floor);
+        if let Some(first) = first
+            && let Some(start) = log.start(first)?
+        {
+            return Ok(start.boundary());
+        }
     }
     let at = outside.start(start.back(), 0);
     at.map_err(|corrupt| files.corrupt_frame(lane, corrupt))

@@ -34,6 +34,8 @@ pub(super) struct Sender {
     pub(super) id: u64,
     /// Of a lane in data files. Before the lock: it is at the lane, too.
     pub(super) keeper: Option<Keeper>,
+    /// Why a loan that was committed is not on the disk.
+    unsettled: Option<Error>,
     /// It has sent nothing yet.
     is_new: bool,
     /// Says that the lane has a writer.
@@ -55,7 +57,11 @@ impl Sender {
             false => None,
             true => {
                 let (header, ring, at) = (lane.header(), lane.files(), lane.boundary());
-                Some(Keeper::start(topic, header, ring, at)?)
+                let keeper = Keeper::start(topic, header, ring, at);
+                // Nobody writes there.
+                Some(keeper.inspect_err(|_| {
+                    lane::close(header);
+                })?)
             }
         };
         let (lock, topic) = (Some(lock), Arc::clone(topic));
@@ -68,6 +74,7 @@ impl Sender {
             born,
             id,
             keeper,
+            unsettled: None,
             is_new: true,
             lock,
             topic,
@@ -97,6 +104,14 @@ impl Sender {
                 keeper.sync(self.lane.boundary())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The same, of what can't say that it failed: the next call does.
+    #[inline]
+    pub(super) fn settle_later(&mut self) {
+        if let Err(e) = self.settle() {
+            self.unsettled = Some(e);
         }
     }
 
@@ -311,7 +326,7 @@ impl Sender {
     /// The slowest reader now.
     fn survey(&mut self) -> Result<Lowest> {
         self.refresh()?;
-        let unjoined = match self.topic.files.pattern.is_lossy() {
+        let unjoined = match self.topic.files.pattern.is_lossy() || self.keeper.is_some() {
             // Who was here before the lane begins at 0, however far the writer has gone.
             true => Some(0),
             false => self.lane.unjoined(),
@@ -412,7 +427,10 @@ impl Sender {
 
     /// Whether what is sent may go to the disk.
     #[inline]
-    fn check_disk(&self) -> Result<()> {
+    fn check_disk(&mut self) -> Result<()> {
+        if let Some(e) = self.unsettled.take() {
+            return Err(e);
+        }
         match (roster::is_poisoned(&self.control), &self.keeper) {
             (true, Some(keeper)) => keeper.check(),
             _ => Ok(()),

@@ -236,7 +236,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     }
 
     /// The next messages of one publisher, at least one, in place: `max` at most, and no more than some 64 KiB, or a quarter
-    /// of the lane, so that the other publishers have their turn. Waits for the first one. On a lossy topic it is always one.
+    /// of the lane, so that the other publishers have their turn. Waits for the first one. On a lossy or durable topic it is always one.
     ///
     /// # Errors
     ///
@@ -371,7 +371,8 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         Messages { subscriber: self }
     }
 
-    /// What was lost so far, of all publishers; `lane` is 0. Nothing on a lossless topic.
+    /// What was lost so far, of all publishers; `lane` is 0. Nothing on a lossless topic, unless it is durable and keeps its messages for a
+    /// time, or so many bytes, only.
     #[must_use]
     pub fn lost(&self) -> Lost {
         self.receiver.lost

@@ -363,7 +363,8 @@ impl<T: ?Sized + Payload> Consumer<T> {
     /// `Forked`.
     pub fn skip_damaged(&mut self) -> Result<usize> {
         self.desk.home.topic.bus.check_fork()?;
-        Ok(self.desk.queue.skip_damaged())
+        let retries = self.desk.retries.as_mut().map_or(0, Inbox::skip_damaged);
+        Ok(self.desk.queue.skip_damaged() + retries)
     }
 
     /// Whether its group has acknowledged all that was pushed so far, and nothing waits to be tried again.
@@ -780,6 +781,9 @@ impl Desk {
         self.turn = 0;
         self.attend()?;
         self.queue.trim();
+        if let Some(retries) = &mut self.retries {
+            retries.trim();
+        }
         for _ in 0..self.queue.sources.len() {
             self.at = if self.at + 1 < self.queue.sources.len() {
                 self.at + 1

@@ -80,7 +80,10 @@ impl Ring {
 
     /// Has its pages in reach: for who will use all of them.
     pub fn touch(&self) {
-        self.map.touch();
+        match &self.log {
+            None => self.map.touch(),
+            Some(log) => log.follow(),
+        }
     }
 
     /// Bytes in the ring, or in each of its files.

@@ -134,7 +134,7 @@ impl Claims {
     #[inline]
     fn attempts_of(&self, claim: Claim, sequence: u32) -> Option<u64> {
         let before = sequence.wrapping_sub(self.table.len() as u32);
-        if claim.0 == 0 || (claim.sequence() == before && claim.is_done()) {
+        if claim.0 == 0 || (self.is_older(claim, before) && claim.is_done()) {
             Some(0)
         } else if claim.sequence() == sequence && claim.is(Fate::Free) {
             Some(claim.attempts())
@@ -148,7 +148,15 @@ impl Claims {
     #[inline]
     fn is_taken_by_older(&self, claim: Claim, sequence: u32) -> bool {
         let before = sequence.wrapping_sub(self.table.len() as u32);
-        claim.0 != 0 && claim.sequence() == before && !claim.is_done()
+        claim.0 != 0 && self.is_older(claim, before) && !claim.is_done()
+    }
+
+    /// Whether a claim is that of the message one table's length before; in data files, where messages may be passed because they are
+    /// damaged, or of one before that.
+    #[inline]
+    fn is_older(&self, claim: Claim, before: u32) -> bool {
+        claim.sequence() == before
+            || (self.ring.is_checked() && (before.wrapping_sub(claim.sequence()) as i32) > 0)
     }
 
     /// Says that a consumer waits for the head to move.
@@ -370,6 +378,9 @@ impl Claims {
                 break;
             };
             let sequence = found.word.sequence();
+            if self.ring.is_checked() && !self.is_next(found, next) {
+                break;
+            }
             if found.word.is_message() {
                 if next.is_none() && !self.is_acked(sequence) {
                     break;
@@ -379,6 +390,12 @@ impl Claims {
             at = at.wrapping_add(found.word.size());
         }
         at
+    }
+
+    /// Whether a frame in data files is the one that follows, as far as that is known: the head is moved by what words say.
+    #[inline(never)]
+    fn is_next(&self, found: Found, next: Option<u32>) -> bool {
+        next.is_none_or(|next| next == found.word.sequence()) && is_whole(&self.ring, found)
     }
 
     /// Wakes the writer if the head has passed what it waits for.
@@ -463,12 +480,6 @@ impl Claims {
     /// Gives up what is damaged at `position`, and moves the head behind it if all before is acknowledged: whether it did.
     #[cfg(not(loom))]
     pub fn skip_damaged(&self, position: u64) -> bool {
-        if let Ok(Some(found)) = frame_at(&self.ring, position)
-            && found.word.is_message()
-            && self.withdraw(found.word.sequence()).is_some()
-        {
-            return true;
-        }
         let head = self.head();
         if head > position {
             // Somebody else did.
@@ -589,12 +600,24 @@ impl Walk {
                 continue;
             }
             let Some(found) = seen? else {
+                let Claims { lane, ring, .. } = &self.claims;
+                if ring.is_checked() && super::lane::is_hole(lane, ring, self.position)? {
+                    let (position, word) = (self.position, 0);
+                    return Err(Corrupt { position, word });
+                }
                 return Ok(None);
             };
+            if self.claims.ring.is_checked() && !is_whole(&self.claims.ring, found) {
+                let (position, word) = (found.position, found.word.0);
+                return Err(Corrupt { position, word });
+            }
             if self.claims.ring.is_checked() && self.claims.ring.is_beyond(found.position, head) {
                 // It has no address while what is at the head has one.
                 self.claims.say_blocked();
-                return Ok(None);
+                if self.claims.head() == head {
+                    return Ok(None);
+                }
+                continue;
             }
             if found.word.is_message() {
                 let sequence = found.word.sequence();
@@ -610,10 +633,6 @@ impl Walk {
                     continue;
                 }
                 if let Some(attempts) = self.claims.attempts_of(old, sequence) {
-                    if !is_whole(&self.claims.ring, found) {
-                        let (position, word) = (found.position, found.word.0);
-                        return Err(Corrupt { position, word });
-                    }
                     return Ok(Some(Offer {
                         found,
                         old,

@@ -1185,6 +1185,25 @@ pub fn hold_back(slot: &Slot, tail: Boundary) {
     }
 }
 
+/// Takes a reader's slot on to the oldest boundary that is kept, if it says that it is before it: it had passed what is gone.
+pub fn hold_up(slot: &Slot, oldest: Boundary) {
+    if slot.position.load(Ordering::Relaxed) < oldest.position {
+        slot.sequence.store(oldest.sequence, Ordering::Relaxed);
+        slot.bytes.store(oldest.bytes, Ordering::Relaxed);
+        slot.position.store(oldest.position, Ordering::Relaxed);
+    }
+}
+
+/// Whether what is at a position in data files, where nothing is to be seen, has been there: a hole. After the word was loaded.
+pub fn is_hole(header: &LaneHeader, ring: &Ring, position: u64) -> Result<bool, Corrupt> {
+    if header.mark.load(Ordering::Relaxed) <= position {
+        return Ok(false);
+    }
+    // Pairs with the `Release` in `set_mark`: what was there before is to be seen now.
+    see_what_is_behind();
+    Ok(frame_at(ring, position)?.is_none())
+}
+
 /// How far a lane in data files, without a writer, was written whole.
 #[cfg(not(loom))]
 #[derive(Clone, Copy, Debug)]
@@ -1203,7 +1222,13 @@ pub fn follow_whole(ring: &Ring, from: Boundary) -> Whole {
         let is_next =
             |found: &Found| found.word.sequence() == tail.sequence as u32 && is_whole(ring, *found);
         match frame_at(ring, tail.position) {
-            Ok(Some(found)) if is_next(&found) => tail.pass(found),
+            Ok(Some(found)) if is_next(&found) => {
+                tail.pass(found);
+                if found.word.is_padding() {
+                    // There may be more files than have a place.
+                    ring.lift_before(tail.position);
+                }
+            }
             Ok(None) => {
                 let is_damaged = false;
                 return Whole { tail, is_damaged };
@@ -1740,6 +1765,10 @@ impl Reader {
                 // That file is gone already.
                 continue;
             };
+            if start.position <= position {
+                // The floor is damaged.
+                Err(Corrupt { position, word: 0 })?;
+            }
             let missed = Missed {
                 messages: start.sequence.wrapping_sub(follow.at.sequence),
                 bytes: start.bytes.wrapping_sub(follow.at.bytes),
@@ -1753,15 +1782,10 @@ impl Reader {
                 _ => Err(Trouble::Missed(missed)),
             };
         }
-        if track.header.mark.load(Ordering::Relaxed) > position {
-            // Pairs with the `Release` in `set_mark`: what was there before is to be seen now.
-            see_what_is_behind();
-            if frame_at(ring, position)?.is_none() {
-                // A hole.
-                Err(Corrupt { position, word: 0 })?;
-            }
+        match is_hole(&track.header, ring, position)? {
+            true => Err(Corrupt { position, word: 0 })?,
+            false => Ok(None),
         }
-        Ok(None)
     }
 
     /// Goes on behind what was missed, once that was told.
@@ -2105,8 +2129,13 @@ impl Outside<'_> {
         fence(Ordering::Acquire);
         let sequence = record.sequence.load(Ordering::Relaxed);
         let bytes = record.bytes.load(Ordering::Relaxed);
-        let holds =
-            position < MAX_POSITION && position.is_multiple_of(SLOT) && self.holds(position);
+        // In files, one that is replaced may be above the floor.
+        let is_same =
+            !self.ring.is_checked() || position == record.position.load(Ordering::Relaxed);
+        let holds = is_same
+            && position < MAX_POSITION
+            && position.is_multiple_of(SLOT)
+            && self.holds(position);
         holds.then_some(Boundary {
             position,
             sequence,

@@ -89,6 +89,8 @@ pub struct Log {
     /// The number of the file that is mapped in each place, plus 1; 0: none. Changed under `lock`.
     places: Box<[AtomicU64]>,
     lock: Mutex<()>,
+    /// 1: whoever comes to a file will read all of it.
+    follows: AtomicU64,
 }
 
 impl fmt::Debug for Log {
@@ -121,7 +123,13 @@ impl Log {
             space,
             places: (0..places).map(|_| AtomicU64::new(0)).collect(),
             lock: Mutex::new(()),
+            follows: AtomicU64::new(0),
         })
+    }
+
+    /// Has the pages of each file in reach, from now on, when somebody comes to it: for a reader of all.
+    pub fn follow(&self) {
+        self.follows.store(1, Ordering::Relaxed);
     }
 
     /// Where they are mapped.
@@ -207,7 +215,7 @@ impl Log {
             .map_err(|e| self.failed("map a data file of", e))?;
         // Pairs with the load in `arrive`.
         place.store(number + 1, Ordering::Release);
-        if self.access == Access::Read {
+        if self.access == Access::Read && self.follows.load(Ordering::Relaxed) != 0 {
             self.space.touch_part(offset, len, Access::Read);
         }
         Ok(())
@@ -546,6 +554,9 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
                     if found.word.is_message() {
                         checked.messages += 1;
                         checked.bytes += found.word.len();
+                    }
+                    if found.word.is_padding() {
+                        ring.lift_before(position);
                     }
                     boundary.pass(found);
                     at = Some(boundary);

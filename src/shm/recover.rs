@@ -141,7 +141,8 @@ fn recover_lane(
     if let Some(to) = found_to {
         lane::set_cut(&lane.header, tail.position, to);
     }
-    hold_back_readers(topic, lane, tail)?;
+    let oldest = skip_damaged(log.start(first / log.capacity()))?.map(|start| start.boundary());
+    hold_readers(topic, lane, oldest, tail)?;
     Ok(found_to.map(|to| (tail.position, to)))
 }
 
@@ -162,7 +163,7 @@ fn begin(lane: &LaneFile, log: &Log, is_known: bool) -> Result<Option<Boundary>>
     for number in in_order {
         // A writer may have come to it, and died before it wrote anything there; or before it had finished the one before it.
         let is_begun = number == 0 || is_behind;
-        is_behind |= log.is_begun(number)?;
+        is_behind |= skip_damaged(log.is_begun(number).map(Some))?.unwrap_or(true);
         if is_begun && let Some(start) = skip_damaged(log.start(number))? {
             let newer = synced.filter(|synced| synced.position > start.position);
             return Ok(Some(newer.unwrap_or(start.boundary())));
@@ -191,17 +192,34 @@ fn retire(topic: &TopicFiles, lane: &LaneFile, log: &Log) -> Result<(u64, u64)> 
     Ok((first * log.capacity(), (last + 1) * log.capacity()))
 }
 
-/// Nobody has read what is not there.
-fn hold_back_readers(topic: &TopicFiles, lane: &LaneFile, tail: Boundary) -> Result<()> {
+/// Nobody has read what is not there; and where files go once all have passed them, all have passed those that are gone, also if
+/// their places that said so did not reach the disk.
+fn hold_readers(
+    topic: &TopicFiles,
+    lane: &LaneFile,
+    oldest: Option<Boundary>,
+    tail: Boundary,
+) -> Result<()> {
+    let is_passed = topic.config.keep_bytes == 0 && topic.config.keep_ns == 0;
+    let oldest = oldest.filter(|oldest| is_passed && oldest.position > 0);
     for name in topic.subscription_names()? {
         let subscription = skip_damaged(topic.subscription(&name, Access::Write))?;
-        if let Some((_, cursor)) = subscription
-            && let Some(slot) = cursor.slot_of(lane.id)
-        {
-            lane::hold_back(&cursor.slots[slot], tail);
+        if let Some((file, cursor)) = subscription {
+            if cursor.slot_of(lane.id).is_none() && oldest.is_some() {
+                topic.take_slot(&file, &cursor, lane.id)?;
+            }
+            if let Some(slot) = cursor.slot_of(lane.id) {
+                oldest
+                    .iter()
+                    .for_each(|at| lane::hold_up(&cursor.slots[slot], *at));
+                lane::hold_back(&cursor.slots[slot], tail);
+            }
         }
     }
     for claims in topic.claims_on(lane)? {
+        oldest
+            .iter()
+            .for_each(|at| lane::hold_up(claims.slot(), *at));
         claims.renew(lane.id, tail);
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The files of one topic: opened, made, listed and mapped.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -213,8 +213,10 @@ impl TopicFiles {
         let Ok(writer) = Writer::adopt(header, ring.clone()) else {
             return Ok(None);
         };
-        if let Some(log) = ring.log() {
-            log.scrub_behind(&ring, writer.visible())?;
+        if let Some(log) = ring.log()
+            && skip_damaged(log.scrub_behind(&ring, writer.visible()).map(Some))?.is_none()
+        {
+            return Ok(None);
         }
         Ok(Some((lock, writer)))
     }
@@ -372,7 +374,7 @@ impl TopicFiles {
     }
 
     /// Makes sure that slot `index` of a cursor of ours may be touched.
-    pub fn allocate_slot(&self, file: &Held, index: usize) -> Result<()> {
+    pub fn allocate_slot(&self, file: &impl AsFd, index: usize) -> Result<()> {
         if index >= CURSOR_SLOTS {
             let why = format!("it has more than {CURSOR_SLOTS} publishers");
             return Err(
@@ -492,6 +494,13 @@ impl TopicFiles {
         Ok(Some((file, cursor)))
     }
 
+    /// A place in a lane for a subscription that has none, at its beginning.
+    pub(super) fn take_slot(&self, file: &OwnedFd, cursor: &Cursor, lane: u64) -> Result<()> {
+        let slot = cursor.take_slot(|index| self.allocate_slot(file, index))?;
+        roster::enter(&self.control, lane, &cursor.slots[slot], 0);
+        Ok(())
+    }
+
     /// Has a subscription on the disk, by the holder of its lock.
     pub fn sync_subscription(&self, lock: &Held) -> Result<()> {
         files::sync(lock).map_err(|e| Error::system("sync a subscription of", &*self.name, e))
@@ -499,10 +508,10 @@ impl TopicFiles {
 
     /// Removes a named subscription, by the holder of its lock: nobody waits for it any more.
     pub fn remove_subscription(&self, name: &str, cursor: &Cursor) -> Result<()> {
+        self.dir.remove(&format!("{SUBSCRIPTION}{name}"))?;
         for slot in cursor.used() {
             lane::leave(slot);
         }
-        self.dir.remove(&format!("{SUBSCRIPTION}{name}"))?;
         roster::changed(&self.control);
         Ok(())
     }
@@ -533,8 +542,9 @@ impl TopicFiles {
         // Listed once: there may be many data files.
         for name in self.dir.names()? {
             let reader = if let Some(name) = name.strip_prefix(SUBSCRIPTION) {
-                is_awaited = true;
-                self.subscription(name, Access::Read)
+                let named = self.subscription(name, Access::Read);
+                is_awaited |= matches!(&named, Ok(Some((_, cursor))) if cursor.is_joined());
+                named
             } else if let Some(id) = name.strip_prefix(CURSOR)
                 && self.pattern != Pattern::Queue
             {
