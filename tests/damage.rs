@@ -179,6 +179,170 @@ fn a_file_that_is_cut_off_or_missing() {
     assert_eq!(receive(&bus), (sent, 0));
 }
 
+/// In another boot of the machine, as far as the bus can tell.
+fn set_boot(private: &Private) {
+    write(&private.path.join("bus"), 4096 + 128, &[9; 8]);
+}
+
+fn write(path: &Path, at: u64, bytes: &[u8]) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+#[test]
+fn a_bus_with_a_damaged_file_can_be_opened() {
+    for (number, is_other_boot) in [(0, false), (1, false), (0, true), (1, true)] {
+        let private = private();
+        let sent = small_log(&private);
+        let path = data_file(&private, number);
+        write(&path, 20, &[1]);
+        if is_other_boot {
+            set_boot(&private);
+        }
+        let bus = open(&private.path);
+        assert!(!bus.verify("t").unwrap().damage.is_empty());
+        let (got, errors) = receive(&bus);
+        assert!(errors > 0 && is_part_of(&got, &sent));
+        bus.topic("t")
+            .unwrap()
+            .publisher()
+            .unwrap()
+            .send(b"after")
+            .unwrap();
+    }
+}
+
+/// Files that all had passed are gone, and the places that said so never reached the disk.
+#[test]
+fn places_that_are_older_than_the_disk() {
+    let private = private();
+    let bus = open(&private.path);
+    let (topic, queue) = (bus.topic("t").unwrap(), bus.queue("q").unwrap());
+    let mut subscription = topic.subscription("s").unwrap();
+    let (mut publisher, mut producer) = (topic.publisher().unwrap(), queue.producer().unwrap());
+    let mut consumer = queue.consumer().unwrap();
+    let count = 40_u64;
+    for n in 0..count {
+        publisher.send(&n.to_le_bytes().repeat(125)).unwrap();
+        producer.push(&n.to_le_bytes().repeat(125)).unwrap();
+    }
+    for n in 0..count - 2 {
+        assert_eq!(subscription.recv().unwrap()[..8], n.to_le_bytes());
+        let delivery = consumer.recv().unwrap();
+        assert_eq!(delivery[..8], n.to_le_bytes());
+        delivery.ack().unwrap();
+    }
+    publisher.sync().unwrap();
+    producer.sync().unwrap();
+    subscription.ack().unwrap();
+    drop((
+        subscription,
+        consumer,
+        publisher,
+        producer,
+        topic,
+        queue,
+        bus,
+    ));
+    let names = private.names("topics/t");
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.ends_with(".0") && name.starts_with("data."))
+    );
+    // The position in the first slot, and the head.
+    write(
+        &private.path.join("topics/t/subscription.s"),
+        4096 + 8,
+        &[0; 8],
+    );
+    let claims = private
+        .names("topics/q")
+        .into_iter()
+        .find(|name| name.starts_with("claims."));
+    let claims = private.path.join("topics/q").join(claims.unwrap());
+    write(&claims, 4096 + 8, &[0; 8]);
+    write(&claims, 8192, &[0; 2048]);
+    set_boot(&private);
+
+    let bus = open(&private.path);
+    let mut subscription = bus.topic("t").unwrap().subscription("s").unwrap();
+    let mut consumer = bus.queue("q").unwrap().consumer().unwrap();
+    let last = (count - 1).to_le_bytes();
+    // Some come again; none is said to be lost.
+    while subscription.recv().unwrap()[..8] != last {}
+    loop {
+        let delivery = consumer.recv().unwrap();
+        let is_last = delivery[..8] == last;
+        delivery.ack().unwrap();
+        if is_last {
+            break;
+        }
+    }
+    assert!(consumer.is_empty().unwrap());
+}
+
+#[test]
+fn bits_of_a_queue() {
+    let private = private();
+    let bus = open(&private.path);
+    let queue = bus.queue("q").unwrap();
+    let mut producer = queue.producer().unwrap();
+    let sent: Vec<Vec<u8>> = (0..12_u8).map(|n| vec![n; 40 + usize::from(n)]).collect();
+    producer.push_batch(&sent).unwrap();
+    let mut consumer = queue.consumer().unwrap();
+    for _ in 0..4 {
+        consumer.recv().unwrap().ack().unwrap();
+    }
+    drop((consumer, producer, queue, bus));
+    let copy = private.path.with_file_name("copy");
+    let name = private
+        .names("topics/q")
+        .into_iter()
+        .find(|name| name.starts_with("data."));
+    let name = name.unwrap();
+    let whole = fs::read(private.path.join("topics/q").join(&name)).unwrap();
+    let mut damaged = 0;
+    for bit in (8 * 4096..8 * (4096 + 800)).step_by(53) {
+        let _ = fs::remove_dir_all(&copy);
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(&private.path)
+            .arg(&copy)
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        let byte = whole[bit / 8] ^ 1 << (bit % 8);
+        write(&copy.join("topics/q").join(&name), bit as u64 / 8, &[byte]);
+        let bus = open(&copy);
+        let mut consumer = bus.queue("q").unwrap().consumer().unwrap();
+        let mut got = Vec::new();
+        let mut is_told = false;
+        loop {
+            match consumer.try_recv() {
+                Ok(Some(delivery)) => {
+                    got.push(delivery.to_vec());
+                    delivery.ack().unwrap();
+                }
+                Ok(None) => break,
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+                    is_told = true;
+                    consumer.skip_damaged().unwrap();
+                }
+            }
+        }
+        assert!(is_part_of(&got, &sent[4..]), "bit {bit}: a wrong message");
+        assert!(
+            is_told || got == sent[4..],
+            "bit {bit}: {} of 8, and nothing told",
+            got.len()
+        );
+        damaged += usize::from(is_told);
+    }
+    assert!(damaged > 20, "{damaged}");
+}
+
 /// Mounts a small filesystem; `None`: that is not allowed here.
 fn mount(at: &Path) -> Option<Mounted> {
     fs::create_dir(at).unwrap();

@@ -262,17 +262,17 @@ impl Ring {
         self.stored(position + 8, total);
     }
 
-    /// Has what `position` is in in reach, if it is there. (What is not in files always is.)
+    /// Has what `position` is in in reach, if it is there. (What is not in files always is.) `false`: it can't be looked at; who asks for
+    /// its file is told why.
     #[inline]
-    pub fn arrive(&self, position: u64) -> Result<(), ()> {
+    pub fn arrive(&self, position: u64) -> bool {
         match &self.log {
-            Some(log) if !log.is_here(position) => match log.arrive(position) {
-                // Another file is in its place, and there is none to take it.
-                Ok(()) if !log.is_here(position) && log.is_taken(position) => Err(()),
-                // Who meets an error by its file is told why.
-                arrived => arrived.map_err(|_| ()),
-            },
-            _ => Ok(()),
+            // Not where another file is in its place, and there is none to take it.
+            Some(log) if !log.is_here(position) => {
+                let arrived = log.arrive(position).is_ok();
+                arrived && (log.is_here(position) || !log.is_taken(position))
+            }
+            _ => true,
         }
     }
 

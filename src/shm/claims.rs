@@ -125,9 +125,14 @@ impl Claims {
     #[inline]
     fn is_acked(&self, sequence: u32) -> bool {
         let claim = self.claim(sequence);
-        // A newer message has its claim here only after this one was done with.
-        let is_newer = (claim.sequence().wrapping_sub(sequence) as i32) > 0 && claim.0 != 0;
-        is_newer || (claim.is_done() && claim.sequence() == sequence)
+        claim.is_done() && claim.sequence() == sequence
+    }
+
+    /// The same in data files, where a newer message may have its claim here, once this one was done with.
+    fn was_acked(&self, sequence: u32) -> bool {
+        let claim = self.claim(sequence);
+        let is_newer = (claim.sequence().wrapping_sub(sequence) as i32) > 0;
+        (is_newer && claim.0 != 0) || self.is_acked(sequence)
     }
 
     /// How often a message was delivered that may be claimed, whose claim is `claim`. `None`: somebody has it, or had it.
@@ -367,9 +372,12 @@ impl Claims {
     /// is found may be anything.
     #[inline]
     fn acked_from(&self, head: u64) -> u64 {
+        if self.ring.is_checked() {
+            return self.acked_in_files(head);
+        }
         let mut at = head;
         let mut next = None;
-        while at.wrapping_sub(head) < self.ring.reach() {
+        while at.wrapping_sub(head) < self.ring.capacity() {
             // Before the frame: its line may be the one that the lane's writer is at.
             if next.is_some_and(|next| !self.is_acked(next)) {
                 break;
@@ -378,9 +386,6 @@ impl Claims {
                 break;
             };
             let sequence = found.word.sequence();
-            if self.ring.is_checked() && !self.is_next(found, next) {
-                break;
-            }
             if found.word.is_message() {
                 if next.is_none() && !self.is_acked(sequence) {
                     break;
@@ -392,10 +397,28 @@ impl Claims {
         at
     }
 
-    /// Whether a frame in data files is the one that follows, as far as that is known: the head is moved by what words say.
+    /// The same in data files: what is damaged is passed by nobody unasked.
     #[inline(never)]
-    fn is_next(&self, found: Found, next: Option<u32>) -> bool {
-        next.is_none_or(|next| next == found.word.sequence()) && is_whole(&self.ring, found)
+    fn acked_in_files(&self, head: u64) -> u64 {
+        let mut at = head;
+        let mut next = None;
+        while !self.ring.is_beyond(at, head)
+            && let Ok(Some(found)) = frame_at(&self.ring, at)
+        {
+            let sequence = found.word.sequence();
+            let is_next = next.is_none_or(|next| next == sequence);
+            if !is_next || !is_whole(&self.ring, found) {
+                break;
+            }
+            if found.word.is_message() {
+                if !self.was_acked(sequence) {
+                    break;
+                }
+                next = Some(sequence.wrapping_add(1));
+            }
+            at = found.end();
+        }
+        at
     }
 
     /// Wakes the writer if the head has passed what it waits for.

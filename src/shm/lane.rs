@@ -233,7 +233,7 @@ pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corr
 #[inline(never)]
 fn frame_rarely(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     // Its file may be there, and not in reach yet; or another one may be in its place.
-    if ring.arrive(position).is_err() {
+    if !ring.arrive(position) {
         return Err(Corrupt { position, word: 0 });
     }
     let word = load_word(ring, position);
