@@ -27,15 +27,15 @@ const IN_A_ROW: [(&str, u32); 4] = [
 
 /// The others.
 const BUDGETS: [(&str, u32); 12] = [
-    ("loan_64", 138),
+    ("loan_64", 139),
     ("send_envelope", 192),
     ("recv_envelope", 198),
     ("push", 72),
     ("take", 228),
-    ("ack", 202),
-    ("start", 352),
+    ("ack", 203),
+    ("start", 355),
     ("next_request", 352),
-    ("reply", 495),
+    ("reply", 496),
     ("wait", 575),
     ("set", 560),
     ("get", 292),

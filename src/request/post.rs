@@ -12,7 +12,7 @@ use crate::pubsub::{Frame, Publisher, Start, Subscriber};
 use crate::shm::claims::{Claims, Progress};
 use crate::shm::groups::DEFAULT_ID;
 use crate::shm::lane::Found;
-use crate::shm::layout::EnvelopeHead;
+use crate::shm::layout::{EnvelopeHead, LEFT};
 use crate::shm::park::{self, Signal, Ticket};
 use crate::shm::sync::heavy_fence;
 use crate::shm::{futex, roster};
@@ -210,6 +210,27 @@ impl Post {
         Ok(!has_server)
     }
 
+    /// Whether its requests wait on a disk for who is away.
+    #[inline(always)]
+    fn is_kept(&self) -> bool {
+        let is_kept = self.claims.ring.is_checked();
+        if is_kept {
+            self.lift();
+        }
+        is_kept
+    }
+
+    /// Lets go of data files that have been passed, now and then.
+    #[inline(never)]
+    fn lift(&self) {
+        if self.correlation.is_multiple_of(1024) {
+            let head = self.claims.head();
+            if head & LEFT == 0 {
+                self.claims.ring.lift_before(head);
+            }
+        }
+    }
+
     /// A request, with a number that is higher than the last one.
     #[inline(always)]
     pub fn draft(&mut self, correlation: u64, options: &CallOptions) -> Draft {
@@ -238,7 +259,7 @@ impl Post {
                 deadline_ns,
                 sequence: 0,
                 // On a durable bus it waits for who is away.
-                needs: match options.waits_for_server || self.claims.ring.is_checked() {
+                needs: match options.waits_for_server || self.is_kept() {
                     true => 0,
                     false => NEEDS | u64::from(kind),
                 },

@@ -327,8 +327,15 @@ impl TopicFiles {
                 self.capacity as u64,
                 Access::Read,
             );
-            if let Err(e) = log.and_then(|log| log.arrive(position)) {
-                return e;
+            let ring = match log.and_then(|log| log.arrive(position).map(|()| log)) {
+                Ok(log) => Ring::of_log(log),
+                Err(e) => return e,
+            };
+            if word == 0 && matches!(lane::whole_at(&ring, position), Ok(Some(_))) {
+                let why = format!("lane {id} could not be followed at {position}");
+                return Error::new(ErrorKind::TooMany, "read the topic", &*self.name, why).advise(
+                    "acknowledge what is oldest, or raise the limit of open files and mappings",
+                );
             }
             let why = format!("the frame at {position} is not as it was written, by its checksum");
             return self.corrupt_lane(id, why);
