@@ -27,7 +27,7 @@
 //! To read the code in that order: [`Publisher`] and [`Subscriber`] (`pubsub`), the lane (`shm/lane`), the bytes
 //! (`shm/bytes`), sleeping and waking (`shm/park`), joining and leaving (`shm/roster`), who is alive (`shm/members`),
 //! and what the dead leave (`shm/reclaim`). On that stand the queues (`queue`, `shm/claims`), on
-//! these requests and replies (`request`), and the latest state (`state`, `shm/table`). Waiting for more than one thing, or in a task: `waitset`, `futures`, and the `reactor` behind both. `docs/design.md` says why it is so, `docs/layout.md` what each byte means.
+//! these requests and replies (`request`), and the latest state (`state`, `shm/table`). What outlives its processes: `durable`, the files (`shm/log`), and what is left of them (`shm/recover`). Waiting for more than one thing, or in a task: `waitset`, `futures`, and the `reactor` behind both. `docs/design.md` says why it is so, `docs/layout.md` what each byte means.
 //!
 //! # Limits
 //!
