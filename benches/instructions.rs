@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 const IN_A_ROW: [(&str, u32); 4] = [
     ("send_8", 25),
     ("recv_8", 26),
-    ("send_64", 56),
+    ("send_64", 57),
     ("recv_64", 57),
 ];
 
