@@ -278,8 +278,13 @@ impl Log {
     /// Opens a file, and checks it. `None`: it is not there.
     pub fn file(&self, number: u64) -> Result<Option<OwnedFd>> {
         let write = self.access == Access::Write;
-        let Some((file, identity)) = self.dir.open_file(&self.name(number), Kind::Data, write)?
-        else {
+        let opened = self.dir.open_file(&self.name(number), Kind::Data, write);
+        let opened = opened.map_err(|e| match e.kind() {
+            // It has the name of a data file: so it was one.
+            ErrorKind::NotBuslane | ErrorKind::Version => self.damaged(number, e),
+            _ => e,
+        });
+        let Some((file, identity)) = opened? else {
             return Ok(None);
         };
         let meant = Identity {
