@@ -653,13 +653,7 @@ impl Receiver {
         reader.track().publish();
         // Publishers that came after us count, even if they have left already.
         self.had_publisher |= start.is_none();
-        self.sources.push(Source {
-            id,
-            reader,
-            slot,
-            closed: false,
-            ended: None,
-        });
+        self.sources.push(Source::new(id, reader, slot));
         Ok(())
     }
 
@@ -679,13 +673,7 @@ impl Receiver {
         let at = outside.boundary_at(left).unwrap_or(left);
         let (slots, fences) = (self.cursor.slots.clone(), !futex::has_barrier());
         let reader = Reader::following(header, ring, slots, slot, at, (self.is_by_ack(), fences));
-        self.sources.push(Source {
-            id,
-            reader,
-            slot,
-            closed: false,
-            ended: None,
-        });
+        self.sources.push(Source::new(id, reader, slot));
         Ok(())
     }
 

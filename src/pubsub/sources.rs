@@ -13,6 +13,18 @@ pub(super) struct Source {
     pub(super) ended: Option<u64>,
 }
 
+impl Source {
+    pub(super) fn new(id: u64, reader: Reader, slot: usize) -> Self {
+        Self {
+            id,
+            reader,
+            slot,
+            closed: false,
+            ended: None,
+        }
+    }
+}
+
 /// All of them. The one that is read now is apart, where it is found without a look at anything else.
 #[derive(Default)]
 pub(super) struct Sources {

@@ -1013,7 +1013,7 @@ impl Writer {
 
     fn set_mark(&self) {
         // Pairs with the `SeqCst` fence in `roster::join`: who starts here sees the words from here on. And with the fence in
-        // `Reader::next_followed`: who sees it sees the words before it.
+        // `is_hole`: who sees it sees the words before it.
         self.header.mark.store(self.tail, Ordering::Release);
     }
 
@@ -1179,19 +1179,21 @@ pub fn cut(header: &LaneHeader) -> Option<(u64, u64)> {
 /// Takes a reader's slot back to the tail, if it says that it is behind it.
 pub fn hold_back(slot: &Slot, tail: Boundary) {
     if slot.position.load(Ordering::Relaxed) > tail.position {
-        slot.sequence.store(tail.sequence, Ordering::Relaxed);
-        slot.bytes.store(tail.bytes, Ordering::Relaxed);
-        slot.position.store(tail.position, Ordering::Relaxed);
+        set_slot(slot, tail);
     }
 }
 
 /// Takes a reader's slot on to the oldest boundary that is kept, if it says that it is before it: it had passed what is gone.
 pub fn hold_up(slot: &Slot, oldest: Boundary) {
     if slot.position.load(Ordering::Relaxed) < oldest.position {
-        slot.sequence.store(oldest.sequence, Ordering::Relaxed);
-        slot.bytes.store(oldest.bytes, Ordering::Relaxed);
-        slot.position.store(oldest.position, Ordering::Relaxed);
+        set_slot(slot, oldest);
     }
+}
+
+fn set_slot(slot: &Slot, at: Boundary) {
+    slot.sequence.store(at.sequence, Ordering::Relaxed);
+    slot.bytes.store(at.bytes, Ordering::Relaxed);
+    slot.position.store(at.position, Ordering::Relaxed);
 }
 
 /// Whether what is at a position in data files, where nothing is to be seen, has been there: a hole. After the word was loaded.
