@@ -1124,9 +1124,10 @@ pub fn tail(header: &LaneHeader, ring: &Ring) -> Result<u64, Corrupt> {
     find_tail(header, ring).map(|(_, tail)| tail.position)
 }
 
-/// Says whose the lane is, and whether that writer can't use `membarrier`. By the holder of its lock.
-pub fn own(header: &LaneHeader, member: u64, fences: bool) {
+/// Says whose the lane is, its writer's name (0: none), and whether that writer can't use `membarrier`. By the holder of its lock.
+pub fn own(header: &LaneHeader, member: u64, name: u64, fences: bool) {
     header.owner.member.store(member, Ordering::Relaxed);
+    header.owner.name.store(name, Ordering::Relaxed);
     header
         .owner
         .fences
@@ -1331,6 +1332,11 @@ fn check_of(lane: u64, at: Boundary) -> u64 {
 /// The member whose the lane is, or was.
 pub fn owner(header: &LaneHeader) -> u64 {
     header.owner.member.load(Ordering::Relaxed)
+}
+
+/// The name of a writer whose lane is kept for it; 0: it has none.
+pub fn name(header: &LaneHeader) -> u64 {
+    header.owner.name.load(Ordering::Relaxed)
 }
 
 /// Says that no frame will follow until somebody adopts the lane; whether that is news. By the holder of its lock.
@@ -2168,7 +2174,7 @@ impl Outside<'_> {
     }
 
     /// The last boundary with at most this sequence number.
-    fn last_before(&self, sequence: u64) -> Option<Boundary> {
+    pub fn last_before(&self, sequence: u64) -> Option<Boundary> {
         self.boundaries()
             .filter(|boundary| boundary.sequence <= sequence)
             .max_by_key(|boundary| boundary.position)
