@@ -46,6 +46,8 @@ pub struct Selection<T: ?Sized = [u8]> {
 struct Topics<T: ?Sized> {
     bus: Bus,
     names: Names,
+    /// Publishers do not wait.
+    is_lossy: bool,
     /// The list of topics when it was last looked at.
     seen: u64,
     joined: Vec<Joined<T>>,
@@ -100,9 +102,13 @@ impl<T: ?Sized + Payload> Topics<T> {
 
     fn join(&self, name: &str, start: Start) -> Result<Joined<T>> {
         let topic = self.bus.topic_builder(name).create(false).open_as::<T>()?;
+        let subscriber = match self.is_lossy {
+            true => topic.lossy_subscriber(start)?,
+            false => topic.subscriber_from(start)?,
+        };
         Ok(Joined {
             name: name.into(),
-            subscriber: topic.subscriber_from(start)?,
+            subscriber,
         })
     }
 
@@ -215,11 +221,12 @@ impl<T: ?Sized + Payload> Waitable for Topics<T> {
 }
 
 impl<T: ?Sized + Payload> Selection<T> {
-    pub(crate) fn join(bus: &Bus, patterns: &[&str], start: Start) -> Result<Self> {
+    pub(crate) fn join(bus: &Bus, patterns: &[&str], start: Start, is_lossy: bool) -> Result<Self> {
         bus.listen()?;
         let mut topics = Topics {
             bus: bus.clone(),
             names: Names::parse(patterns)?,
+            is_lossy,
             seen: 0,
             joined: Vec::new(),
             at: 0,
@@ -399,15 +406,27 @@ impl<T: ?Sized> Deref for Selected<'_, T> {
     }
 }
 
-/// Which names are meant.
+/// Names of topics, by patterns as [`Bus::select`] has them, for who decides by a name alone.
+///
+/// ```
+/// let names = buslane::Names::parse(&["orders/*", "news"])?;
+/// assert!(names.match_any("orders/eu") && names.match_any("news"));
+/// assert!(!names.match_any("orders"));
+/// # Ok::<(), buslane::Error>(())
+/// ```
 #[derive(Debug)]
-pub(crate) struct Names {
+pub struct Names {
     text: Arc<str>,
     patterns: Vec<NamePattern>,
 }
 
 impl Names {
-    pub(crate) fn parse(patterns: &[&str]) -> Result<Self> {
+    /// Those that match one of `patterns`.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName`.
+    pub fn parse(patterns: &[&str]) -> Result<Self> {
         let parsed = patterns.iter().map(|text| NamePattern::parse(text));
         Ok(Self {
             text: patterns.join(", ").into(),
@@ -415,7 +434,9 @@ impl Names {
         })
     }
 
-    pub(crate) fn match_any(&self, name: &str) -> bool {
+    /// Whether a topic of this name is among them.
+    #[must_use]
+    pub fn match_any(&self, name: &str) -> bool {
         self.patterns.iter().any(|pattern| pattern.matches(name))
     }
 }

@@ -355,3 +355,62 @@ mod child {
         }
     }
 }
+
+#[test]
+fn a_lossy_subscriber_of_a_lossless_topic_is_not_waited_for() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic_builder("t").capacity(CAPACITY).open().unwrap();
+    let mut lossy = topic.lossy_subscriber(Start::Now).unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    assert_eq!(publisher.subscriber_count().unwrap(), 1);
+    let (mut account, mut sent) = (Account::default(), 0);
+    // At first alone, then beside one that is waited for.
+    let mut send = |publisher: &mut buslane::Publisher, count| {
+        for _ in 0..count {
+            let message: Vec<u8> = content(sent).collect();
+            publisher.try_send(&message)?;
+            sent += 1;
+        }
+        Ok::<_, buslane::Error>(sent)
+    };
+    send(&mut publisher, 1000).unwrap();
+    let mut gating = topic.subscriber().unwrap();
+    let full = send(&mut publisher, 1000).unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::Full);
+    while gating.try_recv().unwrap().is_some() {}
+    let until = send(&mut publisher, 10).unwrap();
+    while account.receive(&mut lossy) {}
+    assert_eq!(account.next, until);
+    assert!(account.lost.messages > 0 && account.received > 10);
+    assert_eq!(lossy.lost().messages, account.lost.messages);
+
+    // What it has not received is not delivered.
+    while gating.try_recv().unwrap().is_some() {}
+    publisher.wait_delivered(Some(PATIENCE)).unwrap();
+    send(&mut publisher, 1).unwrap();
+    drop(gating);
+    let error = publisher.wait_delivered(Some(Duration::ZERO)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+}
+
+#[test]
+fn a_lossy_subscriber_that_is_there_first_sees_a_publisher_from_its_first_message() {
+    let private = private();
+    let bus = private.bus();
+    let mut selection = bus.select_lossy::<[u8]>(&["**"], Start::Now).unwrap();
+    let topic = bus.topic_builder("t").capacity(CAPACITY).open().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    publisher.send(b"first").unwrap();
+    assert_eq!(&*selection.recv().unwrap(), b"first");
+    for _ in 0..1000 {
+        publisher.try_send(b"passed over").unwrap();
+    }
+    let lost = selection.recv().unwrap_err().lost().unwrap();
+    assert!(lost.messages > 0 && lost.bytes == 11 * lost.messages);
+    let mut rest = 0;
+    while selection.try_recv().unwrap().is_some() {
+        rest += 1;
+    }
+    assert_eq!(lost.messages + rest, 1000);
+}
