@@ -20,7 +20,10 @@ mod output;
 pub mod private;
 mod progress;
 mod push;
+mod record;
+mod recording;
 mod recv;
+mod replay;
 mod rm;
 mod send;
 mod serve;
@@ -124,6 +127,8 @@ enum Command {
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Rm(rm::Args),
+    Record(record::Args),
+    Replay(replay::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Completions(help::CompletionsArgs),
@@ -163,6 +168,8 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
         Command::Doctor(args) => doctor::run(&common, &args, &stop),
         Command::Rm(args) => rm::run(&common, &args),
+        Command::Record(args) => record::run(&common, &args, &stop),
+        Command::Replay(args) => replay::run(&common, &args, &stop),
         Command::Demo(_) => demo::run(&common, &stop),
         Command::Bench(args) => bench::run(&common, &args, &stop),
         Command::Completions(args) => help::completions(&args, &stop),
