@@ -406,27 +406,15 @@ impl<T: ?Sized> Deref for Selected<'_, T> {
     }
 }
 
-/// Names of topics, by patterns as [`Bus::select`] has them, for who decides by a name alone.
-///
-/// ```
-/// let names = buslane::Names::parse(&["orders/*", "news"])?;
-/// assert!(names.match_any("orders/eu") && names.match_any("news"));
-/// assert!(!names.match_any("orders"));
-/// # Ok::<(), buslane::Error>(())
-/// ```
+/// Which names are meant.
 #[derive(Debug)]
-pub struct Names {
+pub(crate) struct Names {
     text: Arc<str>,
     patterns: Vec<NamePattern>,
 }
 
 impl Names {
-    /// Those that match one of `patterns`.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidName`.
-    pub fn parse(patterns: &[&str]) -> Result<Self> {
+    pub(crate) fn parse(patterns: &[&str]) -> Result<Self> {
         let parsed = patterns.iter().map(|text| NamePattern::parse(text));
         Ok(Self {
             text: patterns.join(", ").into(),
@@ -434,19 +422,24 @@ impl Names {
         })
     }
 
-    /// Whether a topic of this name is among them.
-    #[must_use]
-    pub fn match_any(&self, name: &str) -> bool {
+    pub(crate) fn match_any(&self, name: &str) -> bool {
         self.patterns.iter().any(|pattern| pattern.matches(name))
     }
 }
 
-#[derive(Debug)]
-struct NamePattern {
+/// A pattern of topic names, as [`Bus::select`] takes it: a `*` in place of a segment is any one segment, `**` any one or more.
+///
+/// ```
+/// let pattern = buslane::NamePattern::parse("orders/*")?;
+/// assert!(pattern.matches("orders/eu") && !pattern.matches("orders/eu/new"));
+/// # Ok::<(), buslane::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern {
     segments: Vec<Segment>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
     Is(String),
     /// `*`
@@ -456,7 +449,12 @@ enum Segment {
 }
 
 impl NamePattern {
-    fn parse(text: &str) -> Result<Self> {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` if no topic can have a name that matches it, or `*` is only a part of a segment.
+    pub fn parse(text: &str) -> Result<Self> {
         let segment = |segment: &str| match segment {
             "*" => Ok(Segment::One),
             "**" => Ok(Segment::Some),
@@ -476,7 +474,9 @@ impl NamePattern {
         })
     }
 
-    fn matches(&self, name: &str) -> bool {
+    /// Whether a topic with this name is meant.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
         let name: Vec<&str> = name.split('/').collect();
         // Whether the pattern up to here matches the first so many segments of the name.
         let mut matches = vec![false; name.len() + 1];

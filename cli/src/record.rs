@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use buslane::{Any, Bus, ErrorKind, Names, PayloadType, Selected, Selection};
+use buslane::{Any, Bus, ErrorKind, NamePattern, PayloadType, Selected, Selection};
 use mcap::records::MessageHeader;
 use serde::Serialize;
 
@@ -77,7 +77,7 @@ pub struct Args {
 #[derive(Clone, Debug)]
 struct Encoding {
     /// None: all.
-    pattern: Option<String>,
+    topics: Option<NamePattern>,
     name: String,
 }
 
@@ -85,18 +85,17 @@ impl FromStr for Encoding {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, name) = match text.rsplit_once('=') {
-            Some((pattern, name)) => (Some(pattern.to_owned()), name),
+        let (topics, name) = match text.rsplit_once('=') {
+            Some((pattern, name)) => (Some(pattern), name),
             None => (None, text),
         };
-        if let Some(pattern) = &pattern {
-            Names::parse(&[pattern]).map_err(|error| error.to_string())?;
-        }
+        let topics = topics.map(NamePattern::parse).transpose();
+        let topics = topics.map_err(|error| error.to_string())?;
         if name.is_empty() {
             return Err("an encoding has a name: json, cbor, msgpack".into());
         }
         Ok(Self {
-            pattern,
+            topics,
             name: name.to_owned(),
         })
     }
@@ -312,8 +311,8 @@ impl Recorder<'_> {
             Err(error) => return Err(error.into()),
         };
         let encoding = self.encodings.iter().find(|encoding| {
-            let pattern = encoding.pattern.as_deref().unwrap_or("**");
-            Names::parse(&[pattern]).is_ok_and(|names| names.match_any(topic))
+            let topics = encoding.topics.as_ref();
+            topics.is_none_or(|topics| topics.matches(topic))
         });
         let carries = shape.as_ref().map(|shape| &shape.carries);
         let has_type = encoding.is_none() && carries.is_some_and(|it| *it != PayloadType::bytes());

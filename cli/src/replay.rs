@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use buslane::{Any, Bus, Envelope, ErrorKind, Names, Publisher, Topic};
+use buslane::{Any, Bus, Envelope, ErrorKind, NamePattern, Publisher, Topic};
 use mcap::records::{self, MessageHeader};
 use serde::Serialize;
 
@@ -52,8 +52,8 @@ pub struct Args {
     #[arg(long, value_name = "TIME")]
     to: Option<Moment>,
     /// Only these topics, or those that match: in place of a segment, `*` stands for any one, `**` for one or more
-    #[arg(long, value_name = "PATTERN", num_args = 1..)]
-    topics: Vec<String>,
+    #[arg(long, value_name = "PATTERN", num_args = 1.., value_parser = NamePattern::parse)]
+    topics: Vec<NamePattern>,
     /// Send to NEW what was recorded from OLD, and to NEW/… what was from OLD/…
     #[arg(long = "rename", value_name = "OLD=NEW")]
     renames: Vec<Rename>,
@@ -155,22 +155,17 @@ impl Rename {
 
 /// Sends what is in the file.
 pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
-    let patterns: Vec<&str> = args.topics.iter().map(String::as_str).collect();
-    let names = match &patterns[..] {
-        [] => Names::parse(&["**"])?,
-        patterns => Names::parse(patterns)?,
-    };
     let mut reader = Reader::open(&args.file)?;
     let mut replay = Replay {
         bus: common.open(Bus::builder())?,
         args,
         stop,
-        names,
         outlets: Vec::new(),
         channels: HashMap::new(),
         times: None,
         clock: None,
         beside: None,
+        seen: 0,
         sent: Count::default(),
         losses: Losses::new(" here when it was recorded"),
         problems: 0,
@@ -192,6 +187,16 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
             args.file.display()
         ));
     }
+    let said = reader.summary().and_then(|summary| summary.stats.as_ref());
+    let said = said.map_or(replay.seen, |stats| stats.message_count);
+    let is_all_read = args.from.is_none() && args.to.is_none();
+    if end == End::Whole && is_all_read && said != replay.seen {
+        replay.problem(&format!(
+            "{}: it says that it has {said} messages, and {} were found",
+            args.file.display(),
+            replay.seen
+        ));
+    }
     replay.finish(common)
 }
 
@@ -208,7 +213,6 @@ struct Replay<'a> {
     bus: Bus,
     args: &'a Args,
     stop: &'a Stop,
-    names: Names,
     outlets: Vec<Outlet>,
     /// The topic of each channel, and which of the outlets that is; `None`: none is.
     channels: HashMap<u16, (String, Option<usize>)>,
@@ -218,6 +222,8 @@ struct Replay<'a> {
     clock: Option<(Instant, u64)>,
     /// What goes with the next message.
     beside: Option<Envelope>,
+    /// Messages in the file, so far.
+    seen: u64,
     sent: Count,
     losses: Losses,
     /// What could not be read, or sent.
@@ -313,15 +319,16 @@ impl Replay<'_> {
     /// A channel of the file, and where its messages go.
     fn add_channel(&mut self, id: u16, recorded: &str, metadata: &BTreeMap<String, String>) {
         let recorded = recorded.trim_start_matches('/');
-        let outlet = match self.names.match_any(recorded) {
-            true => {
-                let mut renames = self.args.renames.iter();
-                let renamed = renames.find_map(|rename| rename.apply(recorded));
-                let name = renamed.unwrap_or_else(|| recorded.to_owned());
-                self.outlet(name, Shape::from_metadata(metadata))
-            }
-            false => None,
-        };
+        let Args {
+            topics, renames, ..
+        } = self.args;
+        let is_meant = topics.is_empty() || topics.iter().any(|pattern| pattern.matches(recorded));
+        let outlet = is_meant.then(|| {
+            let renamed = renames.iter().find_map(|rename| rename.apply(recorded));
+            let name = renamed.unwrap_or_else(|| recorded.to_owned());
+            self.outlet(name, Shape::from_metadata(metadata))
+        });
+        let outlet = outlet.flatten();
         self.channels.insert(id, (recorded.to_owned(), outlet));
     }
 
@@ -371,6 +378,7 @@ impl Replay<'_> {
 
     /// Sends a message when it is due.
     fn send(&mut self, header: &MessageHeader, payload: &[u8]) -> Shown {
+        self.seen += 1;
         let envelope = self.beside.take();
         let is_meant = self.times(header.log_time).contains(&header.log_time);
         let Some((_, outlet)) = self.channels.get(&header.channel_id) else {
