@@ -204,7 +204,8 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
 struct Outlet {
     name: String,
     topic: Topic<Any>,
-    publisher: Publisher<Any>,
+    /// From its first message on.
+    publisher: Option<Publisher<Any>>,
     sent: u64,
     refused: u64,
 }
@@ -336,16 +337,12 @@ impl Replay<'_> {
         if let Some(at) = self.outlets.iter().position(|outlet| outlet.name == name) {
             return Some(at);
         }
-        let opened = self.open(&name, shape).and_then(|topic| {
-            let publisher = topic.publisher()?;
-            Ok((topic, publisher))
-        });
-        match opened {
-            Ok((topic, publisher)) => {
+        match self.open(&name, shape) {
+            Ok(topic) => {
                 self.outlets.push(Outlet {
                     name,
                     topic,
-                    publisher,
+                    publisher: None,
                     sent: 0,
                     refused: 0,
                 });
@@ -393,10 +390,12 @@ impl Replay<'_> {
         };
         self.wait_until_due(header.log_time)?;
         let outlet = &mut self.outlets[outlet];
+        let publisher = match &mut outlet.publisher {
+            Some(publisher) => publisher,
+            none => none.insert(outlet.topic.publisher()?),
+        };
         let sent = in_slices(self.stop, || {
-            let sent = outlet
-                .publisher
-                .send_any(envelope.as_ref(), payload, Some(SLICE));
+            let sent = publisher.send_any(envelope.as_ref(), payload, Some(SLICE));
             match sent {
                 // The others may be as they should.
                 Err(error) if matches!(error.kind(), ErrorKind::TooLong | ErrorKind::Mismatch) => {
@@ -455,16 +454,17 @@ impl Replay<'_> {
         if self.outlets.iter().any(|outlet| outlet.topic.is_durable()) {
             return Ok(());
         }
+        let watched = self.outlets.iter().map(|outlet| outlet.topic.presence());
+        let mut watched = watched.collect::<Result<Vec<_>, _>>()?;
+        let slice = match watched.len() {
+            1 => SLICE,
+            // There is no wait for many of them.
+            count => LOOK_AGAIN / count as u32,
+        };
         loop {
             self.stop.check()?;
-            let count = self.outlets.len();
-            for outlet in &mut self.outlets {
-                let slice = match count {
-                    1 => SLICE,
-                    // There is no wait for many of them.
-                    _ => LOOK_AGAIN / count as u32,
-                };
-                match outlet.publisher.wait_for_subscribers(1, Some(slice)) {
+            for presence in &mut watched {
+                match presence.wait_for_subscribers(1, Some(slice)) {
                     Err(error) if error.kind() == ErrorKind::TimedOut => {}
                     there => return Ok(there?),
                 }
@@ -476,10 +476,12 @@ impl Replay<'_> {
     fn finish(mut self, common: &Common) -> Result<(), Failure> {
         let mut outcome = Ok(());
         for outlet in &mut self.outlets {
+            let Some(publisher) = &mut outlet.publisher else {
+                continue;
+            };
             if outlet.topic.is_durable() {
-                outlet.publisher.sync()?;
+                publisher.sync()?;
             }
-            let publisher = &mut outlet.publisher;
             match in_slices(self.stop, || publisher.wait_delivered(Some(SLICE))) {
                 // It finds the rest when it comes back.
                 Err(_) if outlet.topic.is_durable() => self.stop.check()?,

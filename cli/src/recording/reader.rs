@@ -391,3 +391,185 @@ fn read_summary(file: &mut File, len: u64) -> McapResult<Option<Summary>> {
     }
     Ok(reader.finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use super::super::writer::{Channel, Compression, Writer};
+    use super::super::{Beside, Gap, OPAQUE};
+    use super::*;
+
+    /// Messages in each of [`CHUNKS`] chunks.
+    const MESSAGES: u32 = 4;
+    const CHUNKS: u32 = 3;
+
+    fn payload(sequence: u32) -> Vec<u8> {
+        let len = sequence as usize * 37 % 90;
+        (0..len)
+            .map(|i| (sequence as usize * 31 + i) as u8)
+            .collect()
+    }
+
+    fn recorded(beside: &Path, compression: Compression) -> Vec<u8> {
+        let path = beside.with_extension("made");
+        let mut writer = Writer::create(&path, compression, BTreeMap::new()).unwrap();
+        writer.add_channel(Channel {
+            id: 1,
+            topic: "t".into(),
+            encoding: OPAQUE.into(),
+            schema: None,
+            metadata: BTreeMap::new(),
+        });
+        for sequence in 0..CHUNKS * MESSAGES {
+            let header = MessageHeader {
+                channel_id: 1,
+                sequence,
+                log_time: 1000 + u64::from(sequence),
+                publish_time: 0,
+            };
+            let beside = Beside {
+                lane: 1,
+                envelope: None,
+            };
+            writer.add_message(header, &beside, &payload(sequence));
+            if sequence % MESSAGES == MESSAGES - 1 {
+                writer.flush().unwrap();
+            }
+        }
+        writer.add_gap(&Gap {
+            channel: 1,
+            log_time: 2000,
+            lane: 1,
+            messages: 1,
+            bytes: 1,
+        });
+        writer.finish(BTreeMap::new()).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        bytes
+    }
+
+    /// The sequence numbers of what is found in such a file, all of them as they were written; and what is said about it.
+    fn found(path: &Path, bytes: &[u8]) -> Option<(Vec<u32>, Vec<String>, End)> {
+        fs::write(path, bytes).unwrap();
+        let mut reader = Reader::open(path).ok()?;
+        let (mut sequences, mut damage) = (Vec::new(), Vec::new());
+        let end = reader.read(&mut |found| {
+            match found {
+                Found::Message(header, data) => {
+                    assert_eq!(data, payload(header.sequence));
+                    sequences.push(header.sequence);
+                }
+                Found::Damage(at, why) => {
+                    assert!(at < bytes.len() as u64);
+                    damage.push(why);
+                }
+                _ => {}
+            }
+            Ok(ControlFlow::Continue(()))
+        });
+        Some((sequences, damage, end.unwrap()))
+    }
+
+    const ALL: [Compression; 3] = [Compression::None, Compression::Lz4, Compression::Zstd];
+
+    #[test]
+    fn what_is_whole_in_a_file_that_was_cut_off_is_found_wherever_that_was() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("recording");
+        for compression in ALL {
+            let bytes = recorded(&path, compression);
+            let all: Vec<u32> = (0..CHUNKS * MESSAGES).collect();
+            let (whole, damage, end) = found(&path, &bytes).unwrap();
+            assert_eq!((whole, damage, end), (all.clone(), Vec::new(), End::Whole));
+            let mut most = 0;
+            for len in 0..bytes.len() {
+                let Some((sequences, damage, end)) = found(&path, &bytes[..len]) else {
+                    assert!(len < MAGIC.len());
+                    continue;
+                };
+                assert_eq!(sequences, all[..sequences.len()], "{compression:?}, {len}");
+                assert!(sequences.len() >= most, "{compression:?}, {len}");
+                assert!(damage.is_empty(), "{compression:?}, {len}: {damage:?}");
+                assert!(sequences.len() == all.len() || end != End::Whole);
+                most = sequences.len();
+            }
+            assert_eq!(most, all.len());
+        }
+    }
+
+    #[test]
+    fn one_damaged_chunk_costs_that_chunk() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("recording");
+        for compression in ALL {
+            let mut bytes = recorded(&path, compression);
+            fs::write(&path, &bytes).unwrap();
+            let reader = Reader::open(&path).unwrap();
+            let chunk = reader.summary().unwrap().chunk_indexes[2].clone();
+            let (start, len) = (chunk.chunk_start_offset, chunk.chunk_length);
+            let rest: Vec<u32> = (0..2 * MESSAGES)
+                .chain(3 * MESSAGES..CHUNKS * MESSAGES)
+                .collect();
+            // In what it holds, then in its length: the summary says where the next one is.
+            let inside = (start + len / 2) as usize;
+            for (at, with) in [(inside, !bytes[inside]), (start as usize + 8, 0x7f)] {
+                let before = std::mem::replace(&mut bytes[at], with);
+                let (sequences, damage, end) = found(&path, &bytes).unwrap();
+                assert_eq!(sequences, rest, "{compression:?}, {at}");
+                assert_eq!((damage.len(), end), (1, End::Whole), "{damage:?}");
+                bytes[at] = before;
+            }
+        }
+    }
+
+    #[test]
+    fn any_damage_is_said_or_harmless() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("recording");
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed as usize % below
+        };
+        for compression in ALL {
+            let bytes = recorded(&path, compression);
+            for _ in 0..1000 {
+                let mut damaged = bytes.clone();
+                for _ in 0..=random(3) {
+                    let at = random(damaged.len());
+                    match random(4) {
+                        0 => damaged[at] ^= 1 << random(8),
+                        1 => damaged[at] = [0, 0xff, 0x7f, 0x80][random(4)],
+                        2 => {
+                            let end = damaged.len().min(at + 8);
+                            damaged[at..end].fill([0, 0xff][random(2)]);
+                        }
+                        _ => {
+                            let end = damaged.len().min(at + random(40));
+                            damaged.drain(at..end);
+                        }
+                    }
+                    if damaged.is_empty() {
+                        break;
+                    }
+                }
+                // What is checked below is that nothing panics, takes memory without end, or goes on for ever.
+                fs::write(&path, &damaged).unwrap();
+                let Ok(mut reader) = Reader::open(&path) else {
+                    continue;
+                };
+                let mut found = 0;
+                let read = reader.read(&mut |_| {
+                    found += 1;
+                    Ok(ControlFlow::Continue(()))
+                });
+                assert!(read.is_ok() && found < 10_000);
+            }
+        }
+    }
+}
