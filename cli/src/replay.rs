@@ -456,18 +456,24 @@ impl Replay<'_> {
         }
         let watched = self.outlets.iter().map(|outlet| outlet.topic.presence());
         let mut watched = watched.collect::<Result<Vec<_>, _>>()?;
-        let slice = match watched.len() {
+        let count = watched.len();
+        let slice = match count {
             1 => SLICE,
             // There is no wait for many of them.
-            count => LOOK_AGAIN / count as u32,
+            _ => LOOK_AGAIN / count as u32,
         };
         loop {
             self.stop.check()?;
             for presence in &mut watched {
                 match presence.wait_for_subscribers(1, Some(slice)) {
-                    Err(error) if error.kind() == ErrorKind::TimedOut => {}
-                    there => return Ok(there?),
+                    Err(error) if error.kind() == ErrorKind::TimedOut => continue,
+                    there => there?,
                 }
+                if count > 1 {
+                    let slept = self.stop.sleep(JOINING);
+                    slept.map_err(Failure::system("wait"))?;
+                }
+                return Ok(());
             }
         }
     }
@@ -519,5 +525,7 @@ impl Replay<'_> {
     }
 }
 
+/// How long who subscribes by a pattern may take from the first topic to the last: topics are joined one after the other.
+const JOINING: Duration = Duration::from_millis(100);
 /// How long looking at all of many topics takes.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
