@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::output::{json_line, stdout};
 use crate::progress::Progress;
 use crate::recording::writer::{Channel, Compression, Writer};
-use crate::recording::{Beside, Count, Gap, Losses, OPAQUE, Shape, note};
+use crate::recording::{Beside, Count, Gap, Losses, OPAQUE, Shape, VERSION, note};
 use crate::recv::From;
 use crate::signals::{SLICE, Stop};
 use crate::size;
@@ -111,10 +111,10 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         false => bus.select_lossy::<Any>(&patterns, args.from.start())?,
     };
     let about = BTreeMap::from([
-        ("version".into(), "1".into()),
+        (VERSION.0.into(), VERSION.1.into()),
         ("bus".into(), bus.path().display().to_string()),
         ("topics".into(), args.patterns.join(" ")),
-        ("publishers wait".into(), args.wait.to_string()),
+        ("wait".into(), args.wait.to_string()),
     ]);
     let mut recorder = Recorder {
         writer: Writer::create(&args.output, args.compression, about)?,
@@ -128,6 +128,7 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         count: Count::default(),
         losses: Losses::new(", for the recorder was too slow"),
         progress: Progress::bytes(None),
+        shown: 0,
     };
     let recorded = recorder.run(selection, args, stop);
     let finished = recorder.finish(common, stop);
@@ -179,6 +180,8 @@ struct Recorder<'a> {
     count: Count,
     losses: Losses,
     progress: Progress,
+    /// Bytes of which the progress is shown.
+    shown: u64,
 }
 
 /// What was recorded.
@@ -213,6 +216,8 @@ impl Recorder<'_> {
             }
             if elapsed - self.flushed >= FLUSH_AFTER || self.writer.is_due() {
                 self.flushed = elapsed;
+                self.progress.add(self.count.bytes - self.shown);
+                self.shown = self.count.bytes;
                 self.writer.flush()?;
             }
             let received = match is_idle {
@@ -274,7 +279,6 @@ impl Recorder<'_> {
         };
         self.writer.add_message(header, &beside, message);
         self.count.add(1, message.len() as u64);
-        self.progress.add(message.len() as u64);
         Ok(())
     }
 

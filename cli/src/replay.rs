@@ -17,7 +17,7 @@ use crate::feed::in_slices;
 use crate::output::{json_line, stdout};
 use crate::progress::Progress;
 use crate::recording::reader::{End, Found, Reader, Shown};
-use crate::recording::{BESIDE, Beside, Count, Gap, LOST, Losses, Shape, note};
+use crate::recording::{ABOUT, BESIDE, Beside, Count, Gap, LOST, Losses, Shape, VERSION, note};
 use crate::signals::{SLICE, Stop};
 
 /// Send what an MCAP file holds
@@ -51,10 +51,11 @@ pub struct Args {
     /// End this long after its first message, or at this time
     #[arg(long, value_name = "TIME")]
     to: Option<Moment>,
-    /// Only these topics, or those that match: in place of a segment, `*` stands for any one, `**` for one or more
-    #[arg(long, value_name = "PATTERN", num_args = 1.., value_parser = NamePattern::parse)]
+    /// Only topics of this name, or those that match: in place of a segment, `*` stands for any one, `**` for one or more; may be given
+    /// several times
+    #[arg(long, value_name = "PATTERN", value_parser = NamePattern::parse)]
     topics: Vec<NamePattern>,
-    /// Send to NEW what was recorded from OLD, and to NEW/… what was from OLD/…
+    /// Send to NEW what was recorded from OLD, and to NEW/… what was from OLD/…; may be given several times
     #[arg(long = "rename", value_name = "OLD=NEW")]
     renames: Vec<Rename>,
     /// End after N messages
@@ -164,6 +165,7 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         channels: HashMap::new(),
         times: None,
         clock: None,
+        is_ours: false,
         beside: None,
         seen: 0,
         sent: Count::default(),
@@ -221,6 +223,8 @@ struct Replay<'a> {
     times: Option<Range<u64>>,
     /// When the first message was sent, and its log time.
     clock: Option<(Instant, u64)>,
+    /// The file is one of buslane's, so that its private records are, too.
+    is_ours: bool,
     /// What goes with the next message.
     beside: Option<Envelope>,
     /// Messages in the file, so far.
@@ -293,11 +297,19 @@ impl Replay<'_> {
                 }
             }
             Found::Message(header, payload) => return self.send(&header, payload),
-            Found::Private(BESIDE, bytes) => match Beside::decode(bytes) {
+            Found::Metadata(metadata) if metadata.name == ABOUT => {
+                self.is_ours =
+                    metadata.metadata.get(VERSION.0).map(String::as_str) == Some(VERSION.1);
+                if !self.is_ours {
+                    let what = "it was recorded by another version of buslane, whose envelopes are left out";
+                    self.problem(&format!("{}: {what}", self.args.file.display()));
+                }
+            }
+            Found::Private(BESIDE, bytes) if self.is_ours => match Beside::decode(bytes) {
                 Some(beside) => self.beside = beside.envelope,
                 None => self.problem("a message's envelope can't be read, and was left out"),
             },
-            Found::Private(LOST, bytes) => {
+            Found::Private(LOST, bytes) if self.is_ours => {
                 if let Some(gap) = Gap::decode(bytes)
                     && let Some((topic, Some(_))) = self.channels.get(&gap.channel)
                     && self
@@ -312,7 +324,7 @@ impl Replay<'_> {
                 let file = self.args.file.display();
                 self.problem(&format!("{file}: at byte {at}: {why}; passed over"));
             }
-            Found::Private(..) | Found::Passed(_) => {}
+            Found::Metadata(_) | Found::Private(..) | Found::Passed(_) => {}
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -379,10 +391,11 @@ impl Replay<'_> {
         let envelope = self.beside.take();
         let is_meant = self.times(header.log_time).contains(&header.log_time);
         let Some((_, outlet)) = self.channels.get(&header.channel_id) else {
+            let id = header.channel_id;
             self.problem(&format!(
-                "message {} is of channel {}, which the file does not know; left out",
-                header.sequence, header.channel_id
+                "the file does not say which topic channel {id} is; its messages are left out"
             ));
+            self.channels.insert(id, (String::new(), None));
             return Ok(ControlFlow::Continue(()));
         };
         let (Some(outlet), true) = (*outlet, is_meant) else {

@@ -16,9 +16,11 @@ use buslane::{Any, Envelope, PayloadType, Topic};
 pub const BESIDE: u8 = 0x80;
 /// A record of ours in the place of messages that were lost: see [`Gap`].
 pub const LOST: u8 = 0x81;
-/// The metadata at the beginning.
+/// The name of the metadata at the beginning.
 pub const ABOUT: &str = "buslane";
-/// The metadata at the end, if something was lost: how many messages and bytes of each topic.
+/// What that says of what is ours in the file.
+pub const VERSION: (&str, &str) = ("version", "1");
+/// The name of the metadata at the end, if something was lost: how many messages and bytes of each topic.
 pub const LOST_OF: &str = "buslane.lost";
 /// What a channel's messages are encoded as, if nobody says it.
 pub const OPAQUE: &str = "octet-stream";

@@ -33,6 +33,8 @@ pub enum Found<'a> {
     Channel(records::Channel),
     /// A message.
     Message(MessageHeader, &'a [u8]),
+    /// What is said about the file.
+    Metadata(records::Metadata),
     /// A record of somebody's own, as [`BESIDE`](super::BESIDE).
     Private(u8, &'a [u8]),
     /// What can't be read, and is passed over: where it begins, and why.
@@ -229,8 +231,8 @@ impl Reader {
         self.at += BEFORE as u64 + len;
         match opcode {
             op::DATA_END | op::FOOTER => return Ok(Step::End),
-            op::CHUNK | op::CHANNEL | op::MESSAGE | PRIVATE.. if len <= LARGEST => {}
-            op::CHUNK | op::CHANNEL | op::MESSAGE | PRIVATE.. => {
+            op::CHUNK | op::CHANNEL | op::MESSAGE | op::METADATA | PRIVATE.. if len <= LARGEST => {}
+            op::CHUNK | op::CHANNEL | op::MESSAGE | op::METADATA | PRIVATE.. => {
                 self.pass(len)?;
                 let why = format!("a record of {len} bytes, and {LARGEST} are the limit");
                 return Err(Trouble::Damage(why));
@@ -360,8 +362,9 @@ fn show_record(
     show: &mut impl FnMut(Found<'_>) -> Shown,
 ) -> Shown {
     match opcode {
-        op::CHANNEL | op::MESSAGE => match parse_record(opcode, data) {
+        op::CHANNEL | op::MESSAGE | op::METADATA => match parse_record(opcode, data) {
             Ok(Record::Channel(channel)) => show(Found::Channel(channel)),
+            Ok(Record::Metadata(metadata)) => show(Found::Metadata(metadata)),
             Ok(Record::Message { header, data }) => show(Found::Message(header, &data)),
             Ok(_) => Ok(ControlFlow::Continue(())),
             Err(error) => show(Found::Damage(at, error.to_string())),
