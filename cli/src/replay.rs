@@ -258,12 +258,18 @@ impl Replay<'_> {
         };
         let mut channels: Vec<_> = summary.channels.values().cloned().collect();
         channels.sort_unstable_by_key(|channel| channel.id);
-        let first = summary.stats.as_ref().map(|stats| stats.message_start_time);
+        let stats = summary.stats.as_ref();
+        let first = stats.map(|stats| stats.message_start_time);
+        // If not, they are in any of the chunks.
+        let has_all = stats.is_some_and(|stats| stats.channel_count as usize == channels.len());
         for channel in channels {
             self.add_channel(channel.id, &channel.topic, &channel.metadata);
         }
         if let Some(first) = first {
-            reader.want(self.times(first).clone());
+            let times = self.times(first).clone();
+            if has_all {
+                reader.want(times);
+            }
         }
     }
 

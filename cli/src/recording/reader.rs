@@ -155,9 +155,9 @@ impl Reader {
         self.summary.as_ref()
     }
 
-    /// Passes over chunks without messages of these log times, if their topics are in the summary.
+    /// Passes over chunks without messages of these log times, and all else that is in there.
     pub fn want(&mut self, times: Range<u64>) {
-        self.wanted = self.summary.is_some().then_some(times);
+        self.wanted = Some(times);
     }
 
     /// Shows what is in it, in its order.
