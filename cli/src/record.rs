@@ -22,6 +22,8 @@ use crate::size;
 
 /// What was received is in the file after at most so long.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
+/// How long a recorder that is asked to end goes on with what is there.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// Record what is sent to topics into an MCAP file
 ///
@@ -206,11 +208,16 @@ impl Recorder<'_> {
             self.channel(&topic)?;
         }
         let most = args.count.unwrap_or(u64::MAX);
-        let until = args.duration.unwrap_or(Duration::MAX);
-        let mut is_idle = false;
+        let mut until = args.duration.unwrap_or(Duration::MAX);
+        let (mut is_idle, mut is_ending) = (false, false);
         let mut outcome = Ok(());
-        while self.count.messages < most && !stop.take() {
+        while self.count.messages < most {
             let elapsed = self.begun.elapsed();
+            if stop.take() {
+                // What was sent before is recorded; what comes meanwhile is no reason to go on for ever.
+                is_ending = true;
+                until = until.min(elapsed + DRAIN);
+            }
             if elapsed >= until {
                 break;
             }
@@ -220,7 +227,7 @@ impl Recorder<'_> {
                 self.shown = self.count.bytes;
                 self.writer.flush()?;
             }
-            let received = match is_idle {
+            let received = match is_idle && !is_ending {
                 true => {
                     let to_flush = FLUSH_AFTER - (elapsed - self.flushed).min(FLUSH_AFTER);
                     selection.recv_timeout(SLICE.min(to_flush).min(until - elapsed))
@@ -232,6 +239,7 @@ impl Recorder<'_> {
                     self.add(&message)?;
                     is_idle = false;
                 }
+                Ok(None) if is_ending => break,
                 Ok(None) => is_idle = true,
                 Err(error) => match (error.kind(), error.lost()) {
                     (_, Some(lost)) => {

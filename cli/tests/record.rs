@@ -609,6 +609,23 @@ fn with_wait_nothing_is_lost() {
 }
 
 #[test]
+fn what_was_sent_before_the_signal_is_recorded() {
+    let stage = Stage::new();
+    let topic = open(&stage.bus(), "t");
+    let child = stage.record(&topic, &["t", "--json", "-o", "all.mcap"]);
+    signal(&child, Signal::SIGSTOP);
+    let mut publisher = topic.publisher().unwrap();
+    for _ in 0..1000 {
+        send(&mut publisher, "x");
+    }
+    signal(&child, Signal::SIGTERM);
+    signal(&child, Signal::SIGCONT);
+    let output = finish(child);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(json(&output)["messages"], 1000);
+}
+
+#[test]
 fn what_cannot_be_recorded() {
     let stage = Stage::new();
     let bus = stage.bus();
