@@ -290,72 +290,6 @@ fn who_begins_with_the_oldest_is_waited_for_from_there() {
     assert!(all.is_sorted() && all.len() as u64 == sent - all[0]);
 }
 
-// --------------------------------------------------------------------------------------------------- real processes
-
-/// A publisher process that laps two subscribers without pause; every message is checked byte by byte.
-fn storm(messages: u64) -> Account {
-    let private = private();
-    let topic = lossy(&private);
-    let mut subscriber = topic.subscriber().unwrap();
-    let child = private.child("lap", messages);
-    let mut account = Account::default();
-    let began = Instant::now();
-    while account.next < messages {
-        if !account.receive(&mut subscriber) {
-            std::thread::yield_now();
-        }
-    }
-    println!(
-        "{messages} sent, {} received, {} lost, {:.1?}",
-        account.received,
-        account.lost.messages,
-        began.elapsed()
-    );
-    child.join();
-    assert_eq!(account.next, account.received + account.lost.messages);
-    account
-}
-
-#[test]
-fn a_writer_that_laps_tears_nothing() {
-    let account = storm(2_000_000);
-    assert!(account.received > 0);
-}
-
-/// The long run: `cargo test --release --test lossy -- --ignored --nocapture`.
-#[test]
-#[ignore = "a thousand million messages: some minutes"]
-fn a_writer_that_laps_a_thousand_million_times_tears_nothing() {
-    let mut sent = 0;
-    let mut received = 0;
-    while sent < 1_000_000_000 {
-        // The guard against hanging is for one storm.
-        received += storm(100_000_000).received;
-        sent += 100_000_000;
-    }
-    println!("{sent} sent, {received} received whole");
-}
-
-mod child {
-    use super::*;
-
-    #[test]
-    fn lap() {
-        let Some((path, messages)) = common::role() else {
-            return;
-        };
-        let messages: u64 = messages.parse().unwrap();
-        let topic = Bus::at(path).unwrap().topic("ticks").unwrap();
-        let mut publisher = topic.publisher().unwrap();
-        let mut message = Vec::new();
-        for sequence in 0..messages {
-            message.clear();
-            message.extend(content(sequence));
-            publisher.send(&message).unwrap();
-        }
-    }
-}
-
 #[test]
 fn a_lossy_subscriber_of_a_lossless_topic_is_not_waited_for() {
     let private = private();
@@ -413,4 +347,74 @@ fn a_lossy_subscriber_that_is_there_first_sees_a_publisher_from_its_first_messag
         rest += 1;
     }
     assert_eq!(lost.messages + rest, 1000);
+}
+
+// --------------------------------------------------------------------------------------------------- real processes
+
+/// A publisher process that laps a subscriber without pause; every message is checked byte by byte.
+fn storm(messages: u64, is_lossy: bool) -> Account {
+    let private = private();
+    let bus = private.bus();
+    let builder = bus.topic_builder("ticks").lossy(is_lossy);
+    let topic = builder.capacity(CAPACITY).open().unwrap();
+    let mut subscriber = topic.lossy_subscriber(Start::Now).unwrap();
+    let child = private.child("lap", messages);
+    let mut account = Account::default();
+    let began = Instant::now();
+    while account.next < messages {
+        if !account.receive(&mut subscriber) {
+            std::thread::yield_now();
+        }
+    }
+    println!(
+        "{messages} sent, {} received, {} lost, {:.1?}",
+        account.received,
+        account.lost.messages,
+        began.elapsed()
+    );
+    child.join();
+    assert_eq!(account.next, account.received + account.lost.messages);
+    account
+}
+
+#[test]
+fn a_writer_that_laps_tears_nothing() {
+    for is_lossy in [true, false] {
+        let account = storm(2_000_000, is_lossy);
+        assert!(account.received > 0);
+    }
+}
+
+/// The long run: `cargo test --release --test lossy -- --ignored --nocapture`.
+#[test]
+#[ignore = "a thousand million messages: some minutes"]
+fn a_writer_that_laps_a_thousand_million_times_tears_nothing() {
+    let mut sent = 0;
+    let mut received = 0;
+    while sent < 1_000_000_000 {
+        // The guard against hanging is for one storm.
+        received += storm(100_000_000, true).received;
+        sent += 100_000_000;
+    }
+    println!("{sent} sent, {received} received whole");
+}
+
+mod child {
+    use super::*;
+
+    #[test]
+    fn lap() {
+        let Some((path, messages)) = common::role() else {
+            return;
+        };
+        let messages: u64 = messages.parse().unwrap();
+        let topic = Bus::at(path).unwrap().topic("ticks").unwrap();
+        let mut publisher = topic.publisher().unwrap();
+        let mut message = Vec::new();
+        for sequence in 0..messages {
+            message.clear();
+            message.extend(content(sequence));
+            publisher.send(&message).unwrap();
+        }
+    }
 }
