@@ -162,7 +162,7 @@ impl Writer {
 
     /// Whether there is enough for a chunk.
     pub fn is_due(&self) -> bool {
-        self.batch.bytes.len() >= CHUNK
+        self.batch.size() >= CHUNK
     }
 
     /// Has what was added go into the file. Waits while too much is on its way there.
@@ -180,7 +180,7 @@ impl Writer {
             };
             match written {
                 Some(batch) => {
-                    self.under_way -= batch.bytes.len();
+                    self.under_way -= batch.size();
                     next = Some(batch);
                 }
                 None if must_wait => return Err(self.failure()),
@@ -190,7 +190,7 @@ impl Writer {
         let mut next = next.unwrap_or_default();
         next.clear();
         let full = std::mem::replace(&mut self.batch, next);
-        self.under_way += full.bytes.len();
+        self.under_way += full.size();
         self.lanes.fill(0);
         self.full.send(full).map_err(|_| self.failure())
     }
@@ -200,10 +200,7 @@ impl Writer {
         let joined = self.thread.take().map(JoinHandle::join);
         match joined {
             Some(Ok(Err(error))) => cannot_write(&self.path)(error),
-            _ => Failure::Error(format!(
-                "cannot write {}: its writer ended",
-                self.path.display()
-            )),
+            _ => ended(&self.path),
         }
     }
 
@@ -214,11 +211,12 @@ impl Writer {
             path, full, thread, ..
         } = self;
         drop(full);
-        let Some(Ok(sink)) = thread.map(JoinHandle::join) else {
-            return Ok(()); // it was told before
+        let Some(thread) = thread else {
+            return Ok(()); // why, was told before
         };
+        let written = thread.join().map_err(|_| ended(&path))?;
         let end = || {
-            let mut sink = sink?;
+            let mut sink = written?;
             if !lost.is_empty() {
                 sink.write_metadata(&Metadata {
                     name: super::LOST_OF.into(),
@@ -251,6 +249,11 @@ impl Batch {
         self.bytes.clear();
         // A message that was large is no reason to keep so much.
         self.bytes.shrink_to(2 * CHUNK);
+    }
+
+    /// Bytes in it: also messages without any take some.
+    fn size(&self) -> usize {
+        self.bytes.len() + size_of_val(&self.entries[..])
     }
 
     /// Writes it as a chunk.
@@ -301,6 +304,11 @@ fn open(path: &Path) -> io::Result<File> {
         .write(true)
         .create_new(!is_special)
         .open(path)
+}
+
+/// The thread ended, and does not say why.
+fn ended(path: &Path) -> Failure {
+    Failure::Error(format!("cannot write {}: its writer ended", path.display()))
 }
 
 fn cannot_write(path: &Path) -> impl Fn(McapError) -> Failure {
