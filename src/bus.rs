@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::stat::Mode;
 use nix::unistd::Uid;
@@ -1004,6 +1004,21 @@ pub(crate) struct TopicInner {
     pub(crate) wait: WaitStrategy,
 }
 
+impl TopicInner {
+    /// When it was made.
+    pub(crate) fn made_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.files.created_ns)
+    }
+
+    /// Who writes a lane, or did last. `None`: it is gone.
+    pub(crate) fn writer_of(&self, lane: u64) -> Result<Option<Owner>> {
+        let Some(lane) = self.files.lane(lane)? else {
+            return Ok(None);
+        };
+        members::owner(&self.bus.0.members, lane::owner(&lane.header)).map(Some)
+    }
+}
+
 impl<T: ?Sized> Clone for Topic<T> {
     fn clone(&self) -> Self {
         Self {
@@ -1052,6 +1067,12 @@ impl<T: ?Sized + Payload> Topic<T> {
         self.inner.files.pattern == Pattern::Lossy
     }
 
+    /// When it was made: it tells a topic from one that had its name before.
+    #[must_use]
+    pub fn made_at(&self) -> SystemTime {
+        self.inner.made_at()
+    }
+
     /// What type its messages are of.
     #[must_use]
     pub fn carries(&self) -> PayloadType {
@@ -1065,12 +1086,7 @@ impl<T: ?Sized + Payload> Topic<T> {
     ///
     /// The system's.
     pub fn publisher_of(&self, lane: u64) -> Result<Option<Owner>> {
-        let TopicInner { files, bus, .. } = &*self.inner;
-        let Some(lane) = files.lane(lane)? else {
-            return Ok(None);
-        };
-        let owner = members::owner(&bus.0.members, lane::owner(&lane.header))?;
-        Ok(Some(owner))
+        self.inner.writer_of(lane)
     }
 
     /// Joins it as a publisher, with a lane of its own: one that a publisher has left, or a new one.
