@@ -279,7 +279,8 @@ impl TopicReport {
                     header: &file.header,
                     ring: &file.ring,
                 };
-                let held_from = match topic.pattern == Pattern::Lossy || topic.is_logged() {
+                let is_lossy = topic.pattern == Pattern::Lossy || cursor.is_lossy();
+                let held_from = match is_lossy || topic.is_logged() {
                     true => outside.held_from(position),
                     false => position,
                 };
