@@ -394,14 +394,25 @@ impl Envelope {
         self.head = self.head.with(self.head.hops(), len as u32);
     }
 
-    /// One entry of that tag, in place of those that are there.
+    /// One entry of that tag, in place of the one that is there.
     fn replace(&mut self, tag: Tag, bytes: &[u8]) {
-        if self.entry(tag).is_some() {
-            let old = std::mem::take(&mut self.extension);
-            let others = entries(&old).filter(|(found, _)| *found != tag as u32);
-            others.for_each(|(tag, bytes)| self.extend(tag, bytes));
+        let mut at = 0;
+        let there = entries(&self.extension).find_map(|(found, entry)| {
+            let begin = at + ENTRY_HEAD;
+            at = begin + entry.len().next_multiple_of(8);
+            (found == tag as u32).then_some((begin, entry.len()))
+        });
+        match there {
+            Some((begin, len)) if len == bytes.len() => {
+                self.extension[begin..begin + len].copy_from_slice(bytes);
+            }
+            Some((begin, len)) => {
+                let end = (begin + len.next_multiple_of(8)).min(self.extension.len());
+                self.extension.drain(begin - ENTRY_HEAD..end);
+                self.extend(tag as u32, bytes);
+            }
+            None => self.extend(tag as u32, bytes),
         }
-        self.extend(tag as u32, bytes);
     }
 
     /// The first entry of that tag.
@@ -413,6 +424,9 @@ impl Envelope {
         )
     }
 }
+
+/// Bytes before an entry's own: its tag, and how many they are.
+const ENTRY_HEAD: usize = 8;
 
 /// The entries of an extension. One that contradicts itself ends where it does.
 fn entries(extension: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {

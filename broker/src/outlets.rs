@@ -1,6 +1,5 @@
 //! What a route sends to: publishers and producers, made when they are needed.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use buslane::{Any, Bus, Envelope, ErrorKind, PayloadType, Producer, Publisher, Queue, Result};
@@ -97,7 +96,9 @@ pub struct Outlets {
     bus: Bus,
     /// The name of the lanes: they stay, and with them what was sent last.
     writer: String,
-    open: HashMap<Target, Outlet>,
+    open: Vec<(Target, Outlet)>,
+    /// The one that was used last: it is used again.
+    at: usize,
     /// The list of topics when it was last looked whether those that it sends to are there.
     version: u64,
 }
@@ -108,7 +109,8 @@ impl Outlets {
         Self {
             bus: bus.clone(),
             writer: passed::writer(&route.name),
-            open: HashMap::new(),
+            open: Vec::new(),
+            at: 0,
             version: bus.topics_version(),
         }
     }
@@ -119,13 +121,13 @@ impl Outlets {
 
     /// Bytes that can be sent to any of them without overwriting what was sent before.
     pub fn room(&self) -> usize {
-        let capacities = self.open.values().map(|outlet| outlet.capacity);
+        let capacities = self.open.iter().map(|(_, outlet)| outlet.capacity);
         capacities.min().unwrap_or(0) / 2
     }
 
     /// Keeps only those that are meant.
     pub fn retain(&mut self, is_meant: impl Fn(&Target) -> bool) {
-        self.open.retain(|target, _| is_meant(target));
+        self.open.retain(|(target, _)| is_meant(target));
     }
 
     /// Sends a message, made as `carries` if the topic is missing. Waits for room, so long at most, and for whatever else passes by itself.
@@ -166,7 +168,7 @@ impl Outlets {
                     counters.troubles.inc();
                     tracing::warn!("{error}; tried again");
                 }
-                self.open.remove(target);
+                self.open.retain(|(open, _)| open != target);
                 std::thread::sleep(REST);
             }
             if ending.is_near() {
@@ -199,12 +201,22 @@ impl Outlets {
         if version != self.version {
             self.version = version;
             self.open
-                .retain(|target, outlet| outlet.is_there(&self.bus, target));
+                .retain(|(target, outlet)| outlet.is_there(&self.bus, target));
         }
-        if let Some(outlet) = self.open.get_mut(target) {
+        if !self
+            .open
+            .get(self.at)
+            .is_some_and(|(open, _)| open == target)
+        {
+            let found = self.open.iter().position(|(open, _)| open == target);
+            self.at = found.unwrap_or(self.open.len());
+        }
+        if let Some((_, outlet)) = self.open.get_mut(self.at) {
             match outlet.send(envelope, payload, patience) {
                 // It was removed: whoever sends to it makes it anew.
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    self.open.remove(self.at);
+                }
                 sent => return sent,
             }
         }
@@ -214,7 +226,7 @@ impl Outlets {
         }
         let mut outlet = Outlet::open(&self.bus, target, carries, &self.writer)?;
         let sent = outlet.send(envelope, payload, patience);
-        self.open.insert(target.clone(), outlet);
+        self.open.push((target.clone(), outlet));
         sent
     }
 }

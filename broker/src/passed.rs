@@ -124,7 +124,9 @@ struct Place {
 pub struct Positions {
     publisher: Publisher<Any>,
     envelope: Envelope,
-    places: HashMap<(u64, u64), u32>,
+    places: Vec<Place>,
+    /// Where the last place was that was asked for: it is asked for again.
+    at: usize,
 }
 
 impl Positions {
@@ -135,54 +137,64 @@ impl Positions {
         let topic = builder.lossy(true).open_any()?;
         // First: nobody else writes that lane meanwhile.
         let publisher = topic.named_publisher(&writer(route))?;
-        let mut places = HashMap::new();
+        let mut places = Vec::new();
         bus.inspect(POSITIONS)?.look_back(1, |seen| {
             let is_ours = seen
                 .envelope
                 .is_some_and(|envelope| envelope.sender() == Some(route));
             if is_ours && let Ok(all) = <[Place]>::ref_from_bytes(&seen.payload) {
-                places.extend(all.iter().map(|place| ((place.by, place.lane), place.next)));
+                places = all.to_vec();
             }
         });
         Ok(Self {
             publisher,
             envelope: Envelope::new(Kind::Document).sent_by(route),
             places,
+            at: 0,
         })
     }
 
     /// Whether it was ever said how far it is in a topic.
     pub fn know(&self, by: u64) -> bool {
-        self.places.keys().any(|&(of, _)| of == by)
+        self.places.iter().any(|place| place.by == by)
+    }
+
+    fn place(&mut self, by: u64, lane: u64) -> Option<&mut Place> {
+        let is_meant = |place: &Place| (place.by, place.lane) == (by, lane);
+        if !self.places.get(self.at).is_some_and(is_meant) {
+            self.at = self.places.iter().position(is_meant)?;
+        }
+        self.places.get_mut(self.at)
     }
 
     /// Whether a message of a lane was done with before.
-    pub fn are_past(&self, by: u64, lane: u64, sequence: u32) -> bool {
-        let next = self.places.get(&(by, lane));
-        next.is_some_and(|&next| is_behind((sequence, 0), (next, 0)))
+    pub fn are_past(&mut self, by: u64, lane: u64, sequence: u32) -> bool {
+        let place = self.place(by, lane);
+        place.is_some_and(|place| is_behind((sequence, 0), (place.next, 0)))
     }
 
     /// All of a lane before `next` is done with; to be [said](Self::say).
     pub fn move_to(&mut self, by: u64, lane: u64, next: u32) {
-        self.places.insert((by, lane), next);
+        match self.place(by, lane) {
+            Some(place) => place.next = next,
+            None => self.places.push(Place {
+                by,
+                lane,
+                next,
+                _unused: 0,
+            }),
+        }
     }
 
     /// Forgets lanes that are gone.
     pub fn retain(&mut self, is_there: impl Fn(u64, u64) -> bool) {
-        self.places.retain(|&(by, lane), _| is_there(by, lane));
+        self.places.retain(|place| is_there(place.by, place.lane));
     }
 
     /// Says how far it is.
     pub fn say(&mut self) -> Result<()> {
-        let place = |(&(by, lane), &next): (&(u64, u64), &u32)| Place {
-            by,
-            lane,
-            next,
-            _unused: 0,
-        };
-        let places: Vec<Place> = self.places.iter().map(place).collect();
-        self.publisher
-            .send_any(Some(&self.envelope), places.as_bytes(), None)
+        let places = self.places.as_bytes();
+        self.publisher.send_any(Some(&self.envelope), places, None)
     }
 }
 

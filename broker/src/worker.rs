@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use buslane::{
-    Any, Consumer, DeadLetter, Delivery, Envelope, Error, ErrorKind, PayloadType, Result,
-    Subscriber, WaitSet,
+    Any, Consumer, DeadLetter, Delivery, Envelope, Error, ErrorKind, Kind, Origin, PayloadType,
+    Result, Subscriber, WaitSet,
 };
 
 use crate::gates::Gates;
@@ -157,6 +157,8 @@ impl Worker {
                 turn: (0, 0),
                 gates: Gates::new(&route),
                 out: Outgoing::default(),
+                spare: None,
+                bytes: PayloadType::bytes(),
                 told: None,
                 route,
                 counters,
@@ -414,6 +416,12 @@ impl Reader {
 /// The route is to end before a message was passed on.
 struct Ended;
 
+/// What becomes of a message that was taken.
+enum Fate {
+    Done,
+    Waits(Instant),
+}
+
 /// What a route does with a message.
 struct Engine {
     route: Route,
@@ -424,6 +432,10 @@ struct Engine {
     turn: (usize, usize),
     gates: Gates,
     out: Outgoing,
+    /// An envelope that was used.
+    spare: Option<Envelope>,
+    /// What a message carries that is made by a program.
+    bytes: PayloadType,
     counters: Counters,
     ending: Arc<Ending>,
     /// When it was last told that a message was dropped.
@@ -501,8 +513,9 @@ impl Engine {
             return Ok(None);
         };
         let (lane, sequence, envelope) = (frame.lane(), frame.sequence(), frame.envelope());
-        let is_past = |positions: &Positions| positions.are_past(facts.by, lane, sequence);
-        if self.positions.as_ref().is_some_and(is_past) {
+        if let Some(positions) = &mut self.positions
+            && positions.are_past(facts.by, lane, sequence)
+        {
             return Ok(Some(0));
         }
         let (name, sender) = (Arc::clone(&facts.name), self.sender(facts, lane, &envelope));
@@ -514,27 +527,29 @@ impl Engine {
             envelope: envelope.as_ref(),
             payload: &frame,
         };
-        let is_let_in = self.lets_in(facts, &message);
-        if self.route.delay.is_zero() {
-            // What was not passed on when the route ends is not done with, and found again.
-            if !is_let_in || self.pass_on(facts, &message).is_ok() {
+        let bytes = frame.len();
+        match self.take(facts, &message) {
+            // Those that wait are before it.
+            Ok(Fate::Done) if self.route.delay.is_zero() => {
                 self.is_done_with(facts, lane, sequence);
             }
-            return Ok(Some(0));
+            Ok(Fate::Done) => {}
+            Ok(Fate::Waits(due)) => {
+                let body = Body::Copy(frame.to_vec());
+                held.push_back(Held {
+                    due,
+                    lane,
+                    sequence,
+                    sender,
+                    envelope,
+                    body,
+                });
+                return Ok(Some(bytes));
+            }
+            // It is not done with, and found again.
+            Err(Ended) => {}
         }
-        if !is_let_in {
-            return Ok(Some(0));
-        }
-        let bytes = frame.len();
-        held.push_back(Held {
-            due: due(self.route.delay, envelope.as_ref()),
-            lane,
-            sequence,
-            sender,
-            body: Body::Copy(frame.to_vec()),
-            envelope,
-        });
-        Ok(Some(bytes))
+        Ok(Some(0))
     }
 
     /// The same, of a queue.
@@ -562,26 +577,36 @@ impl Engine {
             envelope: envelope.as_ref(),
             payload: &delivery,
         };
-        if !self.lets_in(facts, &message) {
-            self.ack(delivery);
-            return Ok(Some(0));
+        let bytes = delivery.len();
+        match self.take(facts, &message) {
+            Ok(Fate::Done) => self.ack(delivery),
+            Ok(Fate::Waits(due)) => {
+                let body = Body::Delivery(delivery);
+                held.push_back(Held {
+                    due,
+                    lane,
+                    sequence,
+                    sender,
+                    envelope,
+                    body,
+                });
+                return Ok(Some(bytes));
+            }
+            // Another broker gets it.
+            Err(Ended) => {}
+        }
+        Ok(Some(0))
+    }
+
+    /// Lets a message in, and passes it on, if it need not wait.
+    fn take(&mut self, facts: &Facts, message: &Incoming<'_>) -> Result<Fate, Ended> {
+        if !self.lets_in(facts, message)? {
+            return Ok(Fate::Done);
         }
         if self.route.delay.is_zero() {
-            if self.pass_on(facts, &message).is_ok() {
-                self.ack(delivery);
-            }
-            return Ok(Some(0));
+            return self.pass_on(facts, message).map(|()| Fate::Done);
         }
-        let bytes = delivery.len();
-        held.push_back(Held {
-            due: due(self.route.delay, envelope.as_ref()),
-            lane,
-            sequence,
-            sender,
-            envelope,
-            body: Body::Delivery(delivery),
-        });
-        Ok(Some(bytes))
+        Ok(Fate::Waits(due(self.route.delay, message.envelope)))
     }
 
     fn sender(&self, facts: &mut Facts, lane: u64, envelope: &Option<Envelope>) -> String {
@@ -593,7 +618,7 @@ impl Engine {
     }
 
     /// Whether a message is one that the route is for.
-    fn lets_in(&mut self, facts: &mut Facts, message: &Incoming<'_>) -> bool {
+    fn lets_in(&mut self, facts: &Facts, message: &Incoming<'_>) -> Result<bool, Ended> {
         self.counters.received.inc();
         let Route {
             kinds,
@@ -609,19 +634,15 @@ impl Engine {
         let is_from = senders.is_empty() || senders.iter().any(|name| name == message.sender);
         if !(is_of_kind && is_of_type && is_from) {
             self.counters.filtered.inc();
-            return false;
+            return Ok(false);
         }
         match self.gates.let_through(&mut self.route, message) {
-            Ok(None) => true,
+            Ok(None) => Ok(true),
             Ok(Some(stopped)) => {
                 self.counters.stopped(stopped).inc();
-                false
+                Ok(false)
             }
-            Err(why) => {
-                // If the route ends meanwhile, it comes again.
-                let _ended = self.give_up(facts, message, &why);
-                false
-            }
+            Err(why) => self.give_up(facts, message, &why).map(|()| false),
         }
     }
 
@@ -677,12 +698,13 @@ impl Engine {
         }
         for (part, draft) in (0..).zip(drafts) {
             let origin = facts.origin(message.lane, message.sequence, part);
-            let envelope = draft.envelope(message.envelope);
-            let envelope = envelope.made_from(origin).passed_on_by(&self.route.name);
+            let envelope = self.envelope(draft, message, origin);
             let payload = draft.payload.as_deref().unwrap_or(message.payload);
             // A type whose messages are all of one size is that of what is passed on as it came.
-            let bytes = PayloadType::bytes();
-            let carries = draft.payload.as_ref().map_or(&facts.carries, |_| &bytes);
+            let carries = match draft.payload {
+                None => &facts.carries,
+                Some(_) => &self.bytes,
+            };
             let named: Vec<Target>;
             let targets = match &draft.to {
                 None => &self.route.to,
@@ -724,11 +746,25 @@ impl Engine {
                     Err(Unsent::Ended) => return Err(Ended),
                 }
             }
+            if message.envelope.is_none() {
+                self.spare = Some(envelope);
+            }
         }
         match refused {
             None => Ok(()),
             Some(why) => self.give_up(facts, message, &why),
         }
+    }
+
+    /// What goes with a message that is made of another.
+    fn envelope(&mut self, draft: &Draft, message: &Incoming<'_>, origin: Origin) -> Envelope {
+        let envelope = match (message.envelope, self.spare.take()) {
+            (Some(envelope), _) => envelope.clone().passed_on_by(&self.route.name),
+            // Of another one that had none: all but its origin is the same, unless the route's program says otherwise.
+            (None, Some(spare)) if self.route.program.is_none() => spare,
+            (None, _) => Envelope::new(Kind::Event).passed_on_by(&self.route.name),
+        };
+        draft.envelope(envelope).made_from(origin)
     }
 
     fn is_one_bus(&self) -> bool {
@@ -741,8 +777,8 @@ impl Engine {
             if facts.was_sent(&target.name, origin) {
                 continue;
             }
-            let envelope = Draft::default().envelope(message.envelope);
-            let envelope = envelope.made_from(origin).passed_on_by(&self.route.name);
+            let envelope = envelope_of(message).passed_on_by(&self.route.name);
+            let envelope = envelope.made_from(origin);
             let (carries, payload) = (&facts.carries, message.payload);
             if let Err(error) = self
                 .outlets
@@ -779,15 +815,16 @@ impl Engine {
         }
         let mut letter = DeadLetter::new(message.topic, &route.name, message.payload, why);
         (letter.lane, letter.sequence) = (message.lane, message.sequence);
-        let envelope = Draft::default()
-            .envelope(message.envelope)
-            .made_from(origin);
+        let envelope = envelope_of(message).made_from(origin);
         let with = (&self.counters, &*self.ending);
-        let bytes = PayloadType::bytes();
-        match self
-            .outlets
-            .send(target, &bytes, &envelope, &letter.to_bytes(), None, with)
-        {
+        match self.outlets.send(
+            target,
+            &self.bytes,
+            &envelope,
+            &letter.to_bytes(),
+            None,
+            with,
+        ) {
             Ok(()) => {
                 self.counters.dead.inc();
                 Ok(())
@@ -833,6 +870,14 @@ impl Engine {
         self.counters.set_state(State::Failing);
         tracing::warn!(route = self.route.name, "{error}");
     }
+}
+
+/// The envelope that a message has, or one that says nothing.
+fn envelope_of(message: &Incoming<'_>) -> Envelope {
+    message
+        .envelope
+        .cloned()
+        .unwrap_or_else(|| Envelope::new(Kind::Event))
 }
 
 /// When a message has been under way for so long: since it was sent, if it says when that was.

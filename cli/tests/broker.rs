@@ -246,8 +246,6 @@ const STORE_AND_FORWARD: &str = r#"
 fn store_and_forward(at_once: usize, count: u64) {
     let stage = Stage::new(STORE_AND_FORWARD);
     let bus = stage.bus();
-    // So that nothing is pushed before the route's group is there.
-    drop(stage.start());
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| kill_often(&stage, at_once, &is_over));
