@@ -15,10 +15,10 @@ use crate::size;
 /// What there is to say of a topic but for how long messages wait.
 pub fn facts(topic: &Topic) -> Vec<Line<'static>> {
     let report = &topic.now;
-    let (messages, bytes) = topic.rates().unwrap_or_default();
+    let rates = topic.rates();
     let mut lines = vec![
         Line::from(format!(
-            "{} of {}, {} a lane, {} publishers, {} subscribers",
+            "{} of {}, {} a lane; publishers {}, subscribers {}",
             report.pattern,
             report.type_name,
             size::human(report.capacity),
@@ -26,9 +26,9 @@ pub fn facts(topic: &Topic) -> Vec<Line<'static>> {
             report.subscribers(),
         )),
         Line::from(format!(
-            "{} msg/s, {}/s; lag {}, lost {}, so far {} messages, {}",
-            short::count(messages),
-            short::bytes(bytes),
+            "{} msg/s, {}/s; lag {}, lost {}; so far {} messages, {}",
+            rate(rates.map(|(messages, _)| messages)),
+            byte_rate(rates),
             short::count(report.lag() as f64),
             short::count(report.lost() as f64),
             short::count(report.messages() as f64),
@@ -104,6 +104,10 @@ fn rate(rate: Option<f64>) -> String {
     rate.map_or_else(|| "-".into(), short::count)
 }
 
+fn byte_rate(rates: Option<(f64, f64)>) -> String {
+    rates.map_or_else(|| "-".into(), |(_, bytes)| short::bytes(bytes))
+}
+
 fn time(time: Option<Duration>) -> String {
     time.map_or_else(|| "-".into(), short::span)
 }
@@ -119,9 +123,12 @@ fn of_lane(topic: &Topic, lane: &LaneReport) -> Vec<String> {
         lane.id.to_string(),
         short::owner(&lane.owner),
         rate(rates.map(|(messages, _)| messages)),
-        rates.map_or_else(|| "-".into(), |(_, bytes)| short::bytes(bytes)),
+        byte_rate(rates),
         short::count(lane.messages as f64),
-        time(lane.newest_age),
+        match lane.newest_age {
+            Some(age) => short::span(age) + " ago",
+            None => String::from("-"),
+        },
         state.into(),
     ]
 }
@@ -174,14 +181,13 @@ fn of_cursor(topic: &Topic, cursor: &CursorReport) -> Vec<String> {
 }
 
 fn of_owner(topic: &Topic, of: &OwnerReport) -> Vec<String> {
-    let (sends, receives) = topic.owner_rates(&of.owner);
-    let some = |count: usize, shown: String| if count == 0 { "-".into() } else { shown };
+    let rates = topic.owner_rates(&of.owner);
     vec![
         short::owner(&of.owner),
         of.lanes.to_string(),
-        some(of.lanes, short::count(sends)),
+        rate(rates.map(|(sends, _)| sends)),
         of.cursors.to_string(),
-        some(of.cursors, short::count(receives)),
+        rate(rates.map(|(_, receives)| receives)),
         short::count(of.lag as f64),
         short::count(of.lost as f64),
     ]

@@ -5,6 +5,9 @@ mod list;
 mod screen;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};

@@ -293,6 +293,9 @@ impl Screen {
         }
         self.rows = list.height.saturating_sub(1).max(1);
         self.table.select(Some(selected));
+        // In a window that has grown, or when there are fewer: no room is left empty.
+        let last = rows.len().saturating_sub(usize::from(self.rows));
+        *self.table.offset_mut() = self.table.offset().min(last);
         let table = table(&rows, &self.shape, self.sort);
         frame.render_stateful_widget(table, list, &mut self.table);
     }
@@ -300,9 +303,10 @@ impl Screen {
     /// Where the bus is, what it has, and what is wrong.
     fn title(&self, watch: &Watch, shown: usize, width: u16) -> Line<'static> {
         let all = watch.topics.len();
-        let mut parts = vec![match shown == all {
-            true => format!("{all} topics"),
-            false => format!("{shown} of {all} topics"),
+        let mut parts = vec![match all {
+            1 => String::from("1 topic"),
+            _ if shown == all => format!("{all} topics"),
+            _ => format!("{shown} of {all} topics"),
         }];
         if !self.filter.is_empty() && !self.edits {
             parts.push(format!("filter: {}", self.filter));

@@ -206,16 +206,17 @@ impl Topic {
     }
 
     /// What a process sends, and what it receives, in a second. What a consumer receives is counted by its group alone.
-    pub fn owner_rates(&self, owner: &Owner) -> (f64, f64) {
-        let lanes = self.now.lanes.iter().filter(|lane| lane.owner == *owner);
-        let sent = lanes.filter_map(|lane| Some(self.lane_rates(lane)?.0));
-        let cursors = self
-            .now
-            .cursors
-            .iter()
-            .filter(|cursor| cursor.owner == *owner);
-        let received = cursors.filter_map(|cursor| self.cursor_rate(cursor));
-        (sent.sum(), received.sum())
+    pub fn owner_rates(&self, owner: &Owner) -> Option<(f64, f64)> {
+        self.before.as_ref()?;
+        let mut rates = (0.0, 0.0);
+        for lane in self.now.lanes.iter().filter(|lane| lane.owner == *owner) {
+            rates.0 += self.lane_rates(lane)?.0;
+        }
+        let cursors = self.now.cursors.iter();
+        for cursor in cursors.filter(|cursor| cursor.owner == *owner) {
+            rates.1 += self.cursor_rate(cursor).unwrap_or_default();
+        }
+        Some(rates)
     }
 
     /// This quantile of the waiting times so far, in nanoseconds.
