@@ -1,4 +1,4 @@
-//! What looking costs those who are looked at: a publisher and a subscriber, each a process on a processor of its own, at full
+//! `cargo bench -p buslane-cli --bench monitor`: what looking costs those who are looked at. A publisher and a subscriber, each a process on a processor of its own, at full
 //! rate; and beside them nobody, `buslane top`, or `buslane inspect` once a second.
 //!
 //! All take turns in each round, nobody twice: the second time shows how much two equal ones differ. Ratios are divided round by
@@ -20,8 +20,9 @@ use nix::unistd::Pid;
 
 const TOPIC: &str = "ticks";
 const SIZE: usize = 64;
-const ROUNDS: usize = 15;
-const WINDOW: Duration = Duration::from_secs(3);
+const ROUNDS: usize = 40;
+/// In each of them somebody looks once.
+const WINDOW: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an onlooker has been there when the window begins.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -55,11 +56,7 @@ fn main() {
     match &arguments[..] {
         [part, bus, cpu] if part == "publish" => publish(Path::new(bus), cpu.parse().unwrap()),
         [part, bus, cpu] if part == "receive" => receive(Path::new(bus), cpu.parse().unwrap()),
-        // Only to see that it runs, by `cargo test --benches`.
-        _ if arguments.iter().any(|argument| argument == "--test") => {
-            measure(1, Duration::from_millis(50));
-        }
-        _ => measure(ROUNDS, WINDOW),
+        _ => measure(),
     }
 }
 
@@ -177,11 +174,11 @@ fn children() -> Duration {
 }
 
 /// Messages in a second while somebody looks, and the share of a processor that this took.
-fn round(busy: &mut Busy, bus: &Path, onlooker: Onlooker, window: Duration) -> (f64, f64) {
+fn round(busy: &mut Busy, bus: &Path, onlooker: Onlooker) -> (f64, f64) {
     let (before, started) = (children(), Instant::now());
     let mut rate = || {
         busy.rate(WARM_UP);
-        busy.rate(window)
+        busy.rate(WINDOW)
     };
     let rate = match onlooker {
         Nobody | NobodyAgain => rate(),
@@ -216,7 +213,7 @@ fn median(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     )
 }
 
-fn measure(rounds: usize, window: Duration) {
+fn measure() {
     let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
     let mut cpus = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false));
     let (Some(one), Some(other)) = (cpus.next(), cpus.next()) else {
@@ -228,12 +225,11 @@ fn measure(rounds: usize, window: Duration) {
     let mut busy = Busy::start(bus, (one, other));
     busy.rate(WARM_UP);
     let mut all = Vec::new();
-    for n in 0..rounds {
+    for n in 0..ROUNDS {
         // Each begins in turn.
         let mut turns = Onlooker::ALL.map(|onlooker| (onlooker as usize, onlooker));
-        turns.rotate_left(n % turns.len());
-        let mut found =
-            turns.map(|(place, onlooker)| (place, round(&mut busy, bus, onlooker, window)));
+        turns.rotate_left(n % Onlooker::ALL.len());
+        let mut found = turns.map(|(place, onlooker)| (place, round(&mut busy, bus, onlooker)));
         found.sort_by_key(|(place, _)| *place);
         all.push(found.map(|(_, found)| found));
     }
