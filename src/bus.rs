@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::stat::Mode;
 use nix::unistd::Uid;
@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::durable::{DEFAULT_FILE, Keep, SyncPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{TopicReport, Verified};
-use crate::message::{Description, Message, Payload};
+use crate::message::{Any, Message, Payload, PayloadType};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
 use crate::select::{Names, Selection};
@@ -27,7 +27,7 @@ use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::recover::{Cut, recover};
 use crate::shm::topic::{BUS_SIZE, TopicFiles, check_capacity, map_bus};
-use crate::shm::{View, futex, roster};
+use crate::shm::{View, futex, lane, roster};
 use crate::wait::WaitStrategy;
 
 /// Bytes in a lane whose topic was made without saying how many: 4 MiB. Chosen by measurement: a ring that is larger
@@ -158,6 +158,7 @@ impl Bus {
             lossy: None,
             sync: None,
             keep: None,
+            carrying: None,
             wait,
             create: true,
         }
@@ -230,6 +231,12 @@ impl Bus {
         let mut names = self.topics()?;
         names.retain(|name| wanted.match_any(name));
         Ok(names)
+    }
+
+    /// A number that has changed when a topic was made, or removed, since it was read before. No system call.
+    #[must_use]
+    pub fn topics_version(&self) -> u64 {
+        roster::topics(&self.0.control)
     }
 
     /// Looks at a topic from outside: nobody is slowed down, and nothing is made.
@@ -403,7 +410,7 @@ impl Bus {
     /// Makes an inbox for replies: its number, which is not used again.
     pub(crate) fn make_inbox(
         &self,
-        carries: &Description,
+        carries: &PayloadType,
         capacity: usize,
         wait: WaitStrategy,
     ) -> Result<(u64, Arc<TopicInner>)> {
@@ -775,6 +782,8 @@ pub struct TopicBuilder<'a> {
     lossy: Option<bool>,
     sync: Option<SyncPolicy>,
     keep: Option<Keep>,
+    /// What one that is made carries, if that is not the type it is opened as.
+    carrying: Option<PayloadType>,
     wait: WaitStrategy,
     create: bool,
 }
@@ -835,6 +844,25 @@ impl TopicBuilder<'_> {
         self.open_as()
     }
 
+    /// Opens it, of whatever type it carries; one that is made carries bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_any(self) -> Result<Topic<Any>> {
+        self.open_as()
+    }
+
+    /// Opens it, of a type that is known by its description; one that is made carries that.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Bus::typed`], and `InvalidName` if the type's name is too long.
+    pub fn open_described(mut self, carries: &PayloadType) -> Result<Topic<Any>> {
+        self.carrying = Some(carries.clone());
+        self.open_as()
+    }
+
     pub(crate) fn open_as<T: ?Sized + Payload>(self) -> Result<Topic<T>> {
         let patterns = match self.lossy {
             None => &[Pattern::Lossless, Pattern::Lossy][..],
@@ -862,7 +890,7 @@ impl TopicBuilder<'_> {
     pub(crate) fn open_inner(
         self,
         patterns: &[Pattern],
-        ours: &Description,
+        ours: &PayloadType,
         sizes: [u64; 3],
     ) -> Result<Arc<TopicInner>> {
         let Self {
@@ -873,9 +901,11 @@ impl TopicBuilder<'_> {
             lossy: _,
             sync,
             keep,
+            carrying,
             wait,
             create,
         } = self;
+        let ours = carrying.as_ref().unwrap_or(ours);
         let tried = "open the topic";
         bus.check_fork()?;
         let escaped = escape(&name)?;
@@ -921,8 +951,8 @@ impl TopicBuilder<'_> {
             );
             return mismatch(why, "open it as what it is, or use another topic");
         }
-        let theirs = Description::from_config(&files.config);
-        if theirs != *ours {
+        let theirs = PayloadType::from_config(&files.config);
+        if !ours.admits(&theirs) {
             let why = format!("it carries {theirs}, and this program means {ours}");
             return mismatch(why, "let both use the same type, or another topic");
         }
@@ -959,6 +989,21 @@ pub(crate) struct TopicInner {
     pub(crate) files: TopicFiles,
     pub(crate) bus: Bus,
     pub(crate) wait: WaitStrategy,
+}
+
+impl TopicInner {
+    /// When it was made.
+    pub(crate) fn made_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.files.created_ns)
+    }
+
+    /// Who writes a lane, or did last. `None`: it is gone.
+    pub(crate) fn writer_of(&self, lane: u64) -> Result<Option<Owner>> {
+        let Some(lane) = self.files.lane(lane)? else {
+            return Ok(None);
+        };
+        members::owner(&self.bus.0.members, lane::owner(&lane.header)).map(Some)
+    }
 }
 
 impl<T: ?Sized> Clone for Topic<T> {
@@ -1001,6 +1046,34 @@ impl<T: ?Sized + Payload> Topic<T> {
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.inner.files.is_logged()
+    }
+
+    /// Whether its publishers overwrite what slow subscribers have not read.
+    #[must_use]
+    pub fn is_lossy(&self) -> bool {
+        self.inner.files.pattern == Pattern::Lossy
+    }
+
+    /// When it was made: it tells a topic from one that had its name before.
+    #[must_use]
+    pub fn made_at(&self) -> SystemTime {
+        self.inner.made_at()
+    }
+
+    /// What type its messages are of.
+    #[must_use]
+    pub fn carries(&self) -> PayloadType {
+        PayloadType::from_config(&self.inner.files.config)
+    }
+
+    /// Who publishes into the lane with this number, as [`Frame::lane`](crate::Frame::lane) tells it, or did last. `None`: the lane is
+    /// gone.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn publisher_of(&self, lane: u64) -> Result<Option<Owner>> {
+        self.inner.writer_of(lane)
     }
 
     /// Joins it as a publisher, with a lane of its own: one that a publisher has left, or a new one.

@@ -7,7 +7,7 @@ use crate::bus::unescape;
 use crate::durable::{Keep, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::Result;
-use crate::message::Description;
+use crate::message::PayloadType;
 use crate::shm::files::{self, Dir, numbers_among, skip_damaged};
 use crate::shm::fork;
 use crate::shm::groups::GROUP;
@@ -344,7 +344,7 @@ impl TopicReport {
                 });
             }
         }
-        let type_name = Description::from_config(&topic.config).name().to_owned();
+        let type_name = PayloadType::from_config(&topic.config).name().to_owned();
         let (name, capacity) = (topic.name.to_string(), topic.capacity as u64);
         let durable = topic.is_logged().then(|| Durability {
             sync: SyncPolicy::from_ns(topic.config.sync_ns),
@@ -463,8 +463,8 @@ impl TopicReport {
         owners
     }
 
-    /// Lets go of the lanes. What it says stays, but [`tail`](Self::tail) finds nothing. While a report has them, the memory of
-    /// those that are removed is not free.
+    /// Lets go of the lanes. What it says stays, but [`tail`](Self::tail) and [`look_back`](Self::look_back) find nothing. While a
+    /// report has them, the memory of those that are removed is not free.
     #[must_use]
     pub fn detached(mut self) -> Self {
         self.files.clear();
@@ -475,8 +475,14 @@ impl TopicReport {
     #[must_use]
     pub fn tail(&self, n: usize) -> Vec<Seen> {
         let mut seen = Vec::new();
+        self.look_back(n, |message| seen.push(message));
+        seen
+    }
+
+    /// Shows `visit` the last `n` messages of each lane that are still held, oldest first, one at a time. None in a forked child.
+    pub fn look_back(&self, n: usize, mut visit: impl FnMut(Seen)) {
         if self.born != fork::generation() {
-            return seen;
+            return;
         }
         for (report, lane) in self.lanes.iter().zip(&self.files) {
             let outside = Outside {
@@ -496,7 +502,7 @@ impl TopicReport {
                     let Some((envelope, payload)) = lane::parts(found.word, &body) else {
                         break;
                     };
-                    seen.push(Seen {
+                    visit(Seen {
                         lane: lane.id,
                         sequence: at.sequence,
                         envelope: Envelope::read(envelope),
@@ -506,7 +512,6 @@ impl TopicReport {
                 at.pass(found);
             }
         }
-        seen
     }
 }
 

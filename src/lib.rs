@@ -80,14 +80,14 @@ pub mod shm;
 pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
     durable::{DEFAULT_FILE, Keep, SyncPoint, SyncPolicy},
-    envelope::{Envelope, Kind},
+    envelope::{Envelope, Kind, Origin, TraceParent},
     error::{Error, ErrorKind, Lost, Result},
     futures::{MessageSink, MessageStream, Receive},
     inspect::{
         CursorPosition, CursorReport, Damage, Durability, GroupPosition, GroupReport, Kept,
         LaneReport, OwnerReport, Seen, TableReport, TopicReport, Verified,
     },
-    message::{Message, Payload},
+    message::{Any, Message, Payload, PayloadType},
     presence::Presence,
     pubsub::{
         Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber, SubscriptionBuilder,
@@ -99,7 +99,7 @@ pub use self::{
         Answer, CallOptions, Client, ClientBuilder, DEFAULT_SERVICE_CAPACITY, Pending, Refusal,
         Reply, ReplySink, ReplyStream, Request, Server, ServerBuilder, Service, ServiceBuilder,
     },
-    select::{Selected, Selection},
+    select::{NamePattern, Selected, Selection},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
     shm::recover::Cut,

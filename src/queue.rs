@@ -7,7 +7,7 @@ mod records;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub(crate) use self::consumer::Taken;
 pub use self::consumer::{Consumer, ConsumerBuilder};
@@ -20,10 +20,12 @@ use crate::durable::{SyncPoint, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::MessageSink;
-use crate::message::{Message, Payload};
+use crate::message::{Any, Message, Payload, PayloadType};
+use crate::presence::Presence;
 use crate::pubsub::{Loan, Publisher};
 use crate::shm::groups::DEFAULT;
 use crate::shm::layout::{Pattern, max_len};
+use crate::shm::members::Owner;
 use crate::wait::WaitStrategy;
 
 impl Bus {
@@ -96,6 +98,15 @@ impl QueueBuilder<'_> {
         self.open_as()
     }
 
+    /// Opens it, of whatever type it carries; one that is made carries bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_any(self) -> Result<Queue<Any>> {
+        self.open_as()
+    }
+
     fn open_as<T: ?Sized + Payload>(self) -> Result<Queue<T>> {
         Ok(Queue {
             inner: self
@@ -159,6 +170,18 @@ impl<T: ?Sized + Payload> Queue<T> {
         &self.inner.files.name
     }
 
+    /// What type its messages are of.
+    #[must_use]
+    pub fn carries(&self) -> PayloadType {
+        PayloadType::from_config(&self.inner.files.config)
+    }
+
+    /// When it was made: it tells a queue from one that had its name before.
+    #[must_use]
+    pub fn made_at(&self) -> SystemTime {
+        self.inner.made_at()
+    }
+
     /// Bytes in each lane made in it.
     #[must_use]
     pub fn capacity(&self) -> usize {
@@ -169,6 +192,24 @@ impl<T: ?Sized + Payload> Queue<T> {
     #[must_use]
     pub fn max_len(&self) -> usize {
         max_len(self.capacity() as u64) as usize
+    }
+
+    /// Who pushes into the lane with this number, as [`Delivery::lane`] tells it, or did last. `None`: the lane is gone.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn producer_of(&self, lane: u64) -> Result<Option<Owner>> {
+        self.inner.writer_of(lane)
+    }
+
+    /// Watches who is there, without being counted: producers as publishers, consumers as subscribers.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`, and the system's.
+    pub fn presence(&self) -> Result<Presence> {
+        Presence::watch(&self.inner)
     }
 
     /// Joins it as a producer, with a lane of its own: one that a producer has left, or a new one.
@@ -394,6 +435,23 @@ impl Producer<[u8]> {
     /// A sink that pushes copies of what it is given.
     pub fn into_sink<B: AsRef<[u8]>>(self) -> MessageSink<[u8], B> {
         self.0.into_sink()
+    }
+}
+
+impl Producer<Any> {
+    /// Pushes a copy of `message`, which must be of the size that the queue's type has, waiting at most `patience` for room; `None`: as long
+    /// as it takes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Publisher::send_any`].
+    pub fn push_any(
+        &mut self,
+        envelope: Option<&Envelope>,
+        message: &[u8],
+        patience: Option<Duration>,
+    ) -> Result<()> {
+        self.0.send_any(envelope, message, patience)
     }
 }
 

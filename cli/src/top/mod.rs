@@ -157,7 +157,6 @@ fn live(
             None => {
                 due = Instant::now() + interval;
                 watch.look()?;
-                screen.refresh(watch);
             }
         }
         stop.check()?;

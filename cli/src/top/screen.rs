@@ -1,5 +1,6 @@
 //! What stands on the terminal, and what its keys do.
 
+use buslane::NamePattern;
 use ratatui::Frame;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -66,8 +67,8 @@ pub struct Screen {
     filter: String,
     /// The filter is being typed.
     edits: bool,
-    /// The topics that match the filter, if it is a pattern; or why it is none.
-    matching: Result<Option<Vec<String>>, String>,
+    /// The filter, if it has a `*`; or why it is no pattern.
+    pattern: Result<Option<NamePattern>, String>,
     /// By name: it stays when the order changes. `None`: the first one, whichever that is.
     selected: Option<String>,
     /// The first row, and the first line of a topic's page.
@@ -89,7 +90,7 @@ impl Screen {
             },
             filter: String::new(),
             edits: false,
-            matching: Ok(None),
+            pattern: Ok(None),
             selected: None,
             table: TableState::new(),
             scroll: 0,
@@ -98,22 +99,11 @@ impl Screen {
         }
     }
 
-    /// To be called after each look.
-    pub fn refresh(&mut self, watch: &Watch) {
-        self.matching = match self.filter.contains('*') {
-            true => watch
-                .matching(&self.filter)
-                .map(Some)
-                .map_err(|error| error.to_string()),
-            false => Ok(None),
-        };
-    }
-
     /// The topics that the filter lets through, in order.
     fn rows<'a>(&self, watch: &'a Watch) -> Vec<(&'a str, &'a Topic)> {
         let wanted = self.filter.to_lowercase();
-        let is_shown = |name: &str| match &self.matching {
-            Ok(Some(matching)) => matching.iter().any(|matching| matching == name),
+        let is_shown = |name: &str| match &self.pattern {
+            Ok(Some(pattern)) => pattern.matches(name),
             Ok(None) => name.to_lowercase().contains(&wanted),
             Err(_) => false,
         };
@@ -133,7 +123,7 @@ impl Screen {
             return Next::Leave;
         }
         if self.edits {
-            self.edit(key.code, watch);
+            self.edit(key.code);
             return Next::Stay;
         }
         match (key.code, &self.page) {
@@ -166,7 +156,7 @@ impl Screen {
         self.scroll = 0;
     }
 
-    fn edit(&mut self, key: KeyCode, watch: &Watch) {
+    fn edit(&mut self, key: KeyCode) {
         match key {
             KeyCode::Enter => self.edits = false,
             KeyCode::Esc => {
@@ -179,7 +169,11 @@ impl Screen {
             KeyCode::Char(typed) => self.filter.push(typed),
             _ => {}
         }
-        self.refresh(watch);
+        let pattern = self
+            .filter
+            .contains('*')
+            .then(|| NamePattern::parse(&self.filter).map_err(|error| error.to_string()));
+        self.pattern = pattern.transpose();
     }
 
     fn sort_by(&mut self, step: isize) {
@@ -323,7 +317,7 @@ impl Screen {
     }
 
     fn nothing(&self, watch: &Watch) -> String {
-        match &self.matching {
+        match &self.pattern {
             Err(why) => why.clone(),
             Ok(_) if watch.topics.is_empty() => {
                 String::from("No topics: `buslane send TOPIC` and `buslane recv TOPIC` make them.")

@@ -35,7 +35,6 @@ impl Stage {
 
     fn look(&mut self) {
         self.watch.look().unwrap();
-        self.screen.refresh(&self.watch);
     }
 
     /// The lines, without what is blank at their ends.

@@ -105,11 +105,6 @@ impl Watch {
         }
         Ok(())
     }
-
-    /// The names of the topics that match a pattern.
-    pub fn matching(&self, pattern: &str) -> buslane::Result<Vec<String>> {
-        self.bus.topics_matching(pattern)
-    }
 }
 
 fn identity(bus: &Bus) -> Option<(u64, u64)> {
