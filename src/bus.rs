@@ -1089,6 +1089,17 @@ impl<T: ?Sized + Payload> Topic<T> {
         Publisher::join(&self.inner)
     }
 
+    /// Joins it as a publisher with this name, with a lane that one of that name has left, or a new one. That lane stays when the publisher
+    /// leaves or dies, with the last that it sent, until another one of that name takes it up: so who goes on for somebody who died can
+    /// look what that one sent ([`Bus::inspect`], [`TopicReport::look_back`]). Several may have one name at a time, each a lane.
+    ///
+    /// # Errors
+    ///
+    /// As for [`publisher`](Self::publisher).
+    pub fn named_publisher(&self, name: &str) -> Result<Publisher<T>> {
+        Publisher::join_named(&self.inner, name)
+    }
+
     /// Joins it as a subscriber: all that is sent from now on reaches it, and waits for it.
     ///
     /// # Errors

@@ -489,10 +489,11 @@ impl TopicReport {
                 header: &lane.header,
                 ring: &lane.ring,
             };
-            let Some(mut at) = outside.first_from(0) else {
+            let first = report.messages.saturating_sub(n as u64);
+            let before = outside.last_before(first).or_else(|| outside.first_from(0));
+            let Some(mut at) = before else {
                 continue;
             };
-            let first = report.messages.saturating_sub(n as u64);
             while at.position < report.position {
                 let wanted = at.sequence >= first;
                 let Some((found, body)) = outside.frame(at.position, wanted) else {

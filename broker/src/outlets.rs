@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use buslane::{Any, Bus, Envelope, ErrorKind, PayloadType, Producer, Publisher, Queue, Result};
 
 use crate::metrics::{Counters, State};
-use crate::route::Target;
+use crate::passed;
+use crate::route::{Route, Target};
 use crate::worker::Ending;
 
 /// How long one wait for room lasts, before it is looked whether the route is to end.
@@ -25,34 +26,39 @@ struct Outlet {
     writer: Writer,
     /// Another one may have its name later.
     made_at: SystemTime,
+    /// Bytes of its lane.
+    capacity: usize,
 }
 
 impl Outlet {
-    fn open(bus: &Bus, target: &Target, carries: &PayloadType) -> Result<Self> {
+    fn open(bus: &Bus, target: &Target, carries: &PayloadType, writer: &str) -> Result<Self> {
         let Target { name, is_queue } = target;
         let topic = || bus.topic_builder(name);
         let queue = || bus.queue_builder(name);
         // What it is made as, unless it is there as the other.
         let topic = match is_queue {
-            true => return Self::into_queue(&queue().open_any()?),
+            true => return Self::into_queue(&queue().open_any()?, writer),
             false => match topic().create(false).open_any() {
                 Err(e) if e.kind() == ErrorKind::NotFound => topic().open_described(carries)?,
                 Err(e) if e.kind() == ErrorKind::Mismatch => {
-                    return Self::into_queue(&queue().create(false).open_any().map_err(|_| e)?);
+                    let queue = queue().create(false).open_any().map_err(|_| e)?;
+                    return Self::into_queue(&queue, writer);
                 }
                 topic => topic?,
             },
         };
         Ok(Self {
-            writer: Writer::Topic(topic.publisher()?),
+            writer: Writer::Topic(topic.named_publisher(writer)?),
             made_at: topic.made_at(),
+            capacity: topic.capacity(),
         })
     }
 
-    fn into_queue(queue: &Queue<Any>) -> Result<Self> {
+    fn into_queue(queue: &Queue<Any>, writer: &str) -> Result<Self> {
         Ok(Self {
-            writer: Writer::Queue(queue.producer()?),
+            writer: Writer::Queue(queue.named_producer(writer)?),
             made_at: queue.made_at(),
+            capacity: queue.capacity(),
         })
     }
 
@@ -89,15 +95,19 @@ pub enum Unsent {
 /// All outlets of a route.
 pub struct Outlets {
     bus: Bus,
+    /// The name of the lanes: they stay, and with them what was sent last.
+    writer: String,
     open: HashMap<Target, Outlet>,
     /// The list of topics when it was last looked whether those that it sends to are there.
     version: u64,
 }
 
 impl Outlets {
-    pub fn new(bus: &Bus) -> Self {
+    pub fn new(route: &Route) -> Self {
+        let bus = &route.to_bus;
         Self {
             bus: bus.clone(),
+            writer: passed::writer(&route.name),
             open: HashMap::new(),
             version: bus.topics_version(),
         }
@@ -105,6 +115,12 @@ impl Outlets {
 
     pub fn bus(&self) -> &Bus {
         &self.bus
+    }
+
+    /// Bytes that can be sent to any of them without overwriting what was sent before.
+    pub fn room(&self) -> usize {
+        let capacities = self.open.values().map(|outlet| outlet.capacity);
+        capacities.min().unwrap_or(0) / 2
     }
 
     /// Keeps only those that are meant.
@@ -196,7 +212,7 @@ impl Outlets {
             // What is used anew is opened anew.
             self.open.clear();
         }
-        let mut outlet = Outlet::open(&self.bus, target, carries)?;
+        let mut outlet = Outlet::open(&self.bus, target, carries, &self.writer)?;
         let sent = outlet.send(envelope, payload, patience);
         self.open.insert(target.clone(), outlet);
         sent

@@ -213,8 +213,9 @@ impl Route {
     /// A route from the topics whose name matches one of `patterns`, those that are made later, too. One broker at a time runs it, in
     /// order; others stand by.
     ///
-    /// On a durable bus it is a subscription with the route's name: what is sent while no broker runs waits for it. Else it goes on
-    /// where it was as far as publishers still hold what they sent.
+    /// On a durable bus it is a subscription with the route's name, which begins with the oldest message that is kept: what is sent while no
+    /// broker runs waits for it. Else it begins with what is sent from now on, and goes on where it was as far as publishers still hold what
+    /// they sent.
     ///
     /// # Errors
     ///

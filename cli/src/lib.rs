@@ -6,6 +6,7 @@
 //! other transports but the same measurements; it promises nothing to anyone else.
 
 pub mod bench;
+mod broker;
 mod call;
 mod child;
 mod demo;
@@ -127,6 +128,7 @@ enum Command {
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Rm(rm::Args),
+    Broker(broker::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Completions(help::CompletionsArgs),
@@ -167,6 +169,7 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
         Command::Doctor(args) => doctor::run(&common, &args, &stop),
         Command::Rm(args) => rm::run(&common, &args),
+        Command::Broker(args) => broker::run(&common, &args, &stop),
         Command::Demo(_) => demo::run(&common, &stop),
         Command::Bench(args) => bench::run(&common, &args, &stop),
         Command::Completions(args) => help::completions(&args, &stop),

@@ -1127,9 +1127,10 @@ pub fn tail(header: &LaneHeader, ring: &Ring) -> Result<u64, Corrupt> {
     find_tail(header, ring).map(|(_, tail)| tail.position)
 }
 
-/// Says whose the lane is, and whether that writer can't use `membarrier`. By the holder of its lock.
-pub fn own(header: &LaneHeader, member: u64, fences: bool) {
+/// Says whose the lane is, its writer's name (0: none), and whether that writer can't use `membarrier`. By the holder of its lock.
+pub fn own(header: &LaneHeader, member: u64, name: u64, fences: bool) {
     header.owner.member.store(member, Ordering::Relaxed);
+    header.owner.name.store(name, Ordering::Relaxed);
     header
         .owner
         .fences
@@ -1340,6 +1341,11 @@ pub fn owner(header: &LaneHeader) -> u64 {
 #[cfg(not(loom))]
 pub fn is_waiting(header: &LaneHeader) -> bool {
     header.want.load(Ordering::Relaxed) != NOBODY
+}
+
+/// The name of a writer whose lane is kept for it; 0: it has none.
+pub fn name(header: &LaneHeader) -> u64 {
+    header.owner.name.load(Ordering::Relaxed)
 }
 
 /// Says that no frame will follow until somebody adopts the lane; whether that is news. By the holder of its lock.
@@ -2177,7 +2183,7 @@ impl Outside<'_> {
     }
 
     /// The last boundary with at most this sequence number.
-    fn last_before(&self, sequence: u64) -> Option<Boundary> {
+    pub fn last_before(&self, sequence: u64) -> Option<Boundary> {
         self.boundaries()
             .filter(|boundary| boundary.sequence <= sequence)
             .max_by_key(|boundary| boundary.position)

@@ -305,6 +305,8 @@ pub struct LaneOwner {
     pub closed: AtomicU64,
     /// 1: the writer can't run `membarrier`; readers fence before they load `want`.
     pub fences: AtomicU64,
+    /// Not 0: only a writer with this name takes it up, and it stays until one does.
+    pub name: AtomicU64,
 }
 
 /// A frame boundary, and what came before it.
