@@ -365,6 +365,26 @@ impl Envelope {
         })
     }
 
+    /// Appends it to `bytes` as it stands before a payload (`docs/layout.md`), for who keeps it elsewhere. Its deadline is left out: that
+    /// is by the clock since this machine was started.
+    pub fn encode_into(&self, bytes: &mut Vec<u8>) {
+        let head = EnvelopeHead {
+            deadline_ns: 0,
+            ..self.head
+        };
+        bytes.extend_from_slice(head.as_bytes());
+        bytes.extend_from_slice(&self.extension);
+    }
+
+    /// What [`encode_into`](Self::encode_into) has appended; `None` if these bytes are no envelope.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let envelope = Self::read(bytes)?;
+        let said = envelope.head.extension_len() as usize;
+        let is_whole = said == envelope.extension.len() && said.is_multiple_of(8);
+        is_whole.then_some(envelope)
+    }
+
     fn extend(&mut self, tag: u32, bytes: &[u8]) {
         let head = [tag, bytes.len() as u32];
         self.extension.extend_from_slice(head.as_bytes());
@@ -436,6 +456,11 @@ mod tests {
             let read = Envelope::read(&[head, envelope.extension()].concat()).unwrap();
             assert_eq!(read, envelope);
             assert_eq!(read.type_name(), envelope.type_name());
+            let mut bytes = Vec::new();
+            envelope.encode_into(&mut bytes);
+            assert_eq!(Envelope::decode(&bytes), Some(envelope));
+            bytes.pop();
+            assert_eq!(Envelope::decode(&bytes), None);
         }
         assert_eq!(Envelope::read(&[]), None);
     }

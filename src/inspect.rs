@@ -167,6 +167,8 @@ pub struct CursorReport {
     pub away: bool,
     /// Whether the reader sleeps: it has nothing to do.
     pub sleeping: bool,
+    /// Whether publishers don't wait for it.
+    pub lossy: bool,
     /// The group of a queue whose consumer it is; how far that is stands in its [`GroupReport`].
     pub group: Option<String>,
     /// How far it is in each lane that it has joined.
@@ -681,6 +683,7 @@ impl Lanes<'_> {
                 away: cursor.is_away(),
                 // As for a lane's writer.
                 sleeping: cursor.is_parked() && owner.alive && !cursor.is_away(),
+                lossy: topic.pattern.is_lossy() || cursor.is_lossy(),
                 group: group.map(|(_, group)| group.name.clone()),
                 positions,
                 name,
@@ -697,6 +700,7 @@ impl Lanes<'_> {
         is_named: bool,
     ) -> Vec<CursorPosition> {
         let Self(lanes, files) = self;
+        let is_lossy = topic.pattern.is_lossy() || cursor.is_lossy();
         let mut positions = Vec::new();
         for (lane, file) in lanes.iter().zip(*files) {
             let (position, lost) = match cursor.slot_of(lane.id) {
@@ -708,7 +712,7 @@ impl Lanes<'_> {
             if position & LEFT != 0 {
                 continue;
             }
-            let held_from = match topic.pattern.is_lossy() || topic.is_logged() {
+            let held_from = match is_lossy || topic.is_logged() {
                 true => outside(file).held_from(position),
                 false => position,
             };

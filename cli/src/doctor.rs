@@ -243,7 +243,7 @@ fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
                 lane.position.saturating_sub(position.position) >= report.capacity / 4 * 3
             })
         });
-        if behind && cursor.owner.alive {
+        if behind && cursor.owner.alive && !cursor.lossy {
             let (name, pid) = (&cursor.owner.name, cursor.owner.pid);
             findings.push(wrong(
                 format!(

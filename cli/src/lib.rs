@@ -21,7 +21,10 @@ mod output;
 pub mod private;
 mod progress;
 mod push;
+mod record;
+mod recording;
 mod recv;
+mod replay;
 mod rm;
 mod send;
 mod serve;
@@ -129,6 +132,8 @@ enum Command {
     Doctor(doctor::Args),
     Rm(rm::Args),
     Broker(broker::Args),
+    Record(record::Args),
+    Replay(replay::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Completions(help::CompletionsArgs),
@@ -170,6 +175,8 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::run(&common, &args, &stop),
         Command::Rm(args) => rm::run(&common, &args),
         Command::Broker(args) => broker::run(&common, &args, &stop),
+        Command::Record(args) => record::run(&common, &args, &stop),
+        Command::Replay(args) => replay::run(&common, &args, &stop),
         Command::Demo(_) => demo::run(&common, &stop),
         Command::Bench(args) => bench::run(&common, &args, &stop),
         Command::Completions(args) => help::completions(&args, &stop),

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::sys::time::TimeSpec;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
@@ -54,6 +55,23 @@ impl Stop {
         match self.signal.load(Ordering::Relaxed) {
             0 => Ok(()),
             number => Err(Failure::Signal(u8::try_from(number).unwrap_or(0))),
+        }
+    }
+
+    /// Whether a signal has come, for which ending is no failure: then it is forgotten.
+    pub fn take(&self) -> bool {
+        // Relaxed: as above.
+        self.signal.swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// Sleeps for `time`; false: a signal came first.
+    pub fn sleep(&self, time: Duration) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut fds, Some(TimeSpec::from_duration(time)), None) {
+            Ok(ready) => Ok(ready == 0),
+            // By a signal that asks for nothing: the caller looks at the time again.
+            Err(Errno::EINTR) => Ok(true),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -332,7 +332,7 @@ impl Sender {
             true => Some(0),
             false => self.lane.unjoined(),
         };
-        Ok(self.readers.lowest(self.id, unjoined))
+        Ok(self.readers.lowest_of_all(self.id, unjoined))
     }
 
     /// Moves the limit towards `end`; the slowest reader.

@@ -358,6 +358,8 @@ pub struct CursorOwner {
     pub singly: AtomicU64,
     /// Of a named subscription, 1: nobody reads with it now.
     pub away: AtomicU64,
+    /// 1: on a lossless topic, writers do not wait for it.
+    pub lossy: AtomicU64,
 }
 
 /// What a group's consumers agree on, in its file's page at [`GROUP_CONFIG`]. Written by the holder of the file's lock, with

@@ -363,8 +363,12 @@ impl TopicFiles {
     // ---------------------------------------------------------------------------------------------------- cursors
 
     /// A new cursor, without slots yet.
-    pub fn new_cursor(&self, member: u64) -> Result<(Held, Cursor)> {
-        self.new_cursor_with(member, |_| {})
+    pub fn new_cursor(&self, member: u64, is_lossy: bool) -> Result<(Held, Cursor)> {
+        self.new_cursor_with(member, |cursor| {
+            if is_lossy {
+                cursor.set_lossy();
+            }
+        })
     }
 
     /// The same, with more to be said in it before anyone else sees it.
