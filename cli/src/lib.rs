@@ -28,9 +28,11 @@ mod replay;
 mod rm;
 mod send;
 mod serve;
+mod short;
 pub mod signals;
 mod size;
 mod state;
+mod top;
 mod work;
 
 use std::io::Write;
@@ -125,6 +127,7 @@ enum Command {
     Work(work::Args),
     State(state::Args),
     Ls(ls::Args),
+    Top(top::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Rm(rm::Args),
@@ -167,6 +170,7 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Work(args) => work::run(&common, &args, &stop),
         Command::State(args) => state::run(&common, &args, &stop),
         Command::Ls(args) => ls::run(&common, &args, &stop),
+        Command::Top(args) => top::run(&common, &args, &stop),
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
         Command::Doctor(args) => doctor::run(&common, &args, &stop),
         Command::Rm(args) => rm::run(&common, &args),

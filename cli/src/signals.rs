@@ -85,6 +85,28 @@ impl Stop {
         self.wait(fd, PollFlags::POLLOUT)
     }
 
+    /// Waits until `fd` has one of these to tell, or an error, at most `time`; whether it has. A signal, of whatever kind, ends it
+    /// sooner.
+    pub fn wait_for(
+        &self,
+        fd: BorrowedFd<'_>,
+        flags: PollFlags,
+        time: Duration,
+    ) -> io::Result<bool> {
+        let mut fds = [
+            PollFd::new(fd, flags),
+            PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN),
+        ];
+        // Rounded up: not to be awake too early.
+        let time = time.saturating_add(Duration::from_millis(1));
+        let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, time) {
+            Ok(_) => Ok(fds[0].any().unwrap_or(true)),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn wait(&self, fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<bool> {
         // What the signal wrote is never read, so that it ends every later wait as well.
         let mut fds = [

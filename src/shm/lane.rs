@@ -28,6 +28,9 @@
 //! | `want` | the writer | `park` has both sides |
 
 #[cfg(not(loom))]
+use std::mem::offset_of;
+
+#[cfg(not(loom))]
 use super::bytes::Places;
 #[cfg(not(loom))]
 use super::haul::Haul;
@@ -1334,6 +1337,12 @@ pub fn owner(header: &LaneHeader) -> u64 {
     header.owner.member.load(Ordering::Relaxed)
 }
 
+/// Whether its writer sleeps until a reader has moved on: for room, or until all is received.
+#[cfg(not(loom))]
+pub fn is_waiting(header: &LaneHeader) -> bool {
+    header.want.load(Ordering::Relaxed) != NOBODY
+}
+
 /// The name of a writer whose lane is kept for it; 0: it has none.
 pub fn name(header: &LaneHeader) -> u64 {
     header.owner.name.load(Ordering::Relaxed)
@@ -2296,6 +2305,45 @@ impl Outside<'_> {
             }
             _ => 0,
         }
+    }
+
+    /// The end of the lane as it was when this was asked, or a little later; and where its newest message is, if it was come by.
+    #[cfg(not(loom))]
+    pub fn end_now(&self) -> (Boundary, Option<u64>) {
+        // No writer is farther than it wished to come. Without this, one that goes on would be followed, and held up.
+        let limit = self.header.limit.load(Ordering::Relaxed);
+        let mut at = self.newest().map_or_else(Boundary::default, |(_, at)| at);
+        let until = limit.min(at.position.saturating_add(self.ring.reach()));
+        let mut message = None;
+        while at.position < until
+            && let Some((found, _)) = self.frame(at.position, false)
+        {
+            if found.word.is_message() {
+                message = Some(found.position);
+            }
+            at.pass(found);
+        }
+        (at, message)
+    }
+
+    /// When the first message at or behind `position` was sent, in nanoseconds since 1970; 0: it does not say. `None`: there is
+    /// none, or it is held no more.
+    #[cfg(not(loom))]
+    pub fn sent_ns(&self, position: u64) -> Option<u64> {
+        let (mut found, _) = self.frame(position, false)?;
+        if found.word.is_padding() {
+            (found, _) = self.frame(found.end(), false)?;
+        }
+        let has_envelope =
+            found.word.has_envelope() && found.word.len() as usize >= EnvelopeHead::SIZE;
+        let sent_ns = match has_envelope {
+            true => {
+                let at = found.body() + offset_of!(EnvelopeHead, sent_ns) as u64;
+                self.ring.word(at).load(Ordering::Relaxed)
+            }
+            false => 0,
+        };
+        self.holds(found.position).then_some(sent_ns)
     }
 
     /// The frame at `position`, with a copy of what it carries if wanted; `None` where there is none yet, or
