@@ -339,6 +339,32 @@ impl Envelope {
         self
     }
 
+    /// A span for who handles the message that came with it, on this topic: `buslane.handle`, with the kind, the type, and the trace that it
+    /// belongs to, as fields.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # use buslane::{Bus, Envelope, Kind};
+    /// # let topic = Bus::at(dir.path().join("bus"))?.topic("orders")?;
+    /// # let (mut subscriber, mut publisher) = (topic.subscriber()?, topic.publisher()?);
+    /// # publisher.send_with(&Envelope::new(Kind::Event), b"7 pears")?;
+    /// let order = subscriber.recv()?;
+    /// let span = order.envelope().map(|envelope| envelope.span("orders"));
+    /// let _handling = span.as_ref().map(|span| span.enter());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "tracing")]
+    #[must_use]
+    pub fn span(&self, topic: &str) -> tracing::Span {
+        tracing::info_span!(
+            "buslane.handle",
+            topic,
+            kind = %self.kind(),
+            r#type = self.type_name(),
+            traceparent = self.trace_parent().map(tracing::field::display),
+        )
+    }
+
     #[inline]
     pub(crate) fn head(&self) -> &EnvelopeHead {
         &self.head

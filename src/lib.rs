@@ -29,6 +29,11 @@
 //! and what the dead leave (`shm/reclaim`). On that stand the queues (`queue`, `shm/claims`), on
 //! these requests and replies (`request`), and the latest state (`state`, `shm/table`). What outlives its processes: `durable`, the files (`shm/log`), and what is left of them (`shm/recover`). Waiting for more than one thing, or in a task: `waitset`, `futures`, and the `reactor` behind both. `docs/design.md` says why it is so, `docs/layout.md` what each byte means.
 //!
+//! # Features
+//!
+//! `tracing`: a span for each message, request and reply that is sent in an envelope (`buslane.send`, as long as it waits for room), and one for who handles it (`Envelope::span`), with the
+//! trace that the envelope names, as a W3C traceparent. Messages without an envelope are not looked at.
+//!
 //! # Limits
 //!
 //! Linux, 64-bit, little endian; processes of one user; one host. A message takes at most 3/8 of its lane.

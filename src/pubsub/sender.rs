@@ -249,6 +249,16 @@ impl Sender {
         len: usize,
         patience: Patience,
     ) -> Result<(u64, usize)> {
+        // As long as it waits for room: what follows takes no time.
+        #[cfg(feature = "tracing")]
+        let _span = tracing::debug_span!(
+            "buslane.send",
+            topic = &*self.topic.files.name,
+            kind = %envelope.kind(),
+            r#type = envelope.type_name(),
+            traceparent = envelope.trace_parent().map(tracing::field::display),
+        )
+        .entered();
         let before = envelope.len();
         // There is room for the head beside the longest message.
         let counted = len.saturating_add(before - EnvelopeHead::SIZE);
