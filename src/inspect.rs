@@ -482,11 +482,20 @@ impl TopicReport {
     }
 
     /// Shows `visit` the last `n` messages of each lane that are still held, oldest first, one at a time. None in a forked child.
-    pub fn look_back(&self, n: usize, mut visit: impl FnMut(Seen)) {
+    pub fn look_back(&self, n: usize, visit: impl FnMut(Seen)) {
+        self.look_back_in(|_| n, visit);
+    }
+
+    /// The same, of each lane as many as `n` says.
+    pub fn look_back_in(&self, n: impl Fn(&LaneReport) -> usize, mut visit: impl FnMut(Seen)) {
         if self.born != fork::generation() {
             return;
         }
         for (report, lane) in self.lanes.iter().zip(&self.files) {
+            let n = n(report);
+            if n == 0 {
+                continue;
+            }
             let outside = Outside {
                 header: &lane.header,
                 ring: &lane.ring,

@@ -1,19 +1,19 @@
 //! Routes at work, together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use buslane::Bus;
 
+use crate::control::{Control, Watched};
 use crate::error::{Error, Result};
 use crate::http::Http;
 use crate::metrics::{Metrics, State};
 use crate::route::{self, Route};
-use crate::worker::{Ending, Order, Status, Worker};
+use crate::worker::Worker;
 
 /// Routes that run, each in a thread of its own, until this is dropped. See [`Route`].
 pub struct Broker {
@@ -24,15 +24,16 @@ pub struct Broker {
     http: Option<Http>,
 }
 
+/// Bytes of a route's stack: an expression may build what is nested deeply, step by step.
+const STACK: usize = 64 << 20;
+
 /// How each route is.
-type States = BTreeMap<String, Arc<Status>>;
+type States = BTreeMap<String, Arc<Control>>;
 
 struct Running {
     text: String,
     buses: [Bus; 2],
-    orders: Sender<Order>,
-    ending: Arc<Ending>,
-    status: Arc<Status>,
+    control: Arc<Control>,
     thread: JoinHandle<()>,
 }
 
@@ -79,7 +80,7 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// As for [`start`](Self::start): then nothing has changed.
+    /// As for [`start`](Self::start): then nothing has changed; or if there is no thread for a new route.
     pub fn reload(&mut self, routes: Vec<Route>) -> Result<Changes> {
         let mut changes = Changes::default();
         check(&routes)?;
@@ -88,7 +89,6 @@ impl Broker {
         let missing: Vec<String> = missing.cloned().collect();
         for name in &missing {
             if let Some(running) = self.running.remove(name) {
-                running.ending.announce();
                 end(running);
                 self.metrics.forget_state(name);
             }
@@ -97,12 +97,17 @@ impl Broker {
         for route in routes {
             let name = route.name.clone();
             match self.running.get_mut(&name) {
+                Some(running) if running.thread.is_finished() => {
+                    // It ended by a panic, which was told then.
+                    let running = self.run(route)?;
+                    self.running.insert(name.clone(), running);
+                    changes.changed.push(name);
+                }
                 Some(running) if !route.text.is_empty() && running.text == route.text => {}
                 Some(running) => {
                     running.text.clone_from(&route.text);
                     running.buses = [route.from_bus.clone(), route.to_bus.clone()];
-                    // One whose thread has ended is told so by its state.
-                    let _ = running.orders.send(Order::Become(Box::new(route)));
+                    running.control.change(route);
                     changes.changed.push(name);
                 }
                 None => {
@@ -122,30 +127,31 @@ impl Broker {
         let states = self
             .running
             .iter()
-            .map(|(name, running)| (name.clone(), Arc::clone(&running.status)));
+            .map(|(name, running)| (name.clone(), Arc::clone(&running.control)));
         *self.states.lock().unwrap_or_else(PoisonError::into_inner) = states.collect();
         Ok(changes)
     }
 
     fn run(&self, route: Route) -> Result<Running> {
-        let (orders, told) = mpsc::channel();
-        let ending = Arc::new(Ending::default());
-        let status = Arc::new(Status::default());
+        let control = Arc::new(Control::default());
         let name = route.name.clone();
         let text = route.text.clone();
         let buses = [route.from_bus.clone(), route.to_bus.clone()];
-        let counters = self.metrics.counters(&name, Arc::clone(&status));
-        let worker = Worker::new(route, counters, Arc::clone(&ending), told)?;
+        let counters = self.metrics.counters(&name, Arc::clone(&control));
+        let worker = Worker::new(route, counters, Arc::clone(&control))?;
+        let watched = Arc::clone(&control);
         let thread = thread::Builder::new()
             .name(name.clone())
-            .spawn(move || worker.run())
+            .stack_size(STACK)
+            .spawn(move || {
+                let _watched = Watched(&watched);
+                worker.run();
+            })
             .map_err(|e| Error::route(&name, format!("there is no thread for it: {e}")))?;
         Ok(Running {
             text,
             buses,
-            orders,
-            ending,
-            status,
+            control,
             thread,
         })
     }
@@ -153,7 +159,7 @@ impl Broker {
     /// Waits until each route takes messages, or has found that another broker does.
     pub fn wait_until_running(&self) {
         for running in self.running.values() {
-            running.status.wait_until_begun();
+            running.control.wait_until_begun();
         }
     }
 
@@ -161,7 +167,7 @@ impl Broker {
     pub fn states(&self) -> impl Iterator<Item = (&str, &'static str)> {
         let state = |running: &Running| match running.thread.is_finished() {
             true => State::Failing,
-            false => running.status.now().unwrap_or(State::StandingBy),
+            false => running.control.state().unwrap_or(State::StandingBy),
         };
         let named = move |(name, running)| (String::as_str(name), state(running).name());
         self.running.iter().map(named)
@@ -189,7 +195,7 @@ impl Broker {
             }
             "/health" => {
                 let states = states.lock().unwrap_or_else(PoisonError::into_inner);
-                let states = states.iter().map(|(name, status)| (name, status.now()));
+                let states = states.iter().map(|(name, status)| (name, status.state()));
                 let is_failing = states
                     .clone()
                     .any(|(_, state)| state == Some(State::Failing));
@@ -225,7 +231,7 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         for running in self.running.values() {
-            running.ending.announce();
+            running.control.end();
         }
         std::mem::take(&mut self.running)
             .into_values()
@@ -234,8 +240,7 @@ impl Drop for Broker {
 }
 
 fn end(running: Running) {
-    // It wakes up from its rest.
-    drop(running.orders);
+    running.control.end();
     // A panic was told when it happened.
     let _ = running.thread.join();
 }
@@ -251,6 +256,14 @@ fn check(routes: &[Route]) -> Result<()> {
         if route.to.is_empty() && route.taps.is_empty() && !route.to_named {
             let why = "it sends to nothing; say where to";
             return Err(Error::route(&route.name, why));
+        }
+        let mut names = HashSet::new();
+        if let Some(twice) = route.targets().find(|target| !names.insert(&target.name)) {
+            let why = format!("it sends to {} in two ways; leave one out", twice.name);
+            return Err(Error::route(&route.name, why));
+        }
+        if !route.delay.is_zero() && route.takes_from_subscription() {
+            return Err(Error::route(&route.name, route::NO_DELAY));
         }
     }
     route::check_cycles(routes)

@@ -1,6 +1,6 @@
 //! Routes from a file: TOML, with expressions of the jq language. `docs/broker.md` has every key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -201,6 +201,15 @@ impl Config {
     /// What can be told without opening anything, on buses that stand for the true ones.
     fn check(&self) -> Result<(), ConfigError> {
         self.metrics()?;
+        for (name, table) in &self.file.bus {
+            let is_other =
+                |other: &&BusTable| other.path == table.path && other.durable != table.durable;
+            if self.file.bus.values().any(|other| is_other(&other)) {
+                let why =
+                    format!("the bus {name} is durable here and not there: say the same in both");
+                return Err(self.error(0..0, why));
+            }
+        }
         for table in &self.file.route {
             self.program(table)?;
         }
@@ -404,7 +413,34 @@ impl Config {
         let names_sender = texts
             .into_iter()
             .flatten()
-            .any(|text| text.get_ref().contains("sender"));
+            .any(|text| text.get_ref().contains("$envelope"));
+        let all = names(&table.to)
+            .chain(names(&table.to_queue))
+            .chain(names(&table.tap));
+        let all = all.chain(
+            table
+                .dead_letter
+                .iter()
+                .map(|queue| queue.get_ref().as_str()),
+        );
+        let mut known = HashSet::new();
+        if let Some(twice) = all.into_iter().find(|name| !known.insert(*name)) {
+            return Err(self.error(
+                name.span(),
+                format!("it sends to {twice} in two ways; leave one out"),
+            ));
+        }
+        let from_durable = table
+            .from_bus
+            .as_ref()
+            .map(|bus| self.bus_table(bus))
+            .transpose()?;
+        if let Some(delay) = &table.delay
+            && table.from.is_some()
+            && from_durable.is_some_and(|bus| bus.durable)
+        {
+            return Err(self.error(delay.span(), route::NO_DELAY));
+        }
         if table.unique_within.is_some() && table.unique.is_none() {
             return Err(self.error(name.span(), "unique_within: say what is unique, too"));
         }
@@ -486,13 +522,14 @@ impl Config {
     /// As `100/s`.
     fn rate(&self, text: &Spanned<String>) -> Result<(u32, Duration), ConfigError> {
         let parsed = text.get_ref().split_once('/').and_then(|(n, per)| {
-            let n = n.trim().parse().ok().filter(|&n| n > 0)?;
+            let n: u32 = n.trim().parse().ok().filter(|&n| n > 0)?;
             let per = per.trim();
             let per = match per.starts_with(|c: char| c.is_ascii_digit()) {
                 true => humantime::parse_duration(per),
                 false => humantime::parse_duration(&format!("1{per}")),
             };
-            Some((n, per.ok().filter(|per| !per.is_zero())?))
+            // At most one each nanosecond.
+            Some((n, per.ok().filter(|per| per.as_nanos() >= n.into())?))
         });
         parsed.ok_or_else(|| self.error(text.span(), "give a rate as 100/s or 5/10m"))
     }
@@ -519,7 +556,8 @@ impl Config {
             };
             let sent = names(&before.to)
                 .chain(names(&before.to_queue))
-                .chain(names(&before.tap));
+                .chain(names(&before.tap))
+                .chain(before.dead_letter.iter().map(|q| q.get_ref().as_str()));
             path(&next.from_bus) == path(&before.to_bus)
                 && sent.into_iter().any(|sent| takes(next, sent))
         };

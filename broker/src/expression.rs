@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use buslane::Kind;
 use jaq_core::load::{Arena, File, Loader};
-use jaq_core::{Compiler, Ctx, Filter, Vars, data::JustLut, load};
+use jaq_core::{Compiler, Ctx, Cv, Filter, ValXs, Vars, data::JustLut, load, native};
 use jaq_json::{Map, Num, Val};
 
 use crate::error::Result;
@@ -14,6 +14,17 @@ use crate::route::{Draft, Incoming, Outgoing, Program};
 
 /// What expressions know beside their input.
 const ENVELOPE: &str = "$envelope";
+
+/// jaq's own follows any nesting, down to the end of the stack.
+const FROM_JSON: &str = "fromjson";
+
+fn from_json(with: Cv<'_, JustLut<Val>>) -> ValXs<'_, Val> {
+    let read = match with.1 {
+        Val::TStr(text) | Val::BStr(text) => Format::Json.decode(&text),
+        other => Err(format!("cannot read {other} as JSON")),
+    };
+    native::bome(read.map_err(jaq_core::Error::str))
+}
 
 /// A compiled expression.
 pub struct Expression {
@@ -35,7 +46,13 @@ impl Expression {
             .chain(jaq_json::defs());
         let funs = jaq_core::funs()
             .chain(jaq_std::funs())
-            .chain(jaq_json::funs());
+            .chain(jaq_json::funs())
+            .filter(|(name, ..)| *name != FROM_JSON)
+            .chain([native::run::<JustLut<Val>>((
+                FROM_JSON,
+                native::v(0),
+                from_json,
+            ))]);
         let arena = Arena::default();
         let at = |part: &str| match part {
             "" => code.len(),

@@ -52,8 +52,11 @@ impl Format {
 
     /// A value as a payload, or why it can't be one.
     pub fn encode(self, val: &Val) -> Result<Vec<u8>, String> {
-        let is_json = self == Self::Json;
-        let write = Write { val, is_json };
+        let write = Write {
+            val,
+            is_json: self == Self::Json,
+            depth: 0,
+        };
         let encoded = match self {
             Self::Json => serde_json::to_vec(&write).map_err(|e| e.to_string()),
             Self::MsgPack => rmp_serde::to_vec(&write).map_err(|e| e.to_string()),
@@ -183,6 +186,18 @@ struct Write<'a> {
     val: &'a Val,
     /// Then what has no form in it is an error, instead of something else.
     is_json: bool,
+    /// Levels above it.
+    depth: usize,
+}
+
+impl<'a> Write<'a> {
+    fn inside(&self, val: &'a Val) -> Self {
+        Self {
+            val,
+            is_json: self.is_json,
+            depth: self.depth + 1,
+        }
+    }
 }
 
 impl Serialize for Write<'_> {
@@ -192,6 +207,11 @@ impl Serialize for Write<'_> {
             let text = std::str::from_utf8(bytes).map(str::to_owned);
             text.map_err(|_| S::Error::custom("a string is no UTF-8"))
         };
+        if self.depth > MAX_DEPTH {
+            return Err(S::Error::custom(format!(
+                "it has more than {MAX_DEPTH} levels"
+            )));
+        }
         match self.val {
             Val::Null => serializer.serialize_unit(),
             Val::Bool(value) => serializer.serialize_bool(*value),
@@ -212,15 +232,14 @@ impl Serialize for Write<'_> {
             Val::Arr(values) => {
                 let mut seq = serializer.serialize_seq(Some(values.len()))?;
                 for val in values.iter() {
-                    seq.serialize_element(&Self { val, is_json })?;
+                    seq.serialize_element(&self.inside(val))?;
                 }
                 seq.end()
             }
             Val::Obj(entries) => {
                 let mut map = serializer.serialize_map(Some(entries.len()))?;
                 for (key, val) in entries.iter() {
-                    let key = Self { val: key, is_json };
-                    map.serialize_entry(&key, &Self { val, is_json })?;
+                    map.serialize_entry(&self.inside(key), &self.inside(val))?;
                 }
                 map.end()
             }

@@ -7,7 +7,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use lru::LruCache;
 
 use crate::error::Result;
-use crate::route::{Incoming, Route};
+use crate::route::{Incoming, Route, guarded};
 
 /// Keys that are remembered.
 const KEYS: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not 0");
@@ -20,6 +20,10 @@ pub enum Stopped {
     RateLimited,
 }
 
+/// A message that may pass, with what tells it from others.
+#[derive(Debug)]
+pub struct Pass(Option<Vec<u8>>);
+
 /// A route's gates, and what they remember.
 pub struct Gates {
     came: u64,
@@ -31,9 +35,8 @@ impl Gates {
     pub fn new(route: &Route) -> Self {
         let limiter = route.rate.and_then(|(n, per)| {
             let n = n.try_into().ok()?;
-            Some(RateLimiter::direct(
-                Quota::with_period(per / u32::from(n))?.allow_burst(n),
-            ))
+            let quota = Quota::with_period(per / u32::from(n))?;
+            Some(RateLimiter::direct(quota.allow_burst(n)))
         });
         Self {
             came: 0,
@@ -42,37 +45,40 @@ impl Gates {
         }
     }
 
-    /// Whether a message is let through; a reason why its key can't be told.
-    pub fn let_through(
+    /// Whether a message may pass; a reason why its key can't be told. That it [has](Self::has_passed) is another matter.
+    pub fn look(
         &mut self,
         route: &mut Route,
         message: &Incoming<'_>,
-    ) -> Result<Option<Stopped>, String> {
-        if let Some((key, time)) = &mut route.unique
-            && self.is_known(key(message)?, *time)
-        {
-            return Ok(Some(Stopped::Duplicate));
+    ) -> Result<Result<Pass, Stopped>, String> {
+        let mut pass = Pass(None);
+        if let Some((key, time)) = &mut route.unique {
+            let key = guarded(|| key(message))?;
+            if self.is_known(&key, *time) {
+                return Ok(Err(Stopped::Duplicate));
+            }
+            pass = Pass(Some(key));
         }
-        self.came += 1;
-        if !(self.came - 1).is_multiple_of(route.sample) {
-            return Ok(Some(Stopped::Sampled));
+        if !self.came.is_multiple_of(route.sample) {
+            self.came += 1;
+            return Ok(Err(Stopped::Sampled));
         }
         let is_over = |limiter: &DefaultDirectRateLimiter| limiter.check().is_err();
-        Ok(self
-            .limiter
-            .as_ref()
-            .is_some_and(is_over)
-            .then_some(Stopped::RateLimited))
+        Ok(match self.limiter.as_ref().is_some_and(is_over) {
+            true => Err(Stopped::RateLimited),
+            false => Ok(pass),
+        })
     }
 
-    fn is_known(&mut self, key: Vec<u8>, time: Duration) -> bool {
-        let now = Instant::now();
-        match self.seen.get(&key) {
-            Some(&at) if now.duration_since(at) < time => true,
-            _ => {
-                self.seen.put(key, now);
-                false
-            }
+    /// It was passed on.
+    pub fn has_passed(&mut self, Pass(key): Pass) {
+        self.came += 1;
+        if let Some(key) = key {
+            self.seen.put(key, Instant::now());
         }
+    }
+
+    fn is_known(&mut self, key: &[u8], time: Duration) -> bool {
+        self.seen.get(key).is_some_and(|at| at.elapsed() < time)
     }
 }

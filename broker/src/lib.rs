@@ -8,12 +8,14 @@
 //!
 //! # How it works
 //!
-//! Each route has a thread ([`worker`]), which takes from its sources ([`source`]), lets through what its gates let through ([`gates`]), runs its
-//! program, and sends ([`outlets`]). What it sends says what it was made from; after a death that is looked up ([`passed`]), so that
+//! Each route has a thread (`worker`), which takes from its sources (`source`), runs its program, lets through what its gates let through (`gates`),
+//! and sends (`outlets`): `engine` is the life of a message. What it sends says what it was made from; after a death that is looked up (`passed`), so that
 //! nothing is missing and nothing comes twice.
 
 mod broker;
 mod config;
+mod control;
+mod engine;
 mod error;
 mod expression;
 mod format;

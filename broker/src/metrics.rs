@@ -11,8 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::control::Control;
 use crate::gates::Stopped;
-use crate::worker::Status;
 
 /// Which route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,12 +90,12 @@ pub struct Counters {
     pub sampled: Counter,
     pub rate_limited: Counter,
     pub failed: Counter,
-    pub tap_full: Counter,
+    pub untapped: Counter,
     pub dead: Counter,
     pub troubles: Counter,
     pub stalls: Counter,
     states: Vec<(State, Gauge)>,
-    status: Arc<Status>,
+    control: Arc<Control>,
 }
 
 impl Counters {
@@ -108,7 +108,7 @@ impl Counters {
     }
 
     pub fn set_state(&self, now: State) {
-        self.status.set(now);
+        self.control.set_state(now);
         for (state, gauge) in &self.states {
             gauge.set(i64::from(*state == now));
         }
@@ -187,7 +187,7 @@ impl Metrics {
     }
 
     /// What is counted of a route.
-    pub fn counters(&self, route: &str, status: Arc<Status>) -> Counters {
+    pub fn counters(&self, route: &str, control: Arc<Control>) -> Counters {
         let by = ByRoute {
             route: route.to_owned(),
         };
@@ -209,11 +209,11 @@ impl Metrics {
             sampled: dropped("sampled"),
             rate_limited: dropped("rate limited"),
             failed: dropped("failed"),
-            tap_full: dropped("tap full"),
+            untapped: dropped("not tapped"),
             dead: get(&self.dead),
             troubles: get(&self.troubles),
             stalls: get(&self.stalls),
-            status,
+            control,
             states: states
                 .map(|&(state, name)| (state, self.state.get_or_create_owned(&reason(name))))
                 .collect(),

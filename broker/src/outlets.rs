@@ -1,20 +1,25 @@
 //! What a route sends to: publishers and producers, made when they are needed.
 
+use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
-use buslane::{Any, Bus, Envelope, ErrorKind, PayloadType, Producer, Publisher, Queue, Result};
+use buslane::{
+    Any, Bus, Envelope, Error, ErrorKind, PayloadType, Producer, Publisher, Queue, Topic,
+};
 
+use crate::control::Control;
 use crate::metrics::{Counters, State};
 use crate::passed;
 use crate::route::{Route, Target};
-use crate::worker::Ending;
 
 /// How long one wait for room lasts, before it is looked whether the route is to end.
 const SLICE: Duration = Duration::from_millis(50);
 /// How long to rest after what is not for want of room, as a disk that is full.
 const REST: Duration = Duration::from_millis(100);
-/// Topics that one route sends to, at most: names may come from what messages say.
-const MAX: usize = 1024;
+/// Topics that one route has open at a time.
+const MAX_OPEN: usize = 1024;
+/// Topics that one route makes: their names may come from what messages say, and each stays.
+const MAX_MADE: usize = 256;
 
 enum Writer {
     Topic(Publisher<Any>),
@@ -30,22 +35,40 @@ struct Outlet {
 }
 
 impl Outlet {
-    fn open(bus: &Bus, target: &Target, carries: &PayloadType, writer: &str) -> Result<Self> {
-        let Target { name, is_queue } = target;
-        let topic = || bus.topic_builder(name);
-        let queue = || bus.queue_builder(name);
-        // What it is made as, unless it is there as the other.
-        let topic = match is_queue {
-            true => return Self::into_queue(&queue().open_any()?, writer),
-            false => match topic().create(false).open_any() {
-                Err(e) if e.kind() == ErrorKind::NotFound => topic().open_described(carries)?,
-                Err(e) if e.kind() == ErrorKind::Mismatch => {
-                    let queue = queue().create(false).open_any().map_err(|_| e)?;
-                    return Self::into_queue(&queue, writer);
-                }
-                topic => topic?,
-            },
+    /// What is there with this name, be it a topic or a queue.
+    fn find(bus: &Bus, Target { name, .. }: &Target, writer: &str) -> Result<Option<Self>, Error> {
+        let mismatch = match bus.topic_builder(name).create(false).open_any() {
+            Ok(topic) => return Self::to_topic(&topic, writer).map(Some),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::Mismatch => e,
+            Err(e) => return Err(e),
         };
+        match bus.queue_builder(name).create(false).open_any() {
+            Ok(queue) => Self::into_queue(&queue, writer).map(Some),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            // It is neither.
+            Err(_) => Err(mismatch),
+        }
+    }
+
+    /// Makes it, for messages as this one.
+    fn make(bus: &Bus, target: &Target, load: Load<'_>, writer: &str) -> Result<Self, Error> {
+        let name = &target.name;
+        if !target.is_queue {
+            let topic = bus.topic_builder(name).open_described(load.carries)?;
+            return Self::to_topic(&topic, writer);
+        }
+        let queue = bus.queue_builder(name);
+        // Room for the first, at least: a dead letter is longer than what it tells of.
+        let needed = (4 * load.payload.len()).next_power_of_two();
+        let queue = match needed > buslane::DEFAULT_CAPACITY {
+            true => queue.capacity(needed).open_any(),
+            false => queue.open_any(),
+        };
+        Self::into_queue(&queue?, writer)
+    }
+
+    fn to_topic(topic: &Topic<Any>, writer: &str) -> Result<Self, Error> {
         Ok(Self {
             writer: Writer::Topic(topic.named_publisher(writer)?),
             made_at: topic.made_at(),
@@ -53,7 +76,7 @@ impl Outlet {
         })
     }
 
-    fn into_queue(queue: &Queue<Any>, writer: &str) -> Result<Self> {
+    fn into_queue(queue: &Queue<Any>, writer: &str) -> Result<Self, Error> {
         Ok(Self {
             writer: Writer::Queue(queue.named_producer(writer)?),
             made_at: queue.made_at(),
@@ -74,7 +97,10 @@ impl Outlet {
         made_at.is_ok_and(|at| at == self.made_at)
     }
 
-    fn send(&mut self, envelope: &Envelope, payload: &[u8], patience: Duration) -> Result<()> {
+    fn send(&mut self, load: Load<'_>, patience: Duration) -> Result<(), Error> {
+        let Load {
+            envelope, payload, ..
+        } = load;
         match &mut self.writer {
             Writer::Topic(publisher) => publisher.send_any(Some(envelope), payload, Some(patience)),
             Writer::Queue(producer) => producer.push_any(Some(envelope), payload, Some(patience)),
@@ -82,13 +108,44 @@ impl Outlet {
     }
 }
 
+/// A message that is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    /// What a topic carries that is made for it.
+    pub carries: &'a PayloadType,
+    pub envelope: &'a Envelope,
+    pub payload: &'a [u8],
+}
+
 /// Why a message was not sent.
 #[derive(Debug)]
 pub enum Unsent {
-    /// The route is to end.
-    Ended,
+    /// The route was told something while it waited.
+    Called,
     /// It can't be sent there.
     Refused(String),
+}
+
+/// What kept it from being sent now.
+enum Kept {
+    By(Error),
+    /// There are too many topics already that were made for this route.
+    TooMany,
+}
+
+impl From<Error> for Kept {
+    fn from(error: Error) -> Self {
+        Self::By(error)
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::By(error) => write!(f, "{error}"),
+            Self::TooMany => write!(f, "the route has made {MAX_MADE} topics, and makes no more"),
+        }
+    }
 }
 
 /// All outlets of a route.
@@ -101,6 +158,8 @@ pub struct Outlets {
     at: usize,
     /// The list of topics when it was last looked whether those that it sends to are there.
     version: u64,
+    /// How many topics it has made.
+    made: usize,
 }
 
 impl Outlets {
@@ -112,6 +171,7 @@ impl Outlets {
             open: Vec::new(),
             at: 0,
             version: bus.topics_version(),
+            made: 0,
         }
     }
 
@@ -130,30 +190,28 @@ impl Outlets {
         self.open.retain(|(target, _)| is_meant(target));
     }
 
-    /// Sends a message, made as `carries` if the topic is missing. Waits for room, so long at most, and for whatever else passes by itself.
+    /// Sends a message. Waits for room, so long at most, and for whatever else passes by itself.
     pub fn send(
         &mut self,
         target: &Target,
-        carries: &PayloadType,
-        envelope: &Envelope,
-        payload: &[u8],
+        load: Load<'_>,
         patience: Option<Duration>,
-        (counters, ending): (&Counters, &Ending),
+        (counters, control): (&Counters, &Control),
     ) -> Result<(), Unsent> {
         let mut first = None;
         let mut is_told = false;
         loop {
             let slice = first.map_or(Duration::ZERO, |_| SLICE);
-            let Err(error) = self.try_send(target, carries, envelope, payload, slice) else {
-                if first.is_some() {
-                    counters.set_state(State::Running);
+            let kept = match self.try_send(target, load, slice) {
+                Ok(()) => {
+                    if first.is_some() {
+                        counters.set_state(State::Running);
+                    }
+                    return Ok(());
                 }
-                return Ok(());
+                Err(Kept::By(error)) if !is_of_the_message(error.kind()) => error,
+                Err(kept) => return Err(Unsent::Refused(kept.to_string())),
             };
-            let is_for_room = matches!(error.kind(), ErrorKind::Full | ErrorKind::TimedOut);
-            if is_of_the_message(error.kind()) {
-                return Err(Unsent::Refused(error.to_string()));
-            }
             let since = *first.get_or_insert_with(|| {
                 counters.stalls.inc();
                 counters.set_state(State::Stalled);
@@ -161,41 +219,34 @@ impl Outlets {
             });
             if patience.is_some_and(|patience| since.elapsed() >= patience) {
                 counters.set_state(State::Running);
-                return Err(Unsent::Refused(error.to_string()));
+                return Err(Unsent::Refused(kept.to_string()));
             }
-            if !is_for_room {
+            if !matches!(kept.kind(), ErrorKind::Full | ErrorKind::TimedOut) {
                 if !std::mem::replace(&mut is_told, true) {
                     counters.troubles.inc();
-                    tracing::warn!("{error}; tried again");
+                    tracing::warn!("{kept}; tried again");
                 }
                 self.open.retain(|(open, _)| open != target);
-                std::thread::sleep(REST);
+                control.rest(REST);
             }
-            if ending.is_near() {
-                return Err(Unsent::Ended);
+            if control.is_called() {
+                return Err(Unsent::Called);
             }
         }
     }
 
-    /// Sends a message if there is room at once.
-    pub fn try_send_now(
-        &mut self,
-        target: &Target,
-        carries: &PayloadType,
-        envelope: &Envelope,
-        payload: &[u8],
-    ) -> Result<()> {
-        self.try_send(target, carries, envelope, payload, Duration::ZERO)
+    /// Sends a message if there is room at once, or says why not.
+    pub fn send_now(&mut self, target: &Target, load: Load<'_>) -> Result<(), String> {
+        let sent = self.try_send(target, load, Duration::ZERO);
+        sent.map_err(|kept| kept.to_string())
     }
 
     fn try_send(
         &mut self,
         target: &Target,
-        carries: &PayloadType,
-        envelope: &Envelope,
-        payload: &[u8],
+        load: Load<'_>,
         patience: Duration,
-    ) -> Result<()> {
+    ) -> Result<(), Kept> {
         // Who sends to a topic that was removed learns it late, and another one may have its name.
         let version = self.bus.topics_version();
         if version != self.version {
@@ -203,31 +254,35 @@ impl Outlets {
             self.open
                 .retain(|(target, outlet)| outlet.is_there(&self.bus, target));
         }
-        if !self
-            .open
-            .get(self.at)
-            .is_some_and(|(open, _)| open == target)
-        {
-            let found = self.open.iter().position(|(open, _)| open == target);
+        let is_meant = |(open, _): &(Target, Outlet)| open == target;
+        if !self.open.get(self.at).is_some_and(is_meant) {
+            let found = self.open.iter().position(is_meant);
             self.at = found.unwrap_or(self.open.len());
         }
         if let Some((_, outlet)) = self.open.get_mut(self.at) {
-            match outlet.send(envelope, payload, patience) {
+            match outlet.send(load, patience) {
                 // It was removed: whoever sends to it makes it anew.
                 Err(e) if e.kind() == ErrorKind::NotFound => {
                     self.open.remove(self.at);
                 }
-                sent => return sent,
+                sent => return Ok(sent?),
             }
         }
-        if self.open.len() >= MAX {
+        if self.open.len() >= MAX_OPEN {
             // What is used anew is opened anew.
             self.open.clear();
         }
-        let mut outlet = Outlet::open(&self.bus, target, carries, &self.writer)?;
-        let sent = outlet.send(envelope, payload, patience);
+        let mut outlet = match Outlet::find(&self.bus, target, &self.writer)? {
+            Some(outlet) => outlet,
+            None if self.made >= MAX_MADE => return Err(Kept::TooMany),
+            None => {
+                self.made += 1;
+                Outlet::make(&self.bus, target, load, &self.writer)?
+            }
+        };
+        let sent = outlet.send(load, patience);
         self.open.push((target.clone(), outlet));
-        sent
+        Ok(sent?)
     }
 }
 

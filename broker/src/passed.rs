@@ -6,71 +6,99 @@
 //! [`Positions`].
 
 use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
 
 use buslane::{Any, Bus, Envelope, ErrorKind, Kind, Origin, Publisher, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::route::Target;
 
-/// How many of the last messages of each lane are looked at: more than a route sends before it says that it is done with them.
+/// How many of the last messages of each lane are looked at: more than a route sends in one turn.
 const LAST: usize = 2 * (TURN_OUTPUTS + MAX_OUTPUTS);
-/// Messages that a route sends before it says so, unless what it makes of one message is more.
+/// After so many messages sent, a route says that it is done with what they were made from.
 pub const TURN_OUTPUTS: usize = 1024;
-/// Messages that it makes of one.
+/// Messages that are sent of one, to all targets.
 pub const MAX_OUTPUTS: usize = 4096;
+/// Of a dead letter, in the place of which of several messages it is.
+pub const DEAD_PART: u32 = u32::MAX;
+/// Origins that are remembered of a queue's messages before all is looked through anew.
+const MAX_REMEMBERED: usize = 65_536;
 /// Where routes say how far they are in topics that keep nothing.
 pub const POSITIONS: &str = "broker/positions";
 /// Bytes in a lane of it: some ten thousand places fit a message.
 const POSITIONS_CAPACITY: usize = 1 << 20;
 
-/// What a route has sent of the messages of one topic, in order, as it was found; or of those of a queue, each for itself.
-#[derive(Debug)]
-pub enum Passed {
-    /// By the name of what it was sent to and the lane that it came from: the last message, and the last made from that.
-    InOrder(HashMap<(String, u64), (u32, u32)>),
-    Each(HashSet<(String, Origin)>),
+/// What a route has sent of the messages of a topic, in order, when it was looked for.
+#[derive(Debug, Default)]
+pub struct InOrder {
+    /// By the name of what it was sent to, and the lane that it came from: the last message, and the last made from that.
+    last: HashMap<String, HashMap<u64, (u32, u32)>>,
+    /// Dead letters do not come in the order of the rest.
+    dead: HashSet<Origin>,
 }
 
-impl Passed {
+impl InOrder {
     /// Looks at the end of the targets. `None`: of every topic and queue of the bus.
-    pub fn in_order(bus: &Bus, by: u64, targets: Option<&[Target]>) -> Result<Self> {
-        let mut found = HashMap::new();
-        each_origin(bus, by, targets, |name, origin| {
+    pub fn look(bus: &Bus, by: u64, targets: Option<&[Target]>) -> Result<Self> {
+        let mut found = Self::default();
+        each_origin(bus, by, targets, &mut HashMap::new(), |name, origin| {
+            if origin.part == DEAD_PART {
+                found.dead.insert(origin);
+                return;
+            }
             let now = (origin.sequence, origin.part);
-            let last = found.entry((name.to_owned(), origin.lane)).or_insert(now);
+            let lanes = found.last.entry(name.to_owned()).or_default();
+            let last = lanes.entry(origin.lane).or_insert(now);
             if is_behind(*last, now) {
                 *last = now;
             }
         })?;
-        Ok(Self::InOrder(found))
+        Ok(found)
     }
 
-    /// The same, where others do a part of the work.
-    pub fn each(bus: &Bus, by: u64, targets: Option<&[Target]>) -> Result<Self> {
-        let mut found = HashSet::new();
-        each_origin(bus, by, targets, |name, origin| {
-            found.insert((name.to_owned(), origin));
-        })?;
-        Ok(Self::Each(found))
+    /// Whether that was sent there.
+    pub fn has(&mut self, target: &str, origin: Origin) -> bool {
+        if origin.part == DEAD_PART {
+            return self.dead.contains(&origin);
+        }
+        let Some(lanes) = self.last.get_mut(target) else {
+            return false;
+        };
+        let now = (origin.sequence, origin.part);
+        let has = lanes
+            .get(&origin.lane)
+            .is_some_and(|&last| !is_behind(last, now));
+        if !has {
+            // All that follows in that lane is new; numbers go round.
+            lanes.remove(&origin.lane);
+        }
+        has
     }
+}
 
-    /// Nothing.
-    pub fn nothing() -> Self {
-        Self::Each(HashSet::new())
+/// What a route, here or in another broker, has sent of the messages of a queue, which come in no order. Looked up when one comes again.
+#[derive(Debug, Default)]
+pub struct Each {
+    sent: HashSet<(String, Origin)>,
+    /// By topic and lane, how many messages it had when it was looked at.
+    seen: HashMap<(String, u64), u64>,
+}
+
+impl Each {
+    /// Looks at what has come to the end of the targets since it was done before. `None`: of every topic and queue of the bus.
+    pub fn look_again(&mut self, bus: &Bus, by: u64, targets: Option<&[Target]>) -> Result<()> {
+        if self.sent.len() > MAX_REMEMBERED {
+            *self = Self::default();
+        }
+        let Self { sent, seen } = self;
+        each_origin(bus, by, targets, seen, |name, origin| {
+            sent.insert((name.to_owned(), origin));
+        })
     }
 
     /// Whether that was sent there.
     pub fn has(&self, target: &str, origin: Origin) -> bool {
-        let now = (origin.sequence, origin.part);
-        match self {
-            Self::InOrder(found) if found.is_empty() => false,
-            Self::InOrder(found) => {
-                let last = found.get(&(target.to_owned(), origin.lane));
-                last.is_some_and(|&last| !is_behind(last, now))
-            }
-            Self::Each(found) if found.is_empty() => false,
-            Self::Each(found) => found.contains(&(target.to_owned(), origin)),
-        }
+        self.sent.contains(&(target.to_owned(), origin))
     }
 }
 
@@ -82,10 +110,12 @@ fn is_behind(last: (u32, u32), now: (u32, u32)) -> bool {
     }
 }
 
+/// Shows what was made by a route, of what is not `seen`.
 fn each_origin(
     bus: &Bus,
     by: u64,
     targets: Option<&[Target]>,
+    seen: &mut HashMap<(String, u64), u64>,
     mut found: impl FnMut(&str, Origin),
 ) -> Result<()> {
     let names = match targets {
@@ -95,17 +125,31 @@ fn each_origin(
     for name in names {
         let report = match bus.inspect(&name) {
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            // Of all topics, one may be damaged that has nothing to do with it.
+            Err(e) if e.kind() == ErrorKind::Corrupt && targets.is_none() => continue,
             report => report?,
         };
-        report.look_back(LAST, |seen| {
-            let origin = seen.envelope.and_then(|envelope| envelope.origin());
+        let new = |lane: &buslane::LaneReport| {
+            let before = seen.get(&(name.clone(), lane.id)).copied().unwrap_or(0);
+            usize::try_from(lane.messages.saturating_sub(before))
+                .unwrap_or(LAST)
+                .min(LAST)
+        };
+        report.look_back_in(new, |message| {
+            let origin = message.envelope.and_then(|envelope| envelope.origin());
             if let Some(origin) = origin.filter(|origin| origin.by == by) {
                 found(&name, origin);
             }
         });
+        for lane in &report.lanes {
+            seen.insert((name.clone(), lane.id), lane.messages);
+        }
     }
     Ok(())
 }
+
+/// Places, at first, before it is looked whether their lanes are there.
+const PRUNE_AT: usize = 256;
 
 /// A place in a lane: all before `next` is done with.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +171,10 @@ pub struct Positions {
     places: Vec<Place>,
     /// Where the last place was that was asked for: it is asked for again.
     at: usize,
+    /// When it was last said before this was opened; `None`: it never was.
+    before: Option<SystemTime>,
+    /// With so many places it is looked whether all lanes are there.
+    prune_at: usize,
 }
 
 impl Positions {
@@ -137,21 +185,32 @@ impl Positions {
         let topic = builder.lossy(true).open_any()?;
         // First: nobody else writes that lane meanwhile.
         let publisher = topic.named_publisher(&writer(route))?;
-        let mut places = Vec::new();
+        let mut last: Option<(SystemTime, Vec<Place>)> = None;
         bus.inspect(POSITIONS)?.look_back(1, |seen| {
-            let is_ours = seen
-                .envelope
-                .is_some_and(|envelope| envelope.sender() == Some(route));
-            if is_ours && let Ok(all) = <[Place]>::ref_from_bytes(&seen.payload) {
-                places = all.to_vec();
+            let Some(envelope) = seen.envelope.filter(|e| e.sender() == Some(route)) else {
+                return;
+            };
+            // There may be several lanes, if several have tried at a time.
+            let sent = envelope.sent().unwrap_or(SystemTime::UNIX_EPOCH);
+            let is_newer = last.as_ref().is_none_or(|(before, _)| *before < sent);
+            if is_newer && let Ok(all) = <[Place]>::ref_from_bytes(&seen.payload) {
+                last = Some((sent, all.to_vec()));
             }
         });
+        let (before, places) = last.unzip();
         Ok(Self {
             publisher,
             envelope: Envelope::new(Kind::Document).sent_by(route),
-            places,
+            places: places.unwrap_or_default(),
             at: 0,
+            before,
+            prune_at: PRUNE_AT,
         })
+    }
+
+    /// When the route last said how far it was, before it ended; `None`: it never ran.
+    pub fn before(&self) -> Option<SystemTime> {
+        self.before
     }
 
     /// Whether it was ever said how far it is in a topic.
@@ -186,13 +245,21 @@ impl Positions {
         }
     }
 
+    /// Whether there are so many places that some may be of lanes that are gone.
+    pub fn are_many(&self) -> bool {
+        self.places.len() >= self.prune_at
+    }
+
     /// Forgets lanes that are gone.
     pub fn retain(&mut self, is_there: impl Fn(u64, u64) -> bool) {
         self.places.retain(|place| is_there(place.by, place.lane));
+        self.prune_at = 2 * self.places.len() + PRUNE_AT;
     }
 
     /// Says how far it is.
     pub fn say(&mut self) -> Result<()> {
+        let envelope = std::mem::replace(&mut self.envelope, Envelope::new(Kind::Document));
+        self.envelope = envelope.sent_now();
         let places = self.places.as_bytes();
         self.publisher.send_any(Some(&self.envelope), places, None)
     }
@@ -216,17 +283,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_found_is_forgotten_when_it_is_passed() {
+        let origin = |sequence| Origin {
+            by: 1,
+            lane: 2,
+            sequence,
+            part: 0,
+        };
+        let mut found = InOrder::default();
+        found
+            .last
+            .insert(String::from("out"), HashMap::from([(2, (10, 0))]));
+        assert!(found.has("out", origin(9)) && found.has("out", origin(10)));
+        assert!(!found.has("out", origin(11)));
+        // Half way round, and further.
+        assert!(!found.has("out", origin(10 + (1 << 31) + 5)) && !found.has("out", origin(5)));
+    }
+
+    #[test]
     fn a_place_is_found_by_who_has_the_routes_name() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let bus = Bus::at(dir.path().join("bus")).unwrap();
         let mut positions = Positions::open(&bus, "r").unwrap();
-        assert!(!positions.know(1));
+        assert!(!positions.know(1) && positions.before().is_none());
         positions.move_to(1, 2, 7);
         positions.say().unwrap();
         drop(positions);
         assert!(!Positions::open(&bus, "other").unwrap().know(1));
         let mut positions = Positions::open(&bus, "r").unwrap();
-        assert!(positions.know(1) && !positions.know(2));
+        assert!(positions.know(1) && !positions.know(2) && positions.before().is_some());
         assert!(positions.are_past(1, 2, 6) && !positions.are_past(1, 2, 7));
         positions.retain(|_, lane| lane != 2);
         assert!(!positions.know(1));

@@ -1,6 +1,7 @@
 //! What a route takes, what it does with it, and where that goes.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use buslane::{Bus, Envelope, Kind, NamePattern};
@@ -130,8 +131,20 @@ where
     }
 }
 
+/// What is made of a message by somebody else's code: if that panics, it is this message that can't be passed on.
+pub(crate) fn guarded<T>(made: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(made))
+        .unwrap_or_else(|_| Err(String::from("its program panicked")))
+}
+
 /// What tells messages apart. The same key within the time is the same message.
 pub(crate) type Key = Box<dyn FnMut(&Incoming<'_>) -> Result<Vec<u8>, String> + Send>;
+
+/// Why a route can't be.
+pub(crate) const NO_DELAY: &str =
+    "what a topic of a durable bus keeps can't be delayed: take it from a queue";
+/// The longest delay, and patience: what is added to a clock stays on it.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// From where a route takes messages.
 #[derive(Clone, Debug)]
@@ -331,19 +344,20 @@ impl Route {
         self
     }
 
-    /// Takes one message in `n`: the first, and so on.
+    /// Passes on one message in `n`: the first, and so on; of those that its program sends something of.
     pub fn sample(mut self, n: u64) -> Self {
         self.sample = n.max(1);
         self
     }
 
-    /// Takes at most `n` messages in `per`, and drops the others.
+    /// Passes on at most `n` messages at once, and as many in each `per` from then on, evenly; drops the others. At most one each nanosecond.
     pub fn rate(mut self, n: u32, per: Duration) -> Self {
-        self.rate = Some((n.max(1), per));
+        let n = n.max(1);
+        self.rate = Some((n, per.max(Duration::from_nanos(n.into()))));
         self
     }
 
-    /// Drops a message that has the key of one that came within `time` before it. The last 65,536 keys are known.
+    /// Drops a message that has the key of one that was passed on within `time` before it. The last 65,536 keys are known.
     pub fn unique(
         mut self,
         time: Duration,
@@ -359,10 +373,10 @@ impl Route {
         self
     }
 
-    /// Sends each message so long after it was sent, if its envelope says when, or was received. Those that wait are held in memory, 65,536 at
-    /// most; of a durable topic they are sent in groups, and may come as late again.
+    /// Sends each message so long after it was sent, if its envelope says when, or was received. Those that wait are held in memory, 65,536, or
+    /// 64 MiB of them, for each topic. A year at most. Not from topics of a durable bus: there, use a queue.
     pub fn delay(mut self, time: Duration) -> Self {
-        self.delay = time;
+        self.delay = time.min(LONGEST);
         self
     }
 
@@ -374,24 +388,33 @@ impl Route {
 
     /// How long to wait for room in what it sends to; then the message is one that can't be passed on. By default as long as it takes.
     pub fn patience(mut self, time: Duration) -> Self {
-        self.patience = Some(time);
+        self.patience = Some(time.min(LONGEST));
         self
     }
 
     /// All that it may send to, as far as that is known before.
-    fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.to.iter().chain(&self.taps)
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.to.iter().chain(&self.taps).chain(&self.dead_letters)
     }
 
-    /// All that it may send to, dead letters included. `None`: its program names others.
+    /// All that it may send to. `None`: its program names others.
     pub(crate) fn known_targets(&self) -> Option<Vec<Target>> {
-        let all = self.targets().chain(&self.dead_letters).cloned();
-        (!self.to_named).then(|| all.collect())
+        (!self.to_named).then(|| self.targets().cloned().collect())
     }
 
     /// Whether it names this, or may.
     pub(crate) fn names_target(&self, target: &Target) -> bool {
         self.known_targets().is_none_or(|all| all.contains(target))
+    }
+
+    /// Whether it takes what a durable bus keeps for it.
+    pub(crate) fn takes_from_subscription(&self) -> bool {
+        matches!(self.from, From::Topics(_)) && self.from_bus.is_durable()
+    }
+
+    /// Whether it sends to the bus that it takes from.
+    pub(crate) fn is_on_one_bus(&self) -> bool {
+        self.from_bus.path() == self.to_bus.path()
     }
 
     /// Whether it takes its messages from elsewhere, or in another way.
@@ -401,9 +424,7 @@ impl Route {
             (From::Queues { group, .. }, From::Queues { group: other, .. }) => group != other,
             _ => true,
         };
-        is_other_way
-            || self.from_bus.path() != other.from_bus.path()
-            || self.names_sender != other.names_sender
+        is_other_way || self.from_bus.path() != other.from_bus.path()
     }
 
     /// Whether it may take what `other` sends.

@@ -9,7 +9,7 @@ use buslane::{
     Subscriber, Topic,
 };
 
-use crate::passed::{Passed, Positions};
+use crate::passed::{Each, InOrder, Positions};
 use crate::route::{From, Route, Target};
 
 /// How the messages of a source are taken.
@@ -20,6 +20,15 @@ pub enum Reader {
     Named(Subscriber<Any>),
     /// A consumer of a group.
     Queue(Consumer<Any>),
+}
+
+impl Reader {
+    pub fn as_source(&mut self) -> &mut dyn buslane::Source {
+        match self {
+            Self::Live(subscriber) | Self::Named(subscriber) => subscriber,
+            Self::Queue(consumer) => consumer,
+        }
+    }
 }
 
 /// One topic or queue.
@@ -36,20 +45,26 @@ pub struct Facts {
     pub carries: PayloadType,
     pub senders: Senders,
     /// What was sent before a broker ended, and not said to be done with.
-    passed: Passed,
+    memory: Memory,
     /// What messages made from its own say in [`Origin::by`].
     pub by: u64,
     /// It was removed.
     pub is_gone: bool,
 }
 
+/// What was sent before a broker ended.
+enum Memory {
+    Topic(InOrder),
+    Queue(Each),
+}
+
 impl Source {
-    /// Joins what a name stands for; `is_late`: it was made when the route ran already. `None`: it is nothing to take from.
+    /// Joins what a name stands for; what was made after `since` from its first message on. `None`: it is nothing to take from.
     pub fn join(
         route: &Route,
         name: &str,
-        positions: &mut Option<Positions>,
-        is_late: bool,
+        positions: Option<&mut Positions>,
+        since: Option<SystemTime>,
     ) -> Result<Option<Self>> {
         let bus = &route.from_bus;
         let by = |made_at: SystemTime| {
@@ -60,7 +75,7 @@ impl Source {
             Envelope::id_of_type(&format!("{}\0{path}\0{name}\0{since}", route.name))
         };
         let targets = route.known_targets();
-        let (reader, carries, senders, passed, made_at) = match &route.from {
+        let (reader, carries, senders, memory, made_at) = match &route.from {
             From::Topics(_) => {
                 let topic = match bus.topic_builder(name).create(false).open_any() {
                     Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Mismatch) => {
@@ -75,23 +90,24 @@ impl Source {
                         let builder = topic.subscription_builder(&route.name).start(Start::Oldest);
                         Reader::Named(builder.by_ack(true).open()?)
                     }
-                    false => Reader::Live(join_live(route, &topic, by, positions, is_late)?),
+                    false => Reader::Live(join_live(route, &topic, by, positions, since)?),
                 };
-                let passed = Passed::in_order(&route.to_bus, by, targets.as_deref())?;
-                let senders = Senders::of(route, Lanes::Topic(topic.clone()))?;
-                (reader, topic.carries(), senders, passed, topic.made_at())
+                let memory = InOrder::look(&route.to_bus, by, targets.as_deref())?;
+                let senders = Senders::of(Lanes::Topic(topic.clone()));
+                (
+                    reader,
+                    topic.carries(),
+                    senders,
+                    Memory::Topic(memory),
+                    topic.made_at(),
+                )
             }
             From::Queues { group, .. } => {
                 let queue = bus.queue_builder(name).open_any()?;
                 let reader = Reader::Queue(queue.consumer_builder().group(group).open()?);
-                let senders = Senders::of(route, Lanes::Queue(queue.clone()))?;
-                (
-                    reader,
-                    queue.carries(),
-                    senders,
-                    Passed::nothing(),
-                    queue.made_at(),
-                )
+                let senders = Senders::of(Lanes::Queue(queue.clone()));
+                let memory = Memory::Queue(Each::default());
+                (reader, queue.carries(), senders, memory, queue.made_at())
             }
         };
         Ok(Some(Self {
@@ -102,7 +118,7 @@ impl Source {
                 by: by(made_at),
                 carries,
                 senders,
-                passed,
+                memory,
                 is_gone: false,
             },
         }))
@@ -131,23 +147,21 @@ impl Source {
     }
 }
 
-/// Joins a topic of which nothing is kept: where the route was, as far as its publishers still hold what they sent, or, if it was never
-/// there, with what is sent from now on.
+/// Joins a topic of which nothing is kept: where the route was, as far as its publishers still hold what they sent; from its first message
+/// on, if it was made after `since`, when the route ran; else with what is sent from now on.
 fn join_live(
     route: &Route,
     topic: &Topic<Any>,
     by: u64,
-    positions: &mut Option<Positions>,
-    is_late: bool,
+    positions: Option<&mut Positions>,
+    since: Option<SystemTime>,
 ) -> Result<Subscriber<Any>> {
-    let positions = match positions {
-        Some(positions) => positions,
-        none => none.insert(Positions::open(&route.from_bus, &route.name)?),
+    let Some(positions) = positions else {
+        return topic.subscriber_from(Start::Oldest);
     };
     // Before it joins: what is sent in between is taken, and not passed for done with.
     let lanes = route.from_bus.inspect(topic.name())?.lanes;
-    if positions.know(by) || is_late {
-        positions.retain(|of, lane| of != by || lanes.iter().any(|there| there.id == lane));
+    if positions.know(by) || since.is_some_and(|since| topic.made_at() > since) {
         return topic.subscriber_from(Start::Oldest);
     }
     for lane in lanes {
@@ -168,15 +182,20 @@ impl Facts {
         }
     }
 
-    /// Has it known what was sent of the messages of a queue, if one comes again: whoever had it before has sent what it sent.
+    /// Has it known what was sent of the messages of a queue, as one comes again: whoever had it before has sent what it sent.
     pub fn remember(&mut self, bus: &Bus, targets: Option<&[Target]>) -> Result<()> {
-        self.passed = Passed::each(bus, self.by, targets)?;
-        Ok(())
+        match &mut self.memory {
+            Memory::Queue(each) => each.look_again(bus, self.by, targets),
+            Memory::Topic(_) => Ok(()),
+        }
     }
 
-    /// Whether that was sent before.
-    pub fn was_sent(&self, target: &str, origin: Origin) -> bool {
-        self.passed.has(target, origin)
+    /// Whether that was sent before; `is_again`: it comes again from a queue.
+    pub fn was_sent(&mut self, target: &str, origin: Origin, is_again: bool) -> bool {
+        match &mut self.memory {
+            Memory::Topic(found) => found.has(target, origin),
+            Memory::Queue(each) => is_again && each.has(target, origin),
+        }
     }
 }
 
@@ -188,44 +207,39 @@ enum Lanes {
 
 /// The names of the processes that write them.
 pub struct Senders {
-    /// None: nobody asks.
-    watched: Option<(Lanes, Presence)>,
+    lanes: Lanes,
+    /// From when somebody first asks.
+    presence: Option<Presence>,
     names: HashMap<u64, String>,
 }
 
 impl Senders {
-    fn of(route: &Route, lanes: Lanes) -> Result<Self> {
-        let watched = match (route.names_sender, lanes) {
-            (false, _) => None,
-            (true, Lanes::Topic(topic)) => {
-                topic.presence().map(|p| Some((Lanes::Topic(topic), p)))?
-            }
-            (true, Lanes::Queue(queue)) => {
-                queue.presence().map(|p| Some((Lanes::Queue(queue), p)))?
-            }
-        };
-        Ok(Self {
-            watched,
+    fn of(lanes: Lanes) -> Self {
+        Self {
+            lanes,
+            presence: None,
             names: HashMap::new(),
-        })
-    }
-
-    /// Has all names looked up anew.
-    pub fn forget(&mut self) {
-        self.names.clear();
+        }
     }
 
     /// Of a lane; empty if it is not known: it may have left.
     pub fn name(&mut self, lane: u64) -> &str {
-        let Some((lanes, presence)) = &mut self.watched else {
-            return "";
-        };
         // Lanes are taken over: what was known before somebody came or went is looked up anew.
-        if presence.changed(Some(Duration::ZERO)).unwrap_or(true) {
+        let has_changed = match &mut self.presence {
+            Some(presence) => presence.changed(Some(Duration::ZERO)).unwrap_or(true),
+            None => {
+                self.presence = match &self.lanes {
+                    Lanes::Topic(topic) => topic.presence().ok(),
+                    Lanes::Queue(queue) => queue.presence().ok(),
+                };
+                true
+            }
+        };
+        if has_changed {
             self.names.clear();
         }
         self.names.entry(lane).or_insert_with(|| {
-            let owner = match lanes {
+            let owner = match &self.lanes {
                 Lanes::Topic(topic) => topic.publisher_of(lane),
                 Lanes::Queue(queue) => queue.producer_of(lane),
             };

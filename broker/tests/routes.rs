@@ -376,7 +376,7 @@ fn a_tap_holds_nobody_up() {
         place.send("in", &[&text]);
         assert_eq!(next(&mut out), text);
     }
-    let full = r#"buslane_route_dropped_total{route="r",reason="tap full"}"#;
+    let full = r#"buslane_route_dropped_total{route="r",reason="not tapped"}"#;
     assert!(count(&broker, full) > 0);
     assert!(!place.bus.inspect("tap").unwrap().tail(1).is_empty());
 }
@@ -625,7 +625,7 @@ fn programs_are_closures_that_fail_name_topics_and_go_round() {
     place.send("in", &["bad", "back", "no name", "good"]);
     assert_eq!(next(&mut out), "good");
     assert_eq!(next(&mut loud), "GOOD");
-    for why in ["it is bad", "to in again", "segment is empty"] {
+    for why in ["it is bad", "it came from in", "segment is empty"] {
         let letter = take(&place.bus, "dead");
         let reason = DeadLetter::parse(&letter).unwrap().reason.to_owned();
         assert!(reason.contains(why), "{reason}");

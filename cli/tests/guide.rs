@@ -47,9 +47,13 @@ fn each_step_of_the_guide_does_what_it_says() {
         .filter(|(_, block)| block.kind == "sh")
     {
         ran += 1;
-        // A step that never ends is a failure, and leaves nothing running.
+        // A step that never ends is a failure; and no step leaves anything running.
+        let script = format!(
+            "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}",
+            step.text
+        );
         let output = Command::new("timeout")
-            .args(["60", "bash", "-eu", "-o", "pipefail", "-c", &step.text])
+            .args(["60", "bash", "-eu", "-o", "pipefail", "-c", &script])
             .current_dir(dir.path())
             .env("PATH", &path)
             .env("BUSLANE_DIR", dir.path())

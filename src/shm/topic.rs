@@ -214,13 +214,21 @@ impl TopicFiles {
         name: u64,
         capacity: usize,
     ) -> Result<Option<(Held, Writer)>> {
-        let Some((lock, LaneFile { header, ring, .. })) = skip_damaged(self.lane_to_close(id))?
-        else {
-            return Ok(None);
+        // Before it is locked: whom it is kept for finds it free.
+        let is_ours = |lane: &LaneFile| {
+            lane::name(&lane.header) == name && lane.ring.capacity() == capacity as u64
         };
-        if ring.capacity() != capacity as u64 || lane::name(&header) != name {
+        if !skip_damaged(self.lane(id))?.is_some_and(|lane| is_ours(&lane)) {
             return Ok(None);
         }
+        let Some((lock, lane)) = skip_damaged(self.lane_to_close(id))? else {
+            return Ok(None);
+        };
+        // Somebody may have had it meanwhile.
+        if !is_ours(&lane) {
+            return Ok(None);
+        }
+        let LaneFile { header, ring, .. } = lane;
         lane::own(&header, member, name, !futex::has_barrier());
         ring.touch();
         // A lane that can't be followed to its end is left to its readers, who will say so.
