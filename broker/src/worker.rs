@@ -201,7 +201,7 @@ impl Worker {
             });
         self.inlets = stay;
         Vec::into_iter(gone).for_each(|inlet| self.engine.leave(inlet));
-        self.retry_at = None;
+        let mut errors = Vec::new();
         for name in names {
             if self
                 .inlets
@@ -216,14 +216,13 @@ impl Worker {
             match Source::join(route, &name, positions.as_mut(), since) {
                 Ok(Some(source)) => self.inlets.push(Inlet::new(source)),
                 Ok(None) => {}
-                // The others go on.
-                Err(error) => {
-                    self.engine.trouble(&error);
-                    self.retry_at = Some(Instant::now() + REST);
-                }
+                Err(error) => errors.push(error),
             }
         }
-        if self.retry_at.is_none() {
+        // The others go on.
+        errors.iter().for_each(|error| self.engine.trouble(error));
+        self.retry_at = (!errors.is_empty()).then(|| Instant::now() + REST);
+        if errors.is_empty() {
             let by: Vec<u64> = self
                 .inlets
                 .iter()
