@@ -182,10 +182,16 @@ impl Broker {
     /// Serves `/metrics` for Prometheus, and `/health` (status 200, or 503 if a route is failing), at this address, until the broker is
     /// dropped, or this is called again; says at which, as port 0 stands for any.
     ///
+    /// Called again, it listens at the new address before it leaves the old one, so that one of the two is always served. The two may
+    /// therefore not share a port (as `127.0.0.1:9909` and `0.0.0.0:9909` do), unless they are the same: then it goes on as it is.
+    ///
     /// # Errors
     ///
-    /// If it can't listen there.
+    /// If it can't listen there: then it goes on where it was.
     pub fn serve(&mut self, address: SocketAddr) -> Result<SocketAddr> {
+        if self.http.as_ref().map(Http::address) == Some(address) {
+            return Ok(address);
+        }
         let metrics = Arc::clone(&self.metrics);
         let states = Arc::clone(&self.states);
         let page = move |path: &str| match path {
@@ -211,8 +217,6 @@ impl Broker {
             }
             _ => None,
         };
-        // The one before may have that address.
-        self.http = None;
         let http = Http::serve(address, Box::new(page))?;
         Ok(self.http.insert(http).address())
     }

@@ -1,20 +1,47 @@
 //! Metrics and health for who asks over HTTP.
+//!
+//! Whoever can connect may ask, so nothing that a client does, or leaves undone, may cost more than its own connection: a connection has one
+//! request, whose body is not read, and an end.
 
-use std::net::SocketAddr;
+use std::net::{self, SocketAddr};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use std::{error, io};
 
-use tiny_http::{Header, Method, Request, Response, Server};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task;
+use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, Result};
 
+/// How many are connected at a time; others wait in the system's queue.
+const CONNECTIONS: usize = 64;
+/// How long a request's head may take to come.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long a connection may last.
+const CONNECTION: Duration = Duration::from_secs(30);
+/// How many pages are made at a time: each takes milliseconds.
+const PAGES: usize = 4;
+/// The rest after a connection that could not be accepted, as when there are too many open files.
+const REST: Duration = Duration::from_millis(100);
+
 /// What is answered to a path: the status, the type, and the text. `None`: there is no such page.
-type Page = dyn Fn(&str) -> Option<(u16, &'static str, String)> + Send;
+type Page = dyn Fn(&str) -> Option<(u16, &'static str, String)> + Send + Sync;
 
 /// A server, until it is dropped.
 pub struct Http {
-    server: Arc<Server>,
     address: SocketAddr,
+    // Dropped, it ends the thread.
+    stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -28,28 +55,39 @@ impl std::fmt::Debug for Http {
 
 impl Http {
     pub fn serve(address: SocketAddr, page: Box<Page>) -> Result<Self> {
-        let listen = |why: String| Error::Listen {
+        Self::start(address, page).map_err(|e| Error::Listen {
             at: address.to_string(),
-            why,
+            why: e.to_string(),
+        })
+    }
+
+    fn start(address: SocketAddr, page: Box<Page>) -> io::Result<Self> {
+        let listener = net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(PAGES)
+            .thread_name("metrics page")
+            .build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            TcpListener::from_std(listener)?
         };
-        let server = Server::http(address).map_err(|e| listen(e.to_string()))?;
-        let bound = server.server_addr().to_ip();
-        let address = bound.ok_or_else(|| listen(String::from("it is no IP address")))?;
-        let server = Arc::new(server);
-        let thread = {
-            let server = Arc::clone(&server);
-            let run = move || {
-                server
-                    .incoming_requests()
-                    .for_each(|asked| answer(asked, &page))
-            };
-            let thread = thread::Builder::new().name(String::from("metrics"));
-            thread.spawn(run).map_err(|e| listen(e.to_string()))?
+        let (stop, stopped) = oneshot::channel::<()>();
+        let run = move || {
+            runtime.spawn(accept(listener, Arc::from(page)));
+            // That nothing was sent but it was dropped is the sign.
+            let _ = runtime.block_on(stopped);
+            // Connections are closed as they are; a page that is being made is not waited for.
+            runtime.shutdown_background();
         };
+        let thread = thread::Builder::new().name(String::from("metrics"));
         Ok(Self {
-            server,
             address,
-            thread: Some(thread),
+            stop: Some(stop),
+            thread: Some(thread.spawn(run)?),
         })
     }
 
@@ -58,31 +96,121 @@ impl Http {
     }
 }
 
-fn answer(asked: Request, page: &Page) {
-    let path = asked.url().split('?').next().unwrap_or_default();
-    let (status, kind, text) = match asked.method() {
-        Method::Get | Method::Head => page(path).unwrap_or_else(|| {
-            (
-                404,
-                "text/plain",
-                String::from("There is /metrics and /health.\n"),
-            )
-        }),
-        _ => (405, "text/plain", String::from("GET it.\n")),
-    };
-    let mut response = Response::from_string(text).with_status_code(status);
-    if let Ok(header) = Header::from_bytes("Content-Type", kind) {
-        response.add_header(header);
+async fn accept(listener: TcpListener, page: Arc<Page>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let page = Arc::clone(&page);
+                task::spawn(async move {
+                    // Who is too slow, or has gone, does not get its answer.
+                    let _ = timeout(CONNECTION, converse(stream, page)).await;
+                    drop(place);
+                });
+            }
+            Err(e) => {
+                tracing::warn!("cannot accept who asks for metrics: {e}; tried again");
+                sleep(REST).await;
+            }
+        }
     }
-    // Who has gone meanwhile does not want it.
-    let _ = asked.respond(response);
+}
+
+async fn converse(stream: TcpStream, page: Arc<Page>) -> hyper::Result<()> {
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        // One that is kept would take a place from others between its requests.
+        .keep_alive(false)
+        // Some end their half when they have asked.
+        .half_close(true)
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(|asked| answer(asked, Arc::clone(&page))),
+        )
+        .await
+}
+
+async fn answer(
+    asked: Request<Incoming>,
+    page: Arc<Page>,
+) -> Result<Response<String>, Box<dyn error::Error + Send + Sync>> {
+    let plain = |status| {
+        Response::builder()
+            .status(status)
+            .header(CONTENT_TYPE, "text/plain")
+    };
+    if ![Method::GET, Method::HEAD].contains(asked.method()) {
+        let response = plain(405).header(ALLOW, "GET, HEAD");
+        return Ok(response.body(String::from("GET it.\n"))?);
+    }
+    let path = asked.uri().path().to_owned();
+    // It may block for a while, as it looks into buses. If it panics, that was told, and the connection ends.
+    let response = match task::spawn_blocking(move || page(&path)).await? {
+        Some((status, kind, text)) => Response::builder()
+            .status(status)
+            .header(CONTENT_TYPE, kind)
+            .body(text),
+        None => plain(404).body(String::from("There is /metrics and /health.\n")),
+    };
+    Ok(response?)
 }
 
 impl Drop for Http {
     fn drop(&mut self) {
-        self.server.unblock();
+        drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::sync::mpsc::{self, TryRecvError};
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+
+    fn ask(address: SocketAddr, path: &str) -> net::TcpStream {
+        let mut stream = net::TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream
+    }
+
+    #[test]
+    fn a_page_that_takes_long_or_panics_holds_up_neither_others_nor_the_end() {
+        let (release, held) = mpsc::channel::<()>();
+        let (begin, begun) = mpsc::channel();
+        let held = Mutex::new(held);
+        let page = move |path: &str| match path {
+            "/long" => {
+                begin.send(()).unwrap();
+                let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                held.recv().unwrap_err();
+                None
+            }
+            "/panic" => panic!("as the test wants"),
+            _ => Some((200, "text/plain", String::from("quick"))),
+        };
+        let http = Http::serve("127.0.0.1:0".parse().unwrap(), Box::new(page)).unwrap();
+        let _long = ask(http.address(), "/long");
+        begun.recv().unwrap();
+        let mut answer = String::new();
+        ask(http.address(), "/panic")
+            .read_to_string(&mut answer)
+            .unwrap();
+        assert_eq!(answer, "");
+        ask(http.address(), "/")
+            .read_to_string(&mut answer)
+            .unwrap();
+        assert!(answer.ends_with("quick"), "{answer}");
+        drop(http);
+        // The page is still being made: what it holds is there.
+        assert_eq!(begun.try_recv(), Err(TryRecvError::Empty));
+        drop(release);
+        // Now it ends, and with it what it holds.
+        begun.recv().unwrap_err();
     }
 }

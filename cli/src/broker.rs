@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use buslane::Bus;
-use buslane_broker::{Broker, Buses, Changes, Config, ConfigError};
+use buslane_broker::{Broker, Buses, Changes, Config, ConfigError, Route};
 use serde::Serialize;
 use signal_hook::consts::SIGHUP;
 use signal_hook::low_level;
@@ -82,7 +82,8 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     let mut broker = Broker::start(Vec::new()).map_err(failed)?;
     let mut served = serve(&mut broker, &config)?;
     let mut out = common.json.then(|| stdout(stop)).transpose()?;
-    let changes = apply(&mut broker, &config, path, &mut buses)?;
+    let routes = routes(&config, path, &mut buses)?;
+    let changes = broker.reload(routes).map_err(failed)?;
     broker.wait_until_running();
     tell(&mut out, &changes, served.as_ref())?;
     loop {
@@ -94,14 +95,7 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
             return stop.check();
         }
         drain(&hangups).map_err(Failure::system("handle signals"))?;
-        let reloaded = read(path).and_then(|config| {
-            let changes = apply(&mut broker, &config, path, &mut buses)?;
-            if config.metrics() != Ok(served.as_ref().map(|served| served.asked)) {
-                served = serve(&mut broker, &config)?;
-            }
-            Ok(changes)
-        });
-        match reloaded {
+        match reload(&mut broker, path, &mut buses, &mut served) {
             Ok(changes) => tell(&mut out, &changes, served.as_ref())?,
             Err(Failure::Error(why)) => tracing::error!("{why}; nothing has changed"),
             Err(failure) => return Err(failure),
@@ -128,16 +122,37 @@ fn failed(error: buslane_broker::Error) -> Failure {
     }
 }
 
-fn apply(
+fn routes(config: &Config, path: &Path, buses: &mut Buses) -> Result<Vec<Route>, Failure> {
+    config.routes(buses).map_err(|error| told_at(path, &error))
+}
+
+/// Does what the file says now. If it fails, nothing has changed: so the routes come last.
+fn reload(
     broker: &mut Broker,
-    config: &Config,
     path: &Path,
     buses: &mut Buses,
+    served: &mut Option<Served>,
 ) -> Result<Changes, Failure> {
-    let routes = config
-        .routes(buses)
-        .map_err(|error| told_at(path, &error))?;
-    broker.reload(routes).map_err(failed)
+    let config = read(path)?;
+    let routes = routes(&config, path, buses)?;
+    if config.metrics() == Ok(served.as_ref().map(|served| served.asked)) {
+        return broker.reload(routes).map_err(failed);
+    }
+    let before = std::mem::replace(served, serve(broker, &config)?);
+    broker.reload(routes).map_err(|error| {
+        let back = match &before {
+            Some(before) => broker.serve(before.at).map(|_| ()),
+            None => {
+                broker.serve_no_more();
+                Ok(())
+            }
+        };
+        match back {
+            Ok(()) => *served = before,
+            Err(why) => tracing::error!("{why}"),
+        }
+        failed(error)
+    })
 }
 
 /// Where metrics are served.
