@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::durable::{DEFAULT_FILE, Keep, SyncPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{TopicReport, Verified};
-use crate::message::{Description, Message, Payload};
+use crate::message::{Any, Message, Payload, PayloadType};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
 use crate::select::{Names, Selection};
@@ -27,7 +27,7 @@ use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::recover::{Cut, recover};
 use crate::shm::topic::{BUS_SIZE, TopicFiles, check_capacity, map_bus};
-use crate::shm::{View, futex, roster};
+use crate::shm::{View, futex, lane, roster};
 use crate::wait::WaitStrategy;
 
 /// Bytes in a lane whose topic was made without saying how many: 4 MiB. Chosen by measurement: a ring that is larger
@@ -158,6 +158,7 @@ impl Bus {
             lossy: None,
             sync: None,
             keep: None,
+            carrying: None,
             wait,
             create: true,
         }
@@ -403,7 +404,7 @@ impl Bus {
     /// Makes an inbox for replies: its number, which is not used again.
     pub(crate) fn make_inbox(
         &self,
-        carries: &Description,
+        carries: &PayloadType,
         capacity: usize,
         wait: WaitStrategy,
     ) -> Result<(u64, Arc<TopicInner>)> {
@@ -775,6 +776,8 @@ pub struct TopicBuilder<'a> {
     lossy: Option<bool>,
     sync: Option<SyncPolicy>,
     keep: Option<Keep>,
+    /// What one that is made carries, if that is not the type it is opened as.
+    carrying: Option<PayloadType>,
     wait: WaitStrategy,
     create: bool,
 }
@@ -835,6 +838,25 @@ impl TopicBuilder<'_> {
         self.open_as()
     }
 
+    /// Opens it, of whatever type it carries; one that is made carries bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_any(self) -> Result<Topic<Any>> {
+        self.open_as()
+    }
+
+    /// Opens it, of a type that is known by its description; one that is made carries that.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Bus::typed`], and `InvalidName` if the type's name is too long.
+    pub fn open_described(mut self, carries: &PayloadType) -> Result<Topic<Any>> {
+        self.carrying = Some(carries.clone());
+        self.open_as()
+    }
+
     pub(crate) fn open_as<T: ?Sized + Payload>(self) -> Result<Topic<T>> {
         let patterns = match self.lossy {
             None => &[Pattern::Lossless, Pattern::Lossy][..],
@@ -862,7 +884,7 @@ impl TopicBuilder<'_> {
     pub(crate) fn open_inner(
         self,
         patterns: &[Pattern],
-        ours: &Description,
+        ours: &PayloadType,
         sizes: [u64; 3],
     ) -> Result<Arc<TopicInner>> {
         let Self {
@@ -873,9 +895,11 @@ impl TopicBuilder<'_> {
             lossy: _,
             sync,
             keep,
+            carrying,
             wait,
             create,
         } = self;
+        let ours = carrying.as_ref().unwrap_or(ours);
         let tried = "open the topic";
         bus.check_fork()?;
         let escaped = escape(&name)?;
@@ -921,8 +945,8 @@ impl TopicBuilder<'_> {
             );
             return mismatch(why, "open it as what it is, or use another topic");
         }
-        let theirs = Description::from_config(&files.config);
-        if theirs != *ours {
+        let theirs = PayloadType::from_config(&files.config);
+        if !ours.admits(&theirs) {
             let why = format!("it carries {theirs}, and this program means {ours}");
             return mismatch(why, "let both use the same type, or another topic");
         }
@@ -1001,6 +1025,33 @@ impl<T: ?Sized + Payload> Topic<T> {
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.inner.files.is_logged()
+    }
+
+    /// Whether its publishers overwrite what slow subscribers have not read.
+    #[must_use]
+    pub fn is_lossy(&self) -> bool {
+        self.inner.files.pattern == Pattern::Lossy
+    }
+
+    /// What type its messages are of.
+    #[must_use]
+    pub fn carries(&self) -> PayloadType {
+        PayloadType::from_config(&self.inner.files.config)
+    }
+
+    /// Who publishes into the lane with this number, as [`Frame::lane`](crate::Frame::lane) tells it, or did last. `None`: the lane is
+    /// gone.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn publisher_of(&self, lane: u64) -> Result<Option<Owner>> {
+        let TopicInner { files, bus, .. } = &*self.inner;
+        let Some(lane) = files.lane(lane)? else {
+            return Ok(None);
+        };
+        let owner = members::owner(&bus.0.members, lane::owner(&lane.header))?;
+        Ok(Some(owner))
     }
 
     /// Joins it as a publisher, with a lane of its own: one that a publisher has left, or a new one.

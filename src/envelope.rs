@@ -1,10 +1,13 @@
 //! What goes with a message, beside its payload.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use xxhash_rust::xxh3::xxh3_64;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::shm::layout::EnvelopeHead;
 use crate::wait::now_ns;
 
@@ -57,8 +60,8 @@ impl Kind {
     }
 }
 
-impl std::fmt::Display for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Other(number) => write!(f, "kind {number}"),
             kind => f.write_str(kind.name()),
@@ -90,8 +93,84 @@ pub struct Envelope {
 #[repr(u32)]
 enum Tag {
     TypeName = 1,
-    /// The name of a service that has passed it on.
+    /// The name of a service, or of a route, that has passed it on.
     Hop = 2,
+    /// A [`TraceParent`]: the trace's number (the high half first), the span's, and the flags, 64 bits each.
+    Trace = 3,
+    /// An [`Origin`]: as many bytes as it has, in its order.
+    Origin = 4,
+}
+
+/// Which trace a message belongs to, and which span of it sent the message: a traceparent as the W3C has it
+/// (<https://www.w3.org/TR/trace-context/>), version 00, which is also how it is written and parsed.
+///
+/// ```
+/// let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+/// let parent: buslane::TraceParent = text.parse()?;
+/// assert_eq!((parent.span, parent.flags), (0xb7ad_6b71_6920_3331, 1));
+/// assert_eq!(parent.to_string(), text);
+/// # Ok::<(), buslane::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TraceParent {
+    /// The trace's number, not 0.
+    pub trace: u128,
+    /// The span's, not 0.
+    pub span: u64,
+    /// 1: it is sampled.
+    pub flags: u8,
+}
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { trace, span, flags } = self;
+        write!(f, "00-{trace:032x}-{span:016x}-{flags:02x}")
+    }
+}
+
+impl FromStr for TraceParent {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Option<Vec<&str>> = text
+            .is_ascii()
+            .then(|| text.split('-').collect::<Vec<_>>())
+            .filter(|parts| parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]))
+            .filter(|parts| parts[0] == "00");
+        let hex = |part: &str| match part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            true => u128::from_str_radix(part, 16).ok(),
+            false => None,
+        };
+        let parsed = parts.and_then(|parts| {
+            Some(Self {
+                trace: hex(parts[1])?,
+                span: hex(parts[2])? as u64,
+                flags: hex(parts[3])? as u8,
+            })
+        });
+        parsed
+            .filter(|parent| parent.trace != 0 && parent.span != 0)
+            .ok_or_else(|| {
+                let why = "it is not 00, 32, 16 and 2 hexadecimal digits with '-' between, or all of some are 0";
+                Error::new(ErrorKind::Corrupt, "read the traceparent", format!("{text:?}"), why)
+                    .advise("give one as the W3C has it")
+            })
+    }
+}
+
+/// What a message was made from, by somebody who passes messages on: so that who goes on after a death can tell what was passed
+/// on already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Origin {
+    /// Who made it, as a number: such as the hash of a route and the topic that it takes messages from.
+    pub by: u64,
+    /// The lane of the message that it was made from.
+    pub lane: u64,
+    /// The low 32 bits of that message's number there.
+    pub sequence: u32,
+    /// Which of several that were made from it: 0, 1, …
+    pub part: u32,
 }
 
 impl Envelope {
@@ -112,7 +191,7 @@ impl Envelope {
     /// Says what type the payload is of, by its name.
     pub fn of_type(mut self, name: &str) -> Self {
         self.head.type_id = Self::id_of_type(name);
-        self.extend(Tag::TypeName, name.as_bytes());
+        self.replace(Tag::TypeName, name.as_bytes());
         self
     }
 
@@ -182,23 +261,61 @@ impl Envelope {
         time_left(self.head.deadline_ns)
     }
 
-    /// How many services have passed it on.
+    /// Which trace it belongs to, if it says so.
+    #[must_use]
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        let words = <[u64; 4]>::read_from_bytes(self.entry(Tag::Trace)?).ok()?;
+        let [high, low, span, flags] = words;
+        Some(TraceParent {
+            trace: u128::from(high) << 64 | u128::from(low),
+            span,
+            flags: flags as u8,
+        })
+    }
+
+    /// What it was made from, if somebody passed it on and says so.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        Origin::read_from_bytes(self.entry(Tag::Origin)?).ok()
+    }
+
+    /// How many services and routes have passed it on.
     #[must_use]
     pub fn hops(&self) -> u16 {
         self.head.hops()
     }
 
-    /// The services that have passed it on, the first one first.
+    /// The services and routes that have passed it on, the first one first.
     pub fn trace(&self) -> impl Iterator<Item = &str> {
-        let hops = self.entries().filter(|(tag, _)| *tag == Tag::Hop as u32);
+        let hops = entries(&self.extension).filter(|(tag, _)| *tag == Tag::Hop as u32);
         hops.filter_map(|(_, name)| std::str::from_utf8(name).ok())
     }
 
-    /// Passes it on: one more service that it came through.
-    pub(crate) fn passed_on_by(mut self, service: &str) -> Self {
+    /// Says that it was passed on: by one more service, or route, with this name.
+    pub fn passed_on_by(mut self, name: &str) -> Self {
         let hops = self.head.hops().saturating_add(1);
         self.head = self.head.with(hops, self.head.extension_len());
-        self.extend(Tag::Hop, service.as_bytes());
+        self.extend(Tag::Hop as u32, name.as_bytes());
+        self
+    }
+
+    /// Says which trace it belongs to, in place of what it said before.
+    pub fn traced(mut self, parent: TraceParent) -> Self {
+        let TraceParent { trace, span, flags } = parent;
+        let words = [(trace >> 64) as u64, trace as u64, span, flags.into()];
+        self.replace(Tag::Trace, words.as_bytes());
+        self
+    }
+
+    /// Says what it was made from, in place of what it said before.
+    pub fn made_from(mut self, origin: Origin) -> Self {
+        self.replace(Tag::Origin, origin.as_bytes());
+        self
+    }
+
+    /// The same message, of another kind.
+    pub fn with_kind(mut self, kind: Kind) -> Self {
+        self.head = self.head.with_kind(kind.number());
         self
     }
 
@@ -234,8 +351,8 @@ impl Envelope {
         })
     }
 
-    fn extend(&mut self, tag: Tag, bytes: &[u8]) {
-        let head = [tag as u32, bytes.len() as u32];
+    fn extend(&mut self, tag: u32, bytes: &[u8]) {
+        let head = [tag, bytes.len() as u32];
         self.extension.extend_from_slice(head.as_bytes());
         self.extension.extend_from_slice(bytes);
         let len = self.extension.len().next_multiple_of(8);
@@ -243,24 +360,37 @@ impl Envelope {
         self.head = self.head.with(self.head.hops(), len as u32);
     }
 
-    /// The first entry of that tag.
-    fn entry(&self, tag: Tag) -> Option<&[u8]> {
-        let mut entries = self.entries();
-        Some(entries.find(|(found, _)| *found == tag as u32)?.1)
+    /// One entry of that tag, in place of those that are there.
+    fn replace(&mut self, tag: Tag, bytes: &[u8]) {
+        if self.entry(tag).is_some() {
+            let old = std::mem::take(&mut self.extension);
+            let others = entries(&old).filter(|(found, _)| *found != tag as u32);
+            others.for_each(|(tag, bytes)| self.extend(tag, bytes));
+        }
+        self.extend(tag as u32, bytes);
     }
 
-    /// The entries of the extension. One that contradicts itself ends where it does.
-    fn entries(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        let mut rest = &self.extension[..];
-        std::iter::from_fn(move || {
-            let ([tag, len], behind) = <[u32; 2]>::read_from_prefix(rest).ok()?;
-            let entry = behind.get(..len as usize)?;
-            rest = behind
-                .get((len as usize).next_multiple_of(8)..)
-                .unwrap_or_default();
-            Some((tag, entry))
-        })
+    /// The first entry of that tag.
+    fn entry(&self, tag: Tag) -> Option<&[u8]> {
+        Some(
+            entries(&self.extension)
+                .find(|(found, _)| *found == tag as u32)?
+                .1,
+        )
     }
+}
+
+/// The entries of an extension. One that contradicts itself ends where it does.
+fn entries(extension: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    let mut rest = extension;
+    std::iter::from_fn(move || {
+        let ([tag, len], behind) = <[u32; 2]>::read_from_prefix(rest).ok()?;
+        let entry = behind.get(..len as usize)?;
+        rest = behind
+            .get((len as usize).next_multiple_of(8)..)
+            .unwrap_or_default();
+        Some((tag, entry))
+    })
 }
 
 /// Nanoseconds.
@@ -296,10 +426,59 @@ mod tests {
         assert_eq!(Envelope::read(&[]), None);
     }
 
+    #[test]
+    fn what_is_said_again_replaces_what_was_said() {
+        let origin = |sequence| Origin {
+            by: 1,
+            lane: 2,
+            sequence,
+            part: 0,
+        };
+        let parent = |span| TraceParent {
+            trace: 1 << 100 | 7,
+            span,
+            flags: 1,
+        };
+        let first = Envelope::new(Kind::Event)
+            .of_type("first")
+            .traced(parent(1))
+            .made_from(origin(1))
+            .passed_on_by("route");
+        let len = first.len();
+        let second = first
+            .of_type("other")
+            .traced(parent(2))
+            .made_from(origin(2));
+        assert_eq!(second.len(), len);
+        assert_eq!(second.type_name(), Some("other"));
+        assert_eq!(second.trace_parent(), Some(parent(2)));
+        assert_eq!(second.origin(), Some(origin(2)));
+        assert_eq!(second.trace().collect::<Vec<_>>(), ["route"]);
+        assert_eq!(second.with_kind(Kind::Command).kind(), Kind::Command);
+    }
+
+    #[test]
+    fn a_traceparent_is_as_the_w3c_has_it_or_an_error() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(good.parse::<TraceParent>().unwrap().to_string(), good);
+        for bad in [
+            "",
+            "00",
+            &good.replace("00-", "ff-"),
+            &good.to_uppercase(),
+            &good.replace("b7ad6b7169203331", "0000000000000000"),
+            &good.replace('b', "\u{e9}"),
+            &format!("{good}-"),
+        ] {
+            assert!(bad.parse::<TraceParent>().is_err(), "{bad}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn any_bytes_are_read(bytes: Vec<u8>) {
             if let Some(envelope) = Envelope::read(&bytes) {
+                let _ = (envelope.origin(), envelope.trace_parent(), envelope.trace().count());
                 let _ = (envelope.kind().to_string(), envelope.type_name(), envelope.sent());
             }
         }

@@ -6,7 +6,7 @@ use crate::bus::unescape;
 use crate::durable::{Keep, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::Result;
-use crate::message::Description;
+use crate::message::PayloadType;
 use crate::shm::files::{Dir, skip_damaged};
 use crate::shm::fork;
 use crate::shm::lane::{self, Boundary, Outside};
@@ -319,7 +319,7 @@ impl TopicReport {
                 });
             }
         }
-        let type_name = Description::from_config(&topic.config).name().to_owned();
+        let type_name = PayloadType::from_config(&topic.config).name().to_owned();
         let (name, capacity) = (topic.name.to_string(), topic.capacity as u64);
         let durable = topic.is_logged().then(|| Durability {
             sync: SyncPolicy::from_ns(topic.config.sync_ns),
@@ -400,8 +400,14 @@ impl TopicReport {
     #[must_use]
     pub fn tail(&self, n: usize) -> Vec<Seen> {
         let mut seen = Vec::new();
+        self.look_back(n, |message| seen.push(message));
+        seen
+    }
+
+    /// Shows `visit` the last `n` messages of each lane that are still held, oldest first, one at a time. None in a forked child.
+    pub fn look_back(&self, n: usize, mut visit: impl FnMut(Seen)) {
         if self.born != fork::generation() {
-            return seen;
+            return;
         }
         for (report, lane) in self.lanes.iter().zip(&self.files) {
             let outside = Outside {
@@ -421,7 +427,7 @@ impl TopicReport {
                     let Some((envelope, payload)) = lane::parts(found.word, &body) else {
                         break;
                     };
-                    seen.push(Seen {
+                    visit(Seen {
                         lane: lane.id,
                         sequence: at.sequence,
                         envelope: Envelope::read(envelope),
@@ -431,7 +437,6 @@ impl TopicReport {
                 at.pass(found);
             }
         }
-        seen
     }
 }
 

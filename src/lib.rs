@@ -80,14 +80,14 @@ pub mod shm;
 pub use self::{
     bus::{Bus, BusBuilder, DEFAULT_CAPACITY, Topic, TopicBuilder},
     durable::{DEFAULT_FILE, Keep, SyncPoint, SyncPolicy},
-    envelope::{Envelope, Kind},
+    envelope::{Envelope, Kind, Origin, TraceParent},
     error::{Error, ErrorKind, Lost, Result},
     futures::{MessageSink, MessageStream, Receive},
     inspect::{
         CursorPosition, CursorReport, Damage, Durability, GroupReport, Kept, LaneReport, Seen,
         TableReport, TopicReport, Verified,
     },
-    message::{Message, Payload},
+    message::{Any, Message, Payload, PayloadType},
     presence::Presence,
     pubsub::{
         Batch, BatchIter, Frame, Loan, Messages, Publisher, Start, Subscriber, SubscriptionBuilder,

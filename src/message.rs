@@ -1,7 +1,10 @@
 //! What a topic can carry: plain bytes, or values of one type.
 
+use std::fmt;
+use std::ops::Deref;
+
 use xxhash_rust::const_xxh3::xxh3_64;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::shm::layout::{Pattern, TopicConfig};
 
@@ -45,7 +48,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What a topic can carry: `[u8]`, or any [`Message`].
+/// What a topic can carry: `[u8]`, any [`Message`], or [`Any`] of these.
 pub trait Payload: sealed::Sealed + 'static {
     /// A copy that outlives the frame.
     type Owned;
@@ -78,7 +81,7 @@ pub trait Payload: sealed::Sealed + 'static {
 
     /// How a topic describes it.
     #[doc(hidden)]
-    fn describe() -> Description;
+    fn describe() -> PayloadType;
 }
 
 impl sealed::Sealed for [u8] {}
@@ -103,12 +106,76 @@ impl Payload for [u8] {
         self
     }
 
-    fn describe() -> Description {
-        Description {
-            name: String::from("bytes"),
-            version: 0,
-            size: 0,
-            align: 1,
+    fn describe() -> PayloadType {
+        PayloadType::bytes()
+    }
+}
+
+/// The bytes of a message, whatever type its topic carries: for who passes messages on, records or shows them, and does not
+/// mean one type. It derefs to the bytes.
+///
+/// ```
+/// use buslane::Any;
+/// # use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+/// # #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+/// # #[repr(C)]
+/// # struct Sample(u64);
+/// # impl buslane::Message for Sample {
+/// #     const NAME: &'static str = "Sample";
+/// # }
+///
+/// # let dir = tempfile::tempdir_in("/dev/shm")?;
+/// # let bus = buslane::Bus::at(dir.path().join("bus"))?;
+/// let mut samples = bus.typed::<Sample>("samples")?.subscriber()?;
+/// let topic = bus.topic_builder("samples").open_any()?;
+/// assert_eq!((topic.carries().name(), topic.carries().size()), ("Sample", Some(8)));
+/// let mut copies = topic.subscriber()?;
+///
+/// let mut publisher = topic.publisher()?;
+/// publisher.send_any(None, &7_u64.to_le_bytes(), None)?;
+/// assert!(publisher.send_any(None, b"no sample", None).is_err());
+/// assert_eq!(samples.recv()?.0, 7);
+/// assert_eq!(copies.recv()?.len(), 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Debug)]
+#[repr(C)]
+pub struct Any([u8]);
+
+impl Deref for Any {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl sealed::Sealed for Any {}
+
+impl Payload for Any {
+    type Owned = Vec<u8>;
+
+    const SIZE: Option<u64> = None;
+    const TYPE_ID: u64 = 0;
+
+    #[inline]
+    fn in_frame(bytes: &[u8]) -> &Self {
+        Self::ref_from_bytes(bytes).expect("any bytes are one")
+    }
+
+    fn read(bytes: &[u8]) -> Vec<u8> {
+        bytes.to_vec()
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn describe() -> PayloadType {
+        PayloadType {
+            stands_for_any: true,
+            ..PayloadType::bytes()
         }
     }
 }
@@ -138,39 +205,76 @@ impl<T: Message + 'static> Payload for T {
         self.as_bytes()
     }
 
-    fn describe() -> Description {
+    fn describe() -> PayloadType {
         const {
             assert!(
                 align_of::<T>() <= 8,
                 "a payload stands 8 bytes behind a multiple of 16"
             )
         };
-        Description {
-            name: T::NAME.to_owned(),
-            version: T::VERSION,
-            size: size_of::<T>(),
-            align: align_of::<T>(),
-        }
+        PayloadType::new(T::NAME, T::VERSION, Some(size_of::<T>()), align_of::<T>())
     }
 }
 
-/// What two programs compare.
+/// What type of messages a topic carries: what two programs compare. Made by [`Topic::carries`](crate::Topic::carries).
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[doc(hidden)]
-pub struct Description {
+pub struct PayloadType {
     name: String,
     version: u32,
+    /// 0: any.
     size: usize,
     align: usize,
+    /// What a program means that takes a topic as it is.
+    stands_for_any: bool,
 }
 
-impl Description {
-    pub(crate) fn name(&self) -> &str {
+impl PayloadType {
+    /// That of a topic of bytes.
+    #[must_use]
+    pub fn bytes() -> Self {
+        Self::new("bytes", 0, None, 1)
+    }
+
+    /// A type that is known by its description alone, as from a recording or another host. `size` is that of each message in bytes, if it
+    /// is always the same.
+    #[must_use]
+    pub fn new(name: &str, version: u32, size: Option<usize>, align: usize) -> Self {
+        Self {
+            name: name.to_owned(),
+            version,
+            size: size.unwrap_or(0),
+            align,
+            stands_for_any: false,
+        }
+    }
+
+    /// The type's name: [`Message::NAME`], or `bytes`.
+    #[must_use]
+    pub fn name(&self) -> &str {
         &self.name
     }
 
-    pub(crate) fn size(&self) -> usize {
-        self.size
+    /// Its version: [`Message::VERSION`], or 0.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Bytes in each message, if it is always the same.
+    #[must_use]
+    pub fn size(&self) -> Option<usize> {
+        (self.size != 0).then_some(self.size)
+    }
+
+    /// What the address of a message is a multiple of, in bytes.
+    #[must_use]
+    pub fn align(&self) -> usize {
+        self.align
+    }
+
+    /// Whether a program that means this can use a topic that carries `theirs`.
+    pub(crate) fn admits(&self, theirs: &Self) -> bool {
+        self.stands_for_any || self == theirs
     }
 
     /// As a topic of this pattern keeps it; `None`: the name is too long.
@@ -201,21 +305,22 @@ impl Description {
             version: config.type_version,
             size: config.type_size as usize,
             align: config.type_align as usize,
+            stands_for_any: false,
         }
     }
 }
 
-impl std::fmt::Display for Description {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for PayloadType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             name,
             version,
-            size,
             align,
+            ..
         } = self;
-        match size {
-            0 => write!(f, "{name}"),
-            _ => write!(
+        match self.size() {
+            None => write!(f, "{name}"),
+            Some(size) => write!(
                 f,
                 "{name} version {version} ({size} bytes, alignment {align})"
             ),

@@ -20,7 +20,7 @@ use crate::durable::{SyncPoint, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::MessageSink;
-use crate::message::{Message, Payload};
+use crate::message::{Any, Message, Payload, PayloadType};
 use crate::pubsub::{Loan, Publisher};
 use crate::shm::groups::DEFAULT;
 use crate::shm::layout::{Pattern, max_len};
@@ -96,6 +96,15 @@ impl QueueBuilder<'_> {
         self.open_as()
     }
 
+    /// Opens it, of whatever type it carries; one that is made carries bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_any(self) -> Result<Queue<Any>> {
+        self.open_as()
+    }
+
     fn open_as<T: ?Sized + Payload>(self) -> Result<Queue<T>> {
         Ok(Queue {
             inner: self
@@ -157,6 +166,12 @@ impl<T: ?Sized + Payload> Queue<T> {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.files.name
+    }
+
+    /// What type its messages are of.
+    #[must_use]
+    pub fn carries(&self) -> PayloadType {
+        PayloadType::from_config(&self.inner.files.config)
     }
 
     /// Bytes in each lane made in it.
@@ -394,6 +409,23 @@ impl Producer<[u8]> {
     /// A sink that pushes copies of what it is given.
     pub fn into_sink<B: AsRef<[u8]>>(self) -> MessageSink<[u8], B> {
         self.0.into_sink()
+    }
+}
+
+impl Producer<Any> {
+    /// Pushes a copy of `message`, which must be of the size that the queue's type has, waiting at most `patience` for room; `None`: as long
+    /// as it takes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Publisher::send_any`].
+    pub fn push_any(
+        &mut self,
+        envelope: Option<&Envelope>,
+        message: &[u8],
+        patience: Option<Duration>,
+    ) -> Result<()> {
+        self.0.send_any(envelope, message, patience)
     }
 }
 

@@ -11,9 +11,9 @@ use super::sender::{Delivered, Patience, Room, Run, Sender};
 use crate::bus::TopicInner;
 use crate::durable::SyncPoint;
 use crate::envelope::Envelope;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::futures::MessageSink;
-use crate::message::{Message, Payload};
+use crate::message::{Any, Message, Payload, PayloadType};
 use crate::presence;
 use crate::reactor::{Ready, Sleep};
 use crate::shm::roster;
@@ -44,8 +44,8 @@ impl<T: ?Sized> fmt::Debug for Publisher<T> {
 impl<T: ?Sized + Payload> Publisher<T> {
     pub(crate) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
         let sender = Sender::join(topic)?;
-        let size = T::describe().size();
-        if size > sender.max_len {
+        let size = PayloadType::from_config(&sender.topic.files.config).size();
+        if let Some(size) = size.filter(|&size| size > sender.max_len) {
             return Err(sender.too_long(size));
         }
         Ok(Self {
@@ -412,6 +412,39 @@ impl Publisher<[u8]> {
         run.sender.check_fork()?;
         run.sender.settle()?;
         Ok(sent)
+    }
+}
+
+impl Publisher<Any> {
+    /// Sends a copy of `message`, which must be of the size that the topic's type has, waiting at most `patience` for room; `None`: as long
+    /// as it takes.
+    ///
+    /// # Errors
+    ///
+    /// `Mismatch` if it has another size, `Full` or `TimedOut` if there is no room, and as for [`Publisher::send`].
+    pub fn send_any(
+        &mut self,
+        envelope: Option<&Envelope>,
+        message: &[u8],
+        patience: Option<Duration>,
+    ) -> Result<()> {
+        let size = self.sender.topic.files.config.type_size;
+        if size != 0 && size != message.len() as u64 {
+            return Err(self.wrong_size(message.len()));
+        }
+        match envelope {
+            Some(envelope) => self.sender.send_with(envelope, message, patience),
+            None => self.sender.send(message, patience),
+        }
+    }
+
+    #[cold]
+    fn wrong_size(&self, len: usize) -> Error {
+        let topic = &self.sender.topic.files;
+        let carries = PayloadType::from_config(&topic.config);
+        let why = format!("the message has {len} bytes, and the topic carries {carries}");
+        Error::new(ErrorKind::Mismatch, "send to", &*topic.name, why)
+            .advise("send what the topic carries, or use another topic")
     }
 }
 

@@ -106,6 +106,22 @@ pub struct DeadLetter<'a> {
 }
 
 impl<'a> DeadLetter<'a> {
+    /// A message that somebody else than a queue's consumer gives up, at its first attempt: its `queue` is where it was sent to, its
+    /// `group` who gives it up.
+    #[must_use]
+    pub fn new(queue: &'a str, group: &'a str, payload: &'a [u8], reason: &'a str) -> Self {
+        Self {
+            payload,
+            queue,
+            group,
+            reason,
+            attempts: 1,
+            lane: 0,
+            sequence: 0,
+            died: SystemTime::now(),
+        }
+    }
+
     /// What a message of a dead-letter topic says.
     ///
     /// # Errors
@@ -137,7 +153,9 @@ impl<'a> DeadLetter<'a> {
         })
     }
 
-    pub(super) fn to_bytes(self) -> Vec<u8> {
+    /// As a message of a dead-letter topic, with the first 512 bytes of the reason.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
         let reason = &self.reason[..self.reason.floor_char_boundary(MAX_REASON)];
         let died = self.died.duration_since(SystemTime::UNIX_EPOCH);
         let head = Head {

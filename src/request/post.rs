@@ -7,7 +7,7 @@ use super::client::CallOptions;
 use crate::bus::TopicInner;
 use crate::envelope::{self, Envelope, Kind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::Description;
+use crate::message::PayloadType;
 use crate::pubsub::{Frame, Publisher, Start, Subscriber};
 use crate::shm::claims::{Claims, Progress};
 use crate::shm::groups::DEFAULT_ID;
@@ -162,7 +162,7 @@ impl Post {
     pub fn open(
         service: &Arc<TopicInner>,
         type_id: u64,
-        replies: &Description,
+        replies: &PayloadType,
         inbox_capacity: usize,
     ) -> Result<Self> {
         let requests = Publisher::join(service)?;

@@ -8,7 +8,7 @@ use super::{Refusal, Undelivered};
 use crate::bus::{Bus, TopicInner};
 use crate::envelope::{Envelope, Kind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::Description;
+use crate::message::PayloadType;
 use crate::pubsub::Publisher;
 use crate::queue::Share;
 use crate::shm::layout::EnvelopeHead;
@@ -25,7 +25,7 @@ pub(super) struct Route {
     bus: Bus,
     wait: WaitStrategy,
     /// What this server replies.
-    replies: Description,
+    replies: PayloadType,
     /// How long to wait for room, once.
     patience: Duration,
     door: Mutex<Door>,
@@ -70,7 +70,7 @@ impl Route {
         topic: &TopicInner,
         share: &Arc<Share>,
         inbox: u64,
-        replies: Description,
+        replies: PayloadType,
         patience: Duration,
     ) -> Option<Self> {
         let is_there = inbox == 0 || topic.bus.has_inbox(inbox);
@@ -199,9 +199,9 @@ pub(super) fn cancelled(inbox: u64, why: &'static str) -> Error {
 }
 
 impl Lane {
-    fn open(inbox: u64, topic: &Arc<TopicInner>, replies: &Description) -> Result<Self> {
-        let theirs = Description::from_config(&topic.files.config);
-        let mismatch = (theirs != *replies)
+    fn open(inbox: u64, topic: &Arc<TopicInner>, replies: &PayloadType) -> Result<Self> {
+        let theirs = PayloadType::from_config(&topic.files.config);
+        let mismatch = (!replies.admits(&theirs))
             .then(|| format!("the server replies {replies}, and the client means {theirs}"));
         Ok(Self {
             inbox,

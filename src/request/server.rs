@@ -14,7 +14,7 @@ use crate::bus::TopicInner;
 use crate::envelope::{self, Envelope, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::{MessageStream, Receive};
-use crate::message::{Description, Payload};
+use crate::message::{Payload, PayloadType};
 use crate::queue::{Consumer, ConsumerBuilder, Item, Producer, Share, Taken};
 use crate::shm::layout::{Claim, EnvelopeHead, Fate};
 use crate::shm::park::Ticket;
@@ -124,7 +124,7 @@ struct Routes {
     enough: usize,
     service: Arc<TopicInner>,
     /// What is replied.
-    replies: Description,
+    replies: PayloadType,
     patience: Duration,
 }
 

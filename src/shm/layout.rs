@@ -713,6 +713,12 @@ impl EnvelopeHead {
         (self.marks >> 32) as u32
     }
 
+    /// Of another kind.
+    pub const fn with_kind(self, kind: u8) -> Self {
+        let marks = self.marks & !0xff | kind as u64;
+        Self { marks, ..self }
+    }
+
     /// With so many services that it has come through, and bytes of the extension.
     pub const fn with(self, hops: u16, extension_len: u32) -> Self {
         let marks = self.marks & 0xffff | (hops as u64) << 16 | (extension_len as u64) << 32;
