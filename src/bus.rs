@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::stat::Mode;
 use nix::unistd::Uid;
@@ -1031,6 +1031,12 @@ impl<T: ?Sized + Payload> Topic<T> {
     #[must_use]
     pub fn is_lossy(&self) -> bool {
         self.inner.files.pattern == Pattern::Lossy
+    }
+
+    /// When it was made: it tells a topic from one that had its name before.
+    #[must_use]
+    pub fn made_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.inner.files.created_ns)
     }
 
     /// What type its messages are of.

@@ -46,6 +46,8 @@ pub struct TopicFiles {
     pub pattern: Pattern,
     /// What it carries.
     pub config: TopicConfig,
+    /// When it was made, nanoseconds since 1970.
+    pub created_ns: u64,
 }
 
 /// A lane as everyone but its writer maps it.
@@ -96,6 +98,7 @@ impl TopicFiles {
             capacity,
             pattern,
             config,
+            created_ns: identity.created_ns,
         }))
     }
 
