@@ -233,6 +233,12 @@ impl Bus {
         Ok(names)
     }
 
+    /// A number that has changed when a topic was made, or removed, since it was read before. No system call.
+    #[must_use]
+    pub fn topics_version(&self) -> u64 {
+        roster::topics(&self.0.control)
+    }
+
     /// Looks at a topic from outside: nobody is slowed down, and nothing is made.
     ///
     /// # Errors

@@ -99,7 +99,7 @@ pub use self::{
         Answer, CallOptions, Client, ClientBuilder, DEFAULT_SERVICE_CAPACITY, Pending, Refusal,
         Reply, ReplySink, ReplyStream, Request, Server, ServerBuilder, Service, ServiceBuilder,
     },
-    select::{Selected, Selection},
+    select::{NamePattern, Selected, Selection},
     shm::members::Owner,
     shm::reclaim::Reclaimed,
     shm::recover::Cut,

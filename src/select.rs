@@ -420,12 +420,19 @@ impl Names {
     }
 }
 
-#[derive(Debug)]
-struct NamePattern {
+/// A pattern of topic names, as [`Bus::select`] takes it: a `*` in place of a segment is any one segment, `**` any one or more.
+///
+/// ```
+/// let pattern = buslane::NamePattern::parse("orders/*")?;
+/// assert!(pattern.matches("orders/eu") && !pattern.matches("orders/eu/new"));
+/// # Ok::<(), buslane::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern {
     segments: Vec<Segment>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
     Is(String),
     /// `*`
@@ -435,7 +442,12 @@ enum Segment {
 }
 
 impl NamePattern {
-    fn parse(text: &str) -> Result<Self> {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` if no topic can have a name that matches it, or `*` is only a part of a segment.
+    pub fn parse(text: &str) -> Result<Self> {
         let segment = |segment: &str| match segment {
             "*" => Ok(Segment::One),
             "**" => Ok(Segment::Some),
@@ -455,7 +467,9 @@ impl NamePattern {
         })
     }
 
-    fn matches(&self, name: &str) -> bool {
+    /// Whether a topic with this name is meant.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
         let name: Vec<&str> = name.split('/').collect();
         // Whether the pattern up to here matches the first so many segments of the name.
         let mut matches = vec![false; name.len() + 1];

@@ -519,6 +519,23 @@ fn settings_belong_to_the_group() {
 }
 
 #[test]
+fn one_that_is_to_be_alone_waits_for_the_other_to_leave() {
+    let private = private();
+    let queue = queue(&private);
+    let alone = || queue.consumer_builder().exclusive(true).open();
+    let first = alone().unwrap();
+    assert_eq!(alone().unwrap_err().kind(), ErrorKind::InUse);
+    // Another group is another matter; and who does not ask joins.
+    let other = queue.consumer_builder().group("other").exclusive(true);
+    drop(other.open().unwrap());
+    let second = queue.consumer().unwrap();
+    drop(first);
+    assert_eq!(alone().unwrap_err().kind(), ErrorKind::InUse);
+    drop(second);
+    drop(alone().unwrap());
+}
+
+#[test]
 fn unacknowledged_messages_survive_everyone() {
     let private = private();
     {

@@ -67,6 +67,7 @@ pub struct ConsumerBuilder<T: ?Sized = [u8]> {
     max_attempts: Option<u8>,
     dead_letter: Option<String>,
     kinds: u64,
+    exclusive: bool,
     kind: PhantomData<fn() -> Box<T>>,
 }
 
@@ -79,6 +80,7 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
             max_attempts: None,
             dead_letter: None,
             kinds: 0,
+            exclusive: false,
             kind: PhantomData,
         }
     }
@@ -111,6 +113,13 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
         self
     }
 
+    /// Whether it joins only if the group has no consumer that lives; if it has, that is the error `InUse`. So one works and others, which
+    /// try again from time to time, stand by. Who does not ask for this may join all the same.
+    pub fn exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
+        self
+    }
+
     /// Which kinds of messages it takes, as its cursor has them; the others are left to other consumers.
     pub(crate) fn kinds(mut self, kinds: u64) -> Self {
         self.kinds = kinds;
@@ -121,13 +130,21 @@ impl<T: ?Sized + Payload> ConsumerBuilder<T> {
     ///
     /// # Errors
     ///
-    /// `Mismatch` if the group has consumers that mean otherwise, `InvalidName`, and as for
+    /// `Mismatch` if the group has consumers that mean otherwise, `InUse` if it is to be the only one, and is not, `InvalidName`, and as for
     /// [`Queue::consumer`](super::Queue::consumer).
     pub fn open(self) -> Result<Consumer<T>> {
         let topic = &self.topic;
         topic.bus.listen()?;
         let files = &topic.files;
         let (lock, group) = files.open_group(&escape(&self.group)?)?;
+        // Under the group's lock: nobody else joins meanwhile.
+        if self.exclusive && files.has_consumer(group.id)? {
+            let why = format!("its group {} has a consumer", self.group);
+            return Err(
+                Error::new(ErrorKind::InUse, "join the queue alone", &*files.name, why)
+                    .advise("try again when that one has gone"),
+            );
+        }
         let config = self.config(group.config)?;
         if config != group.config {
             if files.has_consumer(group.id)? {
