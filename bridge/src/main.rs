@@ -1,1 +1,7 @@
-fn main(){}
+//! The program that `buslane bridge zenoh` starts.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    buslane_bridge_zenoh::main()
+}

@@ -6,6 +6,7 @@
 //! other transports but the same measurements; it promises nothing to anyone else.
 
 pub mod bench;
+mod bridge;
 mod call;
 mod child;
 mod demo;
@@ -124,6 +125,7 @@ enum Command {
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Rm(rm::Args),
+    Bridge(bridge::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Completions(help::CompletionsArgs),
@@ -163,6 +165,7 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
         Command::Doctor(args) => doctor::run(&common, &args, &stop),
         Command::Rm(args) => rm::run(&common, &args),
+        Command::Bridge(args) => bridge::run(&common, &args),
         Command::Demo(_) => demo::run(&common, &stop),
         Command::Bench(args) => bench::run(&common, &args, &stop),
         Command::Completions(args) => help::completions(&args, &stop),
