@@ -257,6 +257,7 @@ impl Inlets {
 fn answer(shared: &Shared, query: &Query, answer: &Answer) {
     let sent = query
         .reply(query.key_expr().clone(), answer.to_bytes())
+        .express(true)
         .wait();
     if let Err(e) = sent {
         shared

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use buslane::{Any, Envelope, ErrorKind, Frame, PayloadType, Start, Subscriber, Topic};
+use buslane::{Any, ErrorKind, Frame, PayloadType, Start, Subscriber, Topic};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
@@ -22,7 +22,7 @@ use zenoh::sample::Locality;
 use crate::bridge::{Over, Shared};
 use crate::home::BusId;
 use crate::metrics::{Carried, Refused};
-use crate::note::{MAX_HOPS, Note};
+use crate::note::Note;
 use crate::parcel::{self, Answer, Header};
 use crate::signals::SLICE;
 
@@ -310,8 +310,10 @@ impl<'a> Stream<'a> {
             messages,
             payload,
             looked_at,
+            not_returned,
             ended,
         } = gathered;
+        self.shared.metrics.not_returned.inc_by(not_returned);
         if messages > 0 || ended {
             self.send(bytes, messages, payload, ended);
         }
@@ -321,11 +323,8 @@ impl<'a> Stream<'a> {
     fn gather(&self, frame: &Frame<'_, Any>, gathered: &mut Gathered) {
         gathered.looked_at += 1;
         let metrics = &self.shared.metrics;
-        let envelope = frame.envelope();
-        if let Some(envelope) = &envelope
-            && !may_go(envelope, &self.hops)
-        {
-            metrics.not_returned.inc();
+        if frame.came_by(&self.hops) {
+            gathered.not_returned += 1;
             return;
         }
         if frame.len() > LONGEST {
@@ -339,6 +338,7 @@ impl<'a> Stream<'a> {
         if gathered.bytes.capacity() == 0 {
             gathered.bytes.reserve(self.room());
         }
+        let envelope = frame.envelope();
         let place = self.header.source.map(|_| (frame.lane(), frame.sequence()));
         parcel::pack(&mut gathered.bytes, envelope.as_ref(), frame, place);
         gathered.messages += 1;
@@ -393,6 +393,8 @@ impl<'a> Stream<'a> {
             .payload(parcel.payload.clone())
             .attachment(header.to_bytes())
             .congestion_control(CongestionControl::Block)
+            // What is alone does not wait for company.
+            .express(self.under_way.len() == 1)
             .consolidation(ConsolidationMode::None)
             .allowed_destination(Locality::Remote)
             .timeout(PATIENCE)
@@ -511,12 +513,9 @@ struct Gathered {
     payload: u64,
     /// Messages that were looked at, also those that do not go there.
     looked_at: u32,
+    /// Messages that came from this network: they do not go there again.
+    not_returned: u64,
     ended: bool,
-}
-
-/// Whether a message may go to the network whose hops begin so: it did not come from there, and is not on its way for ever.
-fn may_go(envelope: &Envelope, hops: &str) -> bool {
-    !envelope.trace().any(|hop| hop.starts_with(hops)) && usize::from(envelope.hops()) < MAX_HOPS
 }
 
 /// What went wrong with a subscriber: an error if it can't go on.
@@ -586,17 +585,13 @@ fn publish(shared: &Shared, topic: &Topic<Any>, over: &Over) -> buslane::Result<
                 continue;
             }
         };
-        let envelope = frame.envelope();
-        if envelope
-            .as_ref()
-            .is_some_and(|envelope| !may_go(envelope, &hops))
-        {
+        if frame.came_by(&hops) {
             shared.metrics.not_returned.inc();
             continue;
         }
         let len = frame.len() as u64;
         let note = Note {
-            envelope,
+            envelope: frame.envelope(),
             from: Some(shared.home.id),
             is_copy: !is_lossy,
             ..Note::default()
