@@ -65,7 +65,7 @@ impl Shared {
     /// Starts a thread that carries something.
     pub fn spawn<T: Send + 'static>(
         self: &Arc<Self>,
-        name: &str,
+        name: &'static str,
         run: impl FnOnce(Arc<Self>) -> T + Send + 'static,
     ) -> Option<JoinHandle<T>> {
         let shared = Arc::clone(self);
@@ -418,8 +418,8 @@ impl Bridge {
                 _ => {}
             }
             let over = Over::default();
-            let (name, seen, of) = (format!("out {topic}"), Arc::clone(&over), topic.clone());
-            let thread = self.shared.spawn(&name, move |shared| match to {
+            let (seen, of) = (Arc::clone(&over), topic.clone());
+            let thread = self.shared.spawn("out", move |shared| match to {
                 Some(bus) => outgoing::to_bridge(&shared, bus, &of, start, &seen),
                 None => outgoing::to_plain(&shared, &of, &seen),
             });

@@ -157,7 +157,7 @@ impl Inlets {
             Entry::Vacant(entry) => {
                 let (sender, receiver) = bounded(MOST_PARCELS);
                 let (from, topic) = entry.key().clone();
-                let thread = self.shared.spawn(&format!("in {topic}"), move |shared| {
+                let thread = self.shared.spawn("in", move |shared| {
                     Taker::new(&shared, from, topic).run(&receiver);
                 });
                 threads.extend(thread);
@@ -236,7 +236,7 @@ impl Inlets {
             is_lossy: sample.reliability() == Reliability::BestEffort,
         };
         let ours = Arc::clone(&queue);
-        let thread = self.shared.spawn(&format!("in {name}"), move |shared| {
+        let thread = self.shared.spawn("in", move |shared| {
             put_singles(&shared, &name, &made, &ours);
         });
         state.threads.extend(thread);

@@ -263,9 +263,10 @@ mod tests {
 
     #[test]
     fn what_a_later_version_adds_is_passed_over() {
-        let mut bytes = full().to_bytes();
+        let note = full();
+        let mut bytes = note.to_bytes();
         bytes.extend_from_slice(&[99, 2, 0, 1, 2]);
-        assert_eq!(Note::read(&bytes), Attached::Note(full()));
+        assert_eq!(Note::read(&bytes), Attached::Note(note));
     }
 
     #[test]

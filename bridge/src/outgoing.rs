@@ -270,6 +270,9 @@ impl<'a> Stream<'a> {
             let Ok(answered) = self.answers.1.recv_deadline(until) else {
                 return Ok(End::Over);
             };
+            if answered.attempt != self.attempt {
+                continue;
+            }
             if !matches!(self.take(answered), Next::On) {
                 return Ok(End::Over);
             }
@@ -407,12 +410,12 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Waits for an answer, and does what it says.
+    /// Waits for an answer to what was sent last, and does what it says.
     fn hear(&mut self) -> Option<End> {
-        // Zenoh tells when it waits no more; a little later this does not wait for that either.
-        let next = match self.answers.1.recv_timeout(PATIENCE + SLICE) {
-            Ok(answered) => self.take(answered),
-            Err(_) => Next::Again,
+        let next = match self.answer() {
+            Some(answered) => self.take(answered),
+            None if self.is_over() => Next::On,
+            None => Next::Again,
         };
         match next {
             Next::On => None,
@@ -421,15 +424,21 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn take(&mut self, answered: Answered) -> Next {
-        let Answered {
-            attempt,
-            number,
-            answer,
-        } = answered;
-        if attempt != self.attempt {
-            return Next::On;
+    /// The next answer to what was sent last. `None`: there is none for longer than Zenoh waits for one, or it is over.
+    fn answer(&self) -> Option<Answered> {
+        // Zenoh tells when it waits no more; a little later this does not wait for that either.
+        let until = Instant::now() + PATIENCE + SLICE;
+        while !self.is_over() && Instant::now() < until {
+            match self.answers.1.recv_timeout(SLICE) {
+                Ok(answered) if answered.attempt == self.attempt => return Some(answered),
+                _ => {}
+            }
         }
+        None
+    }
+
+    fn take(&mut self, answered: Answered) -> Next {
+        let Answered { number, answer, .. } = answered;
         match answer {
             Some(Answer::Taken) => {
                 self.pass(number);
@@ -483,12 +492,7 @@ impl<'a> Stream<'a> {
             self.shared.metrics.resent.inc();
             // The first alone: when it is taken, the way is free.
             self.post(0);
-            let answered = loop {
-                match self.answers.1.recv_timeout(PATIENCE + SLICE) {
-                    Ok(Answered { attempt, .. }) if attempt != self.attempt => {}
-                    answered => break answered.ok(),
-                }
-            };
+            let answered = self.answer();
             if let Some(Next::End(end)) = answered.map(|answered| self.take(answered)) {
                 return Some(end);
             }

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use buslane::{CallOptions, Client, Envelope, Kind, Presence, ReplySink, Request, Server};
+use buslane::{
+    CallOptions, Client, Envelope, ErrorKind, Kind, Presence, ReplySink, Request, Server,
+};
 use crossbeam_channel::{Receiver, bounded};
 use zenoh::Wait;
 use zenoh::bytes::Encoding;
@@ -63,6 +65,8 @@ pub struct Served {
     shared: Arc<Shared>,
     patterns: Patterns,
     services: HashMap<String, Serving>,
+    /// Those that failed, and were told: not again while they are there.
+    failed: HashSet<String>,
     gate: Gate,
 }
 
@@ -86,6 +90,7 @@ impl Served {
             shared: Arc::clone(shared),
             patterns,
             services: HashMap::new(),
+            failed: HashSet::new(),
             gate: Gate::default(),
         }
     }
@@ -93,9 +98,10 @@ impl Served {
     /// Serves those of `names` that have a server here which is not the bridge itself: their names.
     pub fn look(&mut self, names: &[String], asked: &Asked) -> HashSet<String> {
         self.services.retain(|name, _| names.contains(name));
+        self.failed.retain(|name| names.contains(name));
         let mut served = HashSet::new();
         for name in names {
-            if !self.patterns.match_any(name) {
+            if !self.patterns.match_any(name) || self.failed.contains(name) {
                 continue;
             }
             match self.look_at(name, asked.serves(name)) {
@@ -103,7 +109,10 @@ impl Served {
                     served.insert(name.clone());
                 }
                 Ok(false) => {}
-                Err(e) => self.shared.metrics.refused(Refused::Bus, e),
+                Err(e) => {
+                    self.failed.insert(name.clone());
+                    self.shared.metrics.refused(reason(&e), e);
+                }
             }
         }
         served
@@ -161,6 +170,14 @@ impl Served {
         while !self.gate.is_empty() {
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// Services of a type are not carried: what is asked there is bytes.
+fn reason(e: &buslane::Error) -> Refused {
+    match e.kind() {
+        ErrorKind::Mismatch => Refused::Type,
+        _ => Refused::Bus,
     }
 }
 
@@ -257,6 +274,8 @@ pub struct Asked {
     /// Asked also where no bridge says that it serves them.
     by_name: BTreeSet<String>,
     services: HashMap<String, Asking>,
+    /// Those that failed, and were told: not again while they are wanted.
+    failed: HashSet<String>,
     gate: Gate,
 }
 
@@ -281,6 +300,7 @@ impl Asked {
             patterns,
             by_name,
             services: HashMap::new(),
+            failed: HashSet::new(),
             gate: Gate::default(),
         }
     }
@@ -300,9 +320,14 @@ impl Asked {
         over.collect::<Vec<_>>()
             .into_iter()
             .for_each(|(_, asking)| end(asking.server));
+        self.failed.retain(|name| wanted.contains(name));
         for name in wanted {
+            if self.failed.contains(&name) {
+                continue;
+            }
             if let Err(e) = self.look_at(&name) {
-                self.shared.metrics.refused(Refused::Bus, e);
+                self.shared.metrics.refused(reason(&e), e);
+                self.failed.insert(name);
             }
         }
     }
@@ -330,7 +355,7 @@ impl Asked {
             let (over, gate) = (Over::default(), self.gate.clone());
             let server = self.shared.bus.service(name)?.server()?;
             let seen = Arc::clone(&over);
-            let thread = self.shared.spawn(&format!("ask {name}"), move |shared| {
+            let thread = self.shared.spawn("ask", move |shared| {
                 if let Err(e) = ask_all(&shared, server, &gate, &seen) {
                     shared.metrics.refused(Refused::Bus, e);
                 }
@@ -388,10 +413,7 @@ fn ask_all(
 /// What is not wanted any more is no failure.
 fn answered(shared: &Shared, result: buslane::Result<()>) {
     if let Err(e) = result
-        && !matches!(
-            e.kind(),
-            buslane::ErrorKind::Cancelled | buslane::ErrorKind::LeaseLost
-        )
+        && !matches!(e.kind(), ErrorKind::Cancelled | ErrorKind::LeaseLost)
     {
         shared.metrics.refused(Refused::Bus, e);
     }

@@ -122,7 +122,7 @@ impl Board {
         let (values, received) = bounded(MOST_VALUES);
         let (shared, name) = (&self.inner.shared, &self.inner.name);
         let inner = Arc::clone(&self.inner);
-        self.setter = shared.spawn(&format!("in {name}"), move |_| inner.set_all(&received));
+        self.setter = shared.spawn("in", move |_| inner.set_all(&received));
         self.values = Some(values.clone());
         let inner = Arc::clone(&self.inner);
         let subscriber = shared
@@ -144,8 +144,7 @@ impl Board {
         let shared = Arc::clone(&self.inner.shared);
         if is_here && self.watcher.is_none() && shared.outgoing.match_any(&self.inner.name) {
             let inner = Arc::clone(&self.inner);
-            self.watcher =
-                shared.spawn(&format!("out {}", self.inner.name), move |_| inner.watch());
+            self.watcher = shared.spawn("out", move |_| inner.watch());
             let own = shared.space.own(&format!("{}/values", shared.own));
             let name = shared.space.key(&self.inner.name);
             let below = name.strip_prefix(shared.space.prefix()).unwrap_or_default();
@@ -294,12 +293,11 @@ impl Inner {
     fn answer(self: &Arc<Self>, query: Query, base: &str) {
         let (inner, base) = (Arc::clone(self), base.to_owned());
         // Replies may wait for the network.
-        self.shared
-            .spawn(&format!("get {}", self.name), move |shared| {
-                if let Err(e) = inner.reply_all(&query, &base) {
-                    shared.metrics.refused(Refused::Bus, e);
-                }
-            });
+        self.shared.spawn("get", move |shared| {
+            if let Err(e) = inner.reply_all(&query, &base) {
+                shared.metrics.refused(Refused::Bus, e);
+            }
+        });
     }
 
     fn reply_all(&self, query: &Query, base: &str) -> buslane::Result<()> {
