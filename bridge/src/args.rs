@@ -136,16 +136,6 @@ impl Args {
             )))?,
             None => Config::default(),
         };
-        if self.config.is_none() {
-            // A router that is not there yet may come.
-            for (key, value) in [
-                ("connect/exit_on_failure", "false"),
-                ("connect/timeout_ms", "-1"),
-            ] {
-                let set = config.insert_json5(key, value);
-                set.map_err(Failure::zenoh("configure Zenoh"))?;
-            }
-        }
         let endpoints = |endpoints: &[String]| {
             let listed = serde_json::to_string(endpoints);
             (!endpoints.is_empty()).then(|| listed.unwrap_or_default())

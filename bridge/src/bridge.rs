@@ -7,12 +7,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use buslane::{Bus, Start};
-use crossbeam_channel::{Receiver, Sender, select, tick, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 use zenoh::liveliness::LivelinessToken;
 use zenoh::sample::SampleKind;
-use zenoh::{Session, Wait};
+use zenoh::{Config, Session, Wait};
 
-use crate::args::Args;
+use crate::args::{Args, Mode};
 use crate::failure::{Failure, tell};
 use crate::home::{BusId, Home};
 use crate::incoming::Inlets;
@@ -163,9 +163,9 @@ impl Bridge {
         let Some(home) = Home::enter(&bus, &args.prefix, stop)? else {
             return Ok(None);
         };
-        let session = zenoh::open(config)
-            .wait()
-            .map_err(Failure::zenoh("open the Zenoh session"))?;
+        let Some(session) = connect(&config, args.mode == Some(Mode::Client), stop)? else {
+            return Ok(None);
+        };
         let shared = Arc::new(Shared {
             bus,
             session,
@@ -491,6 +491,39 @@ impl Bridge {
         }
         Ok(())
     }
+}
+
+/// Opens the session. A client's router may come later. `None`: a signal came first.
+fn connect(config: &Config, is_client: bool, stop: &Stop) -> Result<Option<Session>, Failure> {
+    let mut has_told = false;
+    while !stop.is_set() {
+        let (opened, session) = bounded(1);
+        let config = config.clone();
+        // Zenoh may wait for others as long as it takes, and knows nothing of signals.
+        thread::spawn(move || opened.send(zenoh::open(config).wait()));
+        let session = select! {
+            recv(session) -> session => session,
+            recv(stop.came()) -> _ => return Ok(None),
+        };
+        match session {
+            Ok(Ok(session)) => return Ok(Some(session)),
+            Ok(Err(e)) if is_client => {
+                if !has_told {
+                    tell(&format!("waits for a router: {e}"));
+                }
+                has_told = true;
+                stop.wait(PAUSE);
+            }
+            Ok(Err(e)) => return Err(Failure::zenoh("open the Zenoh session")(e)),
+            Err(_) => {
+                let why = "Zenoh gave up; look at what it says with RUST_LOG=zenoh=debug";
+                return Err(Failure::Error(format!(
+                    "cannot open the Zenoh session: {why}"
+                )));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Hears the tokens of all bridges.

@@ -47,7 +47,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let stop = Stop::install()?;
     // What Zenoh has to say goes to stderr; RUST_LOG asks for more, or less.
     zenoh::init_log_from_env_or("error");
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::<Metrics>::default();
     if let Some(address) = args.metrics {
         metrics.serve(address)?;
     }

@@ -127,9 +127,8 @@ pub struct Summary {
     refused: BTreeMap<Refused, u64>,
 }
 
-impl Metrics {
-    /// All at 0.
-    pub fn new() -> Self {
+impl Default for Metrics {
+    fn default() -> Self {
         let mut registry = Registry::with_prefix("buslane_bridge");
         let mut metrics = Self {
             registry: Registry::default(),
@@ -223,7 +222,9 @@ impl Metrics {
         metrics.registry = registry;
         metrics
     }
+}
 
+impl Metrics {
     /// What is sent of a topic.
     pub fn sent(&self, topic: &str) -> Carried {
         carried([&self.sent, &self.sent_bytes], &self.sent_in_all, topic)

@@ -486,9 +486,7 @@ impl<'a> Stream<'a> {
             if self.shared.stop.wait(pause) || self.is_over() {
                 return Some(End::Over);
             }
-            let Some(first) = self.under_way.front().map(|parcel| parcel.number) else {
-                return None;
-            };
+            let first = self.under_way.front()?.number;
             self.shared.metrics.resent.inc();
             // The first alone: when it is taken, the way is free.
             self.post(0);
