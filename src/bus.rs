@@ -991,6 +991,21 @@ pub(crate) struct TopicInner {
     pub(crate) wait: WaitStrategy,
 }
 
+impl TopicInner {
+    /// When it was made.
+    pub(crate) fn made_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.files.created_ns)
+    }
+
+    /// Who writes a lane, or did last. `None`: it is gone.
+    pub(crate) fn writer_of(&self, lane: u64) -> Result<Option<Owner>> {
+        let Some(lane) = self.files.lane(lane)? else {
+            return Ok(None);
+        };
+        members::owner(&self.bus.0.members, lane::owner(&lane.header)).map(Some)
+    }
+}
+
 impl<T: ?Sized> Clone for Topic<T> {
     fn clone(&self) -> Self {
         Self {
@@ -1042,7 +1057,7 @@ impl<T: ?Sized + Payload> Topic<T> {
     /// When it was made: it tells a topic from one that had its name before.
     #[must_use]
     pub fn made_at(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.inner.files.created_ns)
+        self.inner.made_at()
     }
 
     /// What type its messages are of.
@@ -1058,12 +1073,7 @@ impl<T: ?Sized + Payload> Topic<T> {
     ///
     /// The system's.
     pub fn publisher_of(&self, lane: u64) -> Result<Option<Owner>> {
-        let TopicInner { files, bus, .. } = &*self.inner;
-        let Some(lane) = files.lane(lane)? else {
-            return Ok(None);
-        };
-        let owner = members::owner(&bus.0.members, lane::owner(&lane.header))?;
-        Ok(Some(owner))
+        self.inner.writer_of(lane)
     }
 
     /// Joins it as a publisher, with a lane of its own: one that a publisher has left, or a new one.

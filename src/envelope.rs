@@ -99,6 +99,8 @@ enum Tag {
     Trace = 3,
     /// An [`Origin`]: as many bytes as it has, in its order.
     Origin = 4,
+    /// The name of who sent it.
+    Sender = 5,
 }
 
 /// Which trace a message belongs to, and which span of it sent the message: a traceparent as the W3C has it
@@ -261,6 +263,12 @@ impl Envelope {
         time_left(self.head.deadline_ns)
     }
 
+    /// Who sent it, if it says so.
+    #[must_use]
+    pub fn sender(&self) -> Option<&str> {
+        std::str::from_utf8(self.entry(Tag::Sender)?).ok()
+    }
+
     /// Which trace it belongs to, if it says so.
     #[must_use]
     pub fn trace_parent(&self) -> Option<TraceParent> {
@@ -299,6 +307,12 @@ impl Envelope {
             let mut hops = entries(extension).filter(|(tag, _)| *tag == Tag::Hop as u32);
             hops.any(|(_, name)| name.starts_with(beginning.as_bytes()))
         })
+    }
+
+    /// Says who sends it, by a name that outlives the process.
+    pub fn sent_by(mut self, name: &str) -> Self {
+        self.replace(Tag::Sender, name.as_bytes());
+        self
     }
 
     /// Says that it was passed on: by one more service, or route, with this name.
@@ -451,6 +465,7 @@ mod tests {
         };
         let first = Envelope::new(Kind::Event)
             .of_type("first")
+            .sent_by("billing")
             .traced(parent(1))
             .made_from(origin(1))
             .passed_on_by("route");
@@ -460,6 +475,7 @@ mod tests {
             .traced(parent(2))
             .made_from(origin(2));
         assert_eq!(second.len(), len);
+        assert_eq!(second.sender(), Some("billing"));
         assert_eq!(second.type_name(), Some("other"));
         assert_eq!(second.trace_parent(), Some(parent(2)));
         assert_eq!(second.origin(), Some(origin(2)));

@@ -7,7 +7,7 @@ mod records;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub(crate) use self::consumer::Taken;
 pub use self::consumer::{Consumer, ConsumerBuilder};
@@ -21,9 +21,11 @@ use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::MessageSink;
 use crate::message::{Any, Message, Payload, PayloadType};
+use crate::presence::Presence;
 use crate::pubsub::{Loan, Publisher};
 use crate::shm::groups::DEFAULT;
 use crate::shm::layout::{Pattern, max_len};
+use crate::shm::members::Owner;
 use crate::wait::WaitStrategy;
 
 impl Bus {
@@ -174,6 +176,12 @@ impl<T: ?Sized + Payload> Queue<T> {
         PayloadType::from_config(&self.inner.files.config)
     }
 
+    /// When it was made: it tells a queue from one that had its name before.
+    #[must_use]
+    pub fn made_at(&self) -> SystemTime {
+        self.inner.made_at()
+    }
+
     /// Bytes in each lane made in it.
     #[must_use]
     pub fn capacity(&self) -> usize {
@@ -184,6 +192,24 @@ impl<T: ?Sized + Payload> Queue<T> {
     #[must_use]
     pub fn max_len(&self) -> usize {
         max_len(self.capacity() as u64) as usize
+    }
+
+    /// Who pushes into the lane with this number, as [`Delivery::lane`] tells it, or did last. `None`: the lane is gone.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn producer_of(&self, lane: u64) -> Result<Option<Owner>> {
+        self.inner.writer_of(lane)
+    }
+
+    /// Watches who is there, without being counted: producers as publishers, consumers as subscribers.
+    ///
+    /// # Errors
+    ///
+    /// `Forked`, and the system's.
+    pub fn presence(&self) -> Result<Presence> {
+        Presence::watch(&self.inner)
     }
 
     /// Joins it as a producer, with a lane of its own: one that a producer has left, or a new one.

@@ -138,6 +138,8 @@ pub struct Bridge {
     /// With when they were met; those that were there at first have none.
     roles: HashMap<String, (Role, Option<Instant>)>,
     has_looked: bool,
+    /// The topics, and the number that says whether there are others by now.
+    names: (u64, Vec<String>),
     outlets: HashMap<(String, Destination), Outlet>,
     boards: HashMap<String, Board>,
     served: Served,
@@ -190,6 +192,7 @@ impl Bridge {
             buses: BTreeMap::new(),
             roles: HashMap::new(),
             has_looked: false,
+            names: (0, Vec::new()),
             outlets: HashMap::new(),
             boards: HashMap::new(),
             strangers: [false; 2],
@@ -313,8 +316,11 @@ impl Bridge {
 
     /// Looks at all that there is, and carries it.
     fn look(&mut self) -> Result<(), Failure> {
-        let names = self.shared.bus.topics()?;
-        self.learn_roles(&names);
+        let version = self.shared.bus.topics_version();
+        if !self.has_looked || version != self.names.0 {
+            self.names = (version, self.shared.bus.topics()?);
+        }
+        self.learn_roles();
         let has_plain = self.has_plain()?;
         self.look_at_topics(has_plain);
         self.look_at_states()?;

@@ -27,6 +27,7 @@ enum Tag {
     TimeLeftNs = 9,
     Version = 10,
     Sizes = 11,
+    Sender = 12,
 }
 
 /// What an attachment says.
@@ -148,6 +149,9 @@ impl Note {
         } else if is(Tag::TraceParent) {
             let parent = text()?.parse().ok()?;
             self.edit(|envelope| envelope.traced(parent))?;
+        } else if is(Tag::Sender) {
+            let name = text()?;
+            self.edit(|envelope| envelope.sent_by(name))?;
         } else if is(Tag::Hop) {
             let name = text()?;
             self.edit(|envelope| envelope.passed_on_by(name))?;
@@ -195,6 +199,9 @@ pub fn put_envelope(envelope: &Envelope, bytes: &mut Vec<u8>) {
     if let Some(parent) = envelope.trace_parent() {
         put(bytes, Tag::TraceParent, parent.to_string().as_bytes());
     }
+    if let Some(name) = envelope.sender() {
+        put(bytes, Tag::Sender, name.as_bytes());
+    }
     for hop in envelope.trace() {
         put(bytes, Tag::Hop, hop.as_bytes());
     }
@@ -240,6 +247,7 @@ mod tests {
             .correlated(7)
             .sent_now()
             .traced(parent.parse().unwrap())
+            .sent_by("billing")
             .passed_on_by("route")
             .passed_on_by("zenoh/buslane/1");
         Note {
