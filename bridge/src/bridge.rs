@@ -343,7 +343,8 @@ impl Bridge {
     }
 
     /// What the names stand for: looked at once.
-    fn learn_roles(&mut self, names: &[String]) {
+    fn learn_roles(&mut self) {
+        let (_, names) = &self.names;
         self.roles
             .retain(|name, _| names.binary_search(name).is_ok());
         for name in names {
