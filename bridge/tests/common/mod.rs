@@ -71,6 +71,15 @@ impl Net {
             ip(&format!("-n {at} addr add 10.9.0.{host}/24 dev eth0"));
             ip(&format!("-n {at} link set eth0 up"));
         }
+        // Who starts before its link is there does not look for others on it.
+        for host in 1..=hosts {
+            let at = net.namespace(host);
+            let show = ["-n", &at, "link", "show", "eth0"];
+            until("the link is there", || {
+                let shown = Command::new("ip").args(show).output().unwrap();
+                String::from_utf8_lossy(&shown.stdout).contains("state UP")
+            });
+        }
         net
     }
 
