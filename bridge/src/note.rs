@@ -212,7 +212,7 @@ fn ns(time: Duration) -> u64 {
 }
 
 /// The kinds' numbers on the network, which are those in a lane.
-pub fn number_of(kind: Kind) -> u8 {
+fn number_of(kind: Kind) -> u8 {
     match kind {
         Kind::Event => 1,
         Kind::Command => 2,
