@@ -218,7 +218,20 @@ impl Bus {
         patterns: &[&str],
         start: Start,
     ) -> Result<Selection<T>> {
-        Selection::join(self, patterns, start)
+        Selection::join(self, patterns, start, false)
+    }
+
+    /// The same, without any publisher waiting for it; see [`Topic::lossy_subscriber`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`select`](Self::select).
+    pub fn select_lossy<T: ?Sized + Payload>(
+        &self,
+        patterns: &[&str],
+        start: Start,
+    ) -> Result<Selection<T>> {
+        Selection::join(self, patterns, start, true)
     }
 
     /// The names of the topics that match `pattern`, as [`select`](Self::select) has it, sorted.
@@ -1089,6 +1102,17 @@ impl<T: ?Sized + Payload> Topic<T> {
         Publisher::join(&self.inner)
     }
 
+    /// Joins it as a publisher with this name, with a lane that one of that name has left, or a new one. That lane stays when the publisher
+    /// leaves or dies, with the last that it sent, until another one of that name takes it up: so who goes on for somebody who died can
+    /// look what that one sent ([`Bus::inspect`], [`TopicReport::look_back`]). Several may have one name at a time, each a lane.
+    ///
+    /// # Errors
+    ///
+    /// As for [`publisher`](Self::publisher).
+    pub fn named_publisher(&self, name: &str) -> Result<Publisher<T>> {
+        Publisher::join_named(&self.inner, name)
+    }
+
     /// Joins it as a subscriber: all that is sent from now on reaches it, and waits for it.
     ///
     /// # Errors
@@ -1117,6 +1141,31 @@ impl<T: ?Sized + Payload> Topic<T> {
     /// As for [`subscriber`](Self::subscriber).
     pub fn subscriber_from(&self, start: Start) -> Result<Subscriber<T>> {
         Subscriber::join(&self.inner, start)
+    }
+
+    /// Joins it as a subscriber that no publisher waits for, also on a lossless topic: if it is too slow, it is told what it lost, as
+    /// on a lossy one. It counts as a subscriber, and [`Publisher::wait_delivered`] waits for it. On a durable topic, whose publishers
+    /// wait for nobody, it is as any other, and loses nothing.
+    ///
+    /// ```
+    /// use buslane::{ErrorKind, Start};
+    ///
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # let bus = buslane::Bus::at(dir.path().join("bus"))?;
+    /// let topic = bus.topic_builder("t").capacity(4096).open()?;
+    /// let (mut watcher, mut publisher) = (topic.lossy_subscriber(Start::Now)?, topic.publisher()?);
+    /// for message in 0..1000_u64 {
+    ///     publisher.send(&message.to_le_bytes())?; // does not wait for it
+    /// }
+    /// assert_eq!(watcher.recv().unwrap_err().kind(), ErrorKind::Lost);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`subscriber`](Self::subscriber).
+    pub fn lossy_subscriber(&self, start: Start) -> Result<Subscriber<T>> {
+        Subscriber::join_lossy(&self.inner, start)
     }
 
     /// Joins it, on a durable bus, as the subscriber with this name, and goes on where that one was: what was sent meanwhile

@@ -375,6 +375,26 @@ impl Envelope {
         })
     }
 
+    /// Appends it to `bytes` as it stands before a payload (`docs/layout.md`), for who keeps it elsewhere. Its deadline is left out: that
+    /// is by the clock since this machine was started.
+    pub fn encode_into(&self, bytes: &mut Vec<u8>) {
+        let head = EnvelopeHead {
+            deadline_ns: 0,
+            ..self.head
+        };
+        bytes.extend_from_slice(head.as_bytes());
+        bytes.extend_from_slice(&self.extension);
+    }
+
+    /// What [`encode_into`](Self::encode_into) has appended; `None` if these bytes are no envelope.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let envelope = Self::read(bytes)?;
+        let said = envelope.head.extension_len() as usize;
+        let is_whole = said == envelope.extension.len() && said.is_multiple_of(8);
+        is_whole.then_some(envelope)
+    }
+
     fn extend(&mut self, tag: u32, bytes: &[u8]) {
         let head = [tag, bytes.len() as u32];
         self.extension.extend_from_slice(head.as_bytes());
@@ -384,14 +404,25 @@ impl Envelope {
         self.head = self.head.with(self.head.hops(), len as u32);
     }
 
-    /// One entry of that tag, in place of those that are there.
+    /// One entry of that tag, in place of the one that is there.
     fn replace(&mut self, tag: Tag, bytes: &[u8]) {
-        if self.entry(tag).is_some() {
-            let old = std::mem::take(&mut self.extension);
-            let others = entries(&old).filter(|(found, _)| *found != tag as u32);
-            others.for_each(|(tag, bytes)| self.extend(tag, bytes));
+        let mut at = 0;
+        let there = entries(&self.extension).find_map(|(found, entry)| {
+            let begin = at + ENTRY_HEAD;
+            at = begin + entry.len().next_multiple_of(8);
+            (found == tag as u32).then_some((begin, entry.len()))
+        });
+        match there {
+            Some((begin, len)) if len == bytes.len() => {
+                self.extension[begin..begin + len].copy_from_slice(bytes);
+            }
+            Some((begin, len)) => {
+                let end = (begin + len.next_multiple_of(8)).min(self.extension.len());
+                self.extension.drain(begin - ENTRY_HEAD..end);
+                self.extend(tag as u32, bytes);
+            }
+            None => self.extend(tag as u32, bytes),
         }
-        self.extend(tag as u32, bytes);
     }
 
     /// The first entry of that tag.
@@ -403,6 +434,9 @@ impl Envelope {
         )
     }
 }
+
+/// Bytes before an entry's own: its tag, and how many they are.
+const ENTRY_HEAD: usize = 8;
 
 /// The entries of an extension. One that contradicts itself ends where it does.
 fn entries(extension: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
@@ -446,6 +480,11 @@ mod tests {
             let read = Envelope::read(&[head, envelope.extension()].concat()).unwrap();
             assert_eq!(read, envelope);
             assert_eq!(read.type_name(), envelope.type_name());
+            let mut bytes = Vec::new();
+            envelope.encode_into(&mut bytes);
+            assert_eq!(Envelope::decode(&bytes), Some(envelope));
+            bytes.pop();
+            assert_eq!(Envelope::decode(&bytes), None);
         }
         assert_eq!(Envelope::read(&[]), None);
     }

@@ -84,8 +84,8 @@ pub use self::{
     error::{Error, ErrorKind, Lost, Result},
     futures::{MessageSink, MessageStream, Receive},
     inspect::{
-        CursorPosition, CursorReport, Damage, Durability, GroupReport, Kept, LaneReport, Seen,
-        TableReport, TopicReport, Verified,
+        CursorPosition, CursorReport, Damage, Durability, GroupPosition, GroupReport, Kept,
+        LaneReport, OwnerReport, Seen, TableReport, TopicReport, Verified,
     },
     message::{Any, Message, Payload, PayloadType},
     presence::Presence,

@@ -222,6 +222,15 @@ impl<T: ?Sized + Payload> Queue<T> {
         Producer::join(&self.inner)
     }
 
+    /// Joins it as a producer with this name, whose lane stays when it leaves or dies; see [`Topic::named_publisher`](crate::Topic::named_publisher).
+    ///
+    /// # Errors
+    ///
+    /// As for [`producer`](Self::producer).
+    pub fn named_producer(&self, name: &str) -> Result<Producer<T>> {
+        Ok(Producer(Publisher::join_named(&self.inner, name)?))
+    }
+
     /// Joins it as a consumer of the group `default`.
     ///
     /// # Errors

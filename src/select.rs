@@ -46,6 +46,8 @@ pub struct Selection<T: ?Sized = [u8]> {
 struct Topics<T: ?Sized> {
     bus: Bus,
     names: Names,
+    /// Publishers do not wait.
+    is_lossy: bool,
     /// The list of topics when it was last looked at.
     seen: u64,
     joined: Vec<Joined<T>>,
@@ -100,9 +102,13 @@ impl<T: ?Sized + Payload> Topics<T> {
 
     fn join(&self, name: &str, start: Start) -> Result<Joined<T>> {
         let topic = self.bus.topic_builder(name).create(false).open_as::<T>()?;
+        let subscriber = match self.is_lossy {
+            true => topic.lossy_subscriber(start)?,
+            false => topic.subscriber_from(start)?,
+        };
         Ok(Joined {
             name: name.into(),
-            subscriber: topic.subscriber_from(start)?,
+            subscriber,
         })
     }
 
@@ -215,11 +221,12 @@ impl<T: ?Sized + Payload> Waitable for Topics<T> {
 }
 
 impl<T: ?Sized + Payload> Selection<T> {
-    pub(crate) fn join(bus: &Bus, patterns: &[&str], start: Start) -> Result<Self> {
+    pub(crate) fn join(bus: &Bus, patterns: &[&str], start: Start, is_lossy: bool) -> Result<Self> {
         bus.listen()?;
         let mut topics = Topics {
             bus: bus.clone(),
             names: Names::parse(patterns)?,
+            is_lossy,
             seen: 0,
             joined: Vec::new(),
             at: 0,

@@ -18,7 +18,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use buslane::{Bus, Envelope, ErrorKind, Kind, Message, Publisher, Subscriber, WaitStrategy};
+use buslane::{
+    Bus, Envelope, ErrorKind, Kind, Message, Publisher, Start, Subscriber, WaitStrategy,
+};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -447,6 +449,21 @@ fn claims(path: &Path, lane: u64, head: u64, claims: &[&str]) -> Golden {
         golden.put(8192 + 8 * i, hex(claim));
     }
     golden
+}
+
+#[test]
+fn a_subscriber_that_nobody_waits_for_says_so() {
+    let (_dir, path) = bus_dir();
+    let topic = Bus::at(&path).unwrap().topic("t").unwrap();
+    let _both = (
+        topic.subscriber().unwrap(),
+        topic.lossy_subscriber(Start::Now).unwrap(),
+    );
+    let lossy = ["cursor.1", "cursor.2"].map(|name| {
+        let cursor = File::open(path.join("topics/t").join(name)).unwrap();
+        [400, 440].map(|offset| word(&cursor, offset))
+    });
+    assert_eq!(lossy, [[1, 0], [1, 1]]);
 }
 
 #[test]

@@ -290,13 +290,74 @@ fn who_begins_with_the_oldest_is_waited_for_from_there() {
     assert!(all.is_sorted() && all.len() as u64 == sent - all[0]);
 }
 
+#[test]
+fn a_lossy_subscriber_of_a_lossless_topic_is_not_waited_for() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic_builder("t").capacity(CAPACITY).open().unwrap();
+    let mut lossy = topic.lossy_subscriber(Start::Now).unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    assert_eq!(publisher.subscriber_count().unwrap(), 1);
+    let (mut account, mut sent) = (Account::default(), 0);
+    // At first alone, then beside one that is waited for.
+    let mut send = |publisher: &mut buslane::Publisher, count| {
+        for _ in 0..count {
+            let message: Vec<u8> = content(sent).collect();
+            publisher.try_send(&message)?;
+            sent += 1;
+        }
+        Ok::<_, buslane::Error>(sent)
+    };
+    send(&mut publisher, 1000).unwrap();
+    let mut gating = topic.subscriber().unwrap();
+    let full = send(&mut publisher, 1000).unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::Full);
+    while gating.try_recv().unwrap().is_some() {}
+    let until = send(&mut publisher, 10).unwrap();
+    while account.receive(&mut lossy) {}
+    assert_eq!(account.next, until);
+    assert!(account.lost.messages > 0 && account.received > 10);
+    assert_eq!(lossy.lost().messages, account.lost.messages);
+
+    // What it has not received is not delivered.
+    while gating.try_recv().unwrap().is_some() {}
+    publisher.wait_delivered(Some(PATIENCE)).unwrap();
+    send(&mut publisher, 1).unwrap();
+    drop(gating);
+    let error = publisher.wait_delivered(Some(Duration::ZERO)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+}
+
+#[test]
+fn a_lossy_subscriber_that_is_there_first_sees_a_publisher_from_its_first_message() {
+    let private = private();
+    let bus = private.bus();
+    let mut selection = bus.select_lossy::<[u8]>(&["**"], Start::Now).unwrap();
+    let topic = bus.topic_builder("t").capacity(CAPACITY).open().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    publisher.send(b"first").unwrap();
+    assert_eq!(&*selection.recv().unwrap(), b"first");
+    for _ in 0..1000 {
+        publisher.try_send(b"passed over").unwrap();
+    }
+    let lost = selection.recv().unwrap_err().lost().unwrap();
+    assert!(lost.messages > 0 && lost.bytes == 11 * lost.messages);
+    let mut rest = 0;
+    while selection.try_recv().unwrap().is_some() {
+        rest += 1;
+    }
+    assert_eq!(lost.messages + rest, 1000);
+}
+
 // --------------------------------------------------------------------------------------------------- real processes
 
-/// A publisher process that laps two subscribers without pause; every message is checked byte by byte.
-fn storm(messages: u64) -> Account {
+/// A publisher process that laps a subscriber without pause; every message is checked byte by byte.
+fn storm(messages: u64, is_lossy: bool) -> Account {
     let private = private();
-    let topic = lossy(&private);
-    let mut subscriber = topic.subscriber().unwrap();
+    let bus = private.bus();
+    let builder = bus.topic_builder("ticks").lossy(is_lossy);
+    let topic = builder.capacity(CAPACITY).open().unwrap();
+    let mut subscriber = topic.lossy_subscriber(Start::Now).unwrap();
     let child = private.child("lap", messages);
     let mut account = Account::default();
     let began = Instant::now();
@@ -318,8 +379,10 @@ fn storm(messages: u64) -> Account {
 
 #[test]
 fn a_writer_that_laps_tears_nothing() {
-    let account = storm(2_000_000);
-    assert!(account.received > 0);
+    for is_lossy in [true, false] {
+        let account = storm(2_000_000, is_lossy);
+        assert!(account.received > 0);
+    }
 }
 
 /// The long run: `cargo test --release --test lossy -- --ignored --nocapture`.
@@ -330,7 +393,7 @@ fn a_writer_that_laps_a_thousand_million_times_tears_nothing() {
     let mut received = 0;
     while sent < 1_000_000_000 {
         // The guard against hanging is for one storm.
-        received += storm(100_000_000).received;
+        received += storm(100_000_000, true).received;
         sent += 100_000_000;
     }
     println!("{sent} sent, {received} received whole");

@@ -754,3 +754,51 @@ fn one_bad_file_does_not_stop_the_others() {
     publisher.send(b"to both").unwrap();
     assert_eq!(&*subscriber.recv().unwrap(), b"to both");
 }
+
+/// Who goes on for somebody who died finds what that one sent last, though everybody has received it.
+#[test]
+fn a_named_publishers_lane_stays_for_who_has_its_name() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic("t").unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    let mut first = topic.named_publisher("route").unwrap();
+    first.send(b"1").unwrap();
+    assert_eq!(&*subscriber.recv().unwrap(), b"1");
+    drop(first);
+    assert_eq!(subscriber.recv().unwrap_err().kind(), ErrorKind::Ended);
+    let lanes = || {
+        bus.inspect("t")
+            .unwrap()
+            .lanes
+            .iter()
+            .map(|lane| (lane.id, lane.closed))
+            .collect::<Vec<_>>()
+    };
+    let [(lane, true)] = lanes()[..] else {
+        panic!("{:?}", lanes())
+    };
+    assert_eq!(bus.inspect("t").unwrap().tail(1)[0].payload, b"1");
+
+    // Nobody else takes it.
+    let mut other = topic.publisher().unwrap();
+    other.send(b"2").unwrap();
+    assert_eq!(&*subscriber.recv().unwrap(), b"2");
+    let third = topic.named_publisher("another route").unwrap();
+    assert_eq!(lanes().len(), 3);
+    drop((other, third));
+    let mut second = topic.named_publisher("route").unwrap();
+    second.send(b"3").unwrap();
+    let frame = subscriber.recv().unwrap();
+    assert_eq!(
+        (&*frame, frame.lane(), frame.sequence()),
+        (&b"3"[..], lane, 1)
+    );
+    drop(frame);
+    // Two of one name have a lane each.
+    let beside = topic.named_publisher("route").unwrap();
+    assert!(lanes().iter().filter(|(_, closed)| !closed).count() == 2);
+    drop((second, beside, subscriber));
+    // The unnamed one is gone.
+    assert_eq!(lanes().len(), 3);
+}

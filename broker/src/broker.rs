@@ -174,7 +174,7 @@ impl Broker {
     }
 
     /// Serves `/metrics` for Prometheus, and `/health` (status 200, or 503 if a route is failing), at this address, until the broker is
-    /// dropped; says at which, as port 0 stands for any.
+    /// dropped, or this is called again; says at which, as port 0 stands for any.
     ///
     /// # Errors
     ///
@@ -205,8 +205,15 @@ impl Broker {
             }
             _ => None,
         };
+        // The one before may have that address.
+        self.http = None;
         let http = Http::serve(address, Box::new(page))?;
         Ok(self.http.insert(http).address())
+    }
+
+    /// Serves nothing any more.
+    pub fn serve_no_more(&mut self) {
+        self.http = None;
     }
 
     /// Ends all routes, each between two messages: what they have not passed on stays where it is, for who comes next.

@@ -9,10 +9,9 @@ use jaq_json::{Map, Num, Val};
 
 use crate::error::Result;
 use crate::format::Format;
+use crate::passed::MAX_OUTPUTS;
 use crate::route::{Draft, Incoming, Outgoing, Program};
 
-/// Values that one expression makes of one message, at most.
-const MAX_VALUES: usize = 65_536;
 /// What expressions know beside their input.
 const ENVELOPE: &str = "$envelope";
 
@@ -85,8 +84,8 @@ impl Expression {
         let ctx = Ctx::<JustLut<Val>>::new(&self.filter.lut, Vars::new([envelope.clone()]));
         let mut values = Vec::new();
         for value in self.filter.id.run((ctx, input)) {
-            if values.len() == MAX_VALUES {
-                return Err(format!("it makes more than {MAX_VALUES} values"));
+            if values.len() == MAX_OUTPUTS {
+                return Err(format!("it makes more than {MAX_OUTPUTS} values"));
             }
             values.push(value.map_err(|exception| match exception.get_err() {
                 Ok(error) => error.to_string(),

@@ -1,12 +1,12 @@
 //! What a route sends to: publishers and producers, made when they are needed.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use buslane::{Any, Bus, Envelope, ErrorKind, PayloadType, Producer, Publisher, Queue, Result};
 
 use crate::metrics::{Counters, State};
-use crate::route::Target;
+use crate::passed;
+use crate::route::{Route, Target};
 use crate::worker::Ending;
 
 /// How long one wait for room lasts, before it is looked whether the route is to end.
@@ -25,34 +25,39 @@ struct Outlet {
     writer: Writer,
     /// Another one may have its name later.
     made_at: SystemTime,
+    /// Bytes of its lane.
+    capacity: usize,
 }
 
 impl Outlet {
-    fn open(bus: &Bus, target: &Target, carries: &PayloadType) -> Result<Self> {
+    fn open(bus: &Bus, target: &Target, carries: &PayloadType, writer: &str) -> Result<Self> {
         let Target { name, is_queue } = target;
         let topic = || bus.topic_builder(name);
         let queue = || bus.queue_builder(name);
         // What it is made as, unless it is there as the other.
         let topic = match is_queue {
-            true => return Self::into_queue(&queue().open_any()?),
+            true => return Self::into_queue(&queue().open_any()?, writer),
             false => match topic().create(false).open_any() {
                 Err(e) if e.kind() == ErrorKind::NotFound => topic().open_described(carries)?,
                 Err(e) if e.kind() == ErrorKind::Mismatch => {
-                    return Self::into_queue(&queue().create(false).open_any().map_err(|_| e)?);
+                    let queue = queue().create(false).open_any().map_err(|_| e)?;
+                    return Self::into_queue(&queue, writer);
                 }
                 topic => topic?,
             },
         };
         Ok(Self {
-            writer: Writer::Topic(topic.publisher()?),
+            writer: Writer::Topic(topic.named_publisher(writer)?),
             made_at: topic.made_at(),
+            capacity: topic.capacity(),
         })
     }
 
-    fn into_queue(queue: &Queue<Any>) -> Result<Self> {
+    fn into_queue(queue: &Queue<Any>, writer: &str) -> Result<Self> {
         Ok(Self {
-            writer: Writer::Queue(queue.producer()?),
+            writer: Writer::Queue(queue.named_producer(writer)?),
             made_at: queue.made_at(),
+            capacity: queue.capacity(),
         })
     }
 
@@ -89,16 +94,23 @@ pub enum Unsent {
 /// All outlets of a route.
 pub struct Outlets {
     bus: Bus,
-    open: HashMap<Target, Outlet>,
+    /// The name of the lanes: they stay, and with them what was sent last.
+    writer: String,
+    open: Vec<(Target, Outlet)>,
+    /// The one that was used last: it is used again.
+    at: usize,
     /// The list of topics when it was last looked whether those that it sends to are there.
     version: u64,
 }
 
 impl Outlets {
-    pub fn new(bus: &Bus) -> Self {
+    pub fn new(route: &Route) -> Self {
+        let bus = &route.to_bus;
         Self {
             bus: bus.clone(),
-            open: HashMap::new(),
+            writer: passed::writer(&route.name),
+            open: Vec::new(),
+            at: 0,
             version: bus.topics_version(),
         }
     }
@@ -107,9 +119,15 @@ impl Outlets {
         &self.bus
     }
 
+    /// Bytes that can be sent to any of them without overwriting what was sent before.
+    pub fn room(&self) -> usize {
+        let capacities = self.open.iter().map(|(_, outlet)| outlet.capacity);
+        capacities.min().unwrap_or(0) / 2
+    }
+
     /// Keeps only those that are meant.
     pub fn retain(&mut self, is_meant: impl Fn(&Target) -> bool) {
-        self.open.retain(|target, _| is_meant(target));
+        self.open.retain(|(target, _)| is_meant(target));
     }
 
     /// Sends a message, made as `carries` if the topic is missing. Waits for room, so long at most, and for whatever else passes by itself.
@@ -150,7 +168,7 @@ impl Outlets {
                     counters.troubles.inc();
                     tracing::warn!("{error}; tried again");
                 }
-                self.open.remove(target);
+                self.open.retain(|(open, _)| open != target);
                 std::thread::sleep(REST);
             }
             if ending.is_near() {
@@ -183,12 +201,22 @@ impl Outlets {
         if version != self.version {
             self.version = version;
             self.open
-                .retain(|target, outlet| outlet.is_there(&self.bus, target));
+                .retain(|(target, outlet)| outlet.is_there(&self.bus, target));
         }
-        if let Some(outlet) = self.open.get_mut(target) {
+        if !self
+            .open
+            .get(self.at)
+            .is_some_and(|(open, _)| open == target)
+        {
+            let found = self.open.iter().position(|(open, _)| open == target);
+            self.at = found.unwrap_or(self.open.len());
+        }
+        if let Some((_, outlet)) = self.open.get_mut(self.at) {
             match outlet.send(envelope, payload, patience) {
                 // It was removed: whoever sends to it makes it anew.
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    self.open.remove(self.at);
+                }
                 sent => return sent,
             }
         }
@@ -196,9 +224,9 @@ impl Outlets {
             // What is used anew is opened anew.
             self.open.clear();
         }
-        let mut outlet = Outlet::open(&self.bus, target, carries)?;
+        let mut outlet = Outlet::open(&self.bus, target, carries, &self.writer)?;
         let sent = outlet.send(envelope, payload, patience);
-        self.open.insert(target.clone(), outlet);
+        self.open.push((target.clone(), outlet));
         sent
     }
 }

@@ -97,8 +97,7 @@ impl Draft {
     }
 
     /// The envelope that it had, with what was said.
-    pub(crate) fn envelope(&self, of: Option<&Envelope>) -> Envelope {
-        let mut envelope = of.cloned().unwrap_or_else(|| Envelope::new(Kind::Event));
+    pub(crate) fn envelope(&self, mut envelope: Envelope) -> Envelope {
         if let Some(kind) = self.kind {
             envelope = envelope.with_kind(kind);
         }
@@ -213,8 +212,9 @@ impl Route {
     /// A route from the topics whose name matches one of `patterns`, those that are made later, too. One broker at a time runs it, in
     /// order; others stand by.
     ///
-    /// On a durable bus it is a subscription with the route's name: what is sent while no broker runs waits for it. Else it goes on
-    /// where it was as far as publishers still hold what they sent.
+    /// On a durable bus it is a subscription with the route's name, which begins with the oldest message that is kept: what is sent while no
+    /// broker runs waits for it. Else it begins with what is sent from now on, and goes on where it was as far as publishers still hold what
+    /// they sent.
     ///
     /// # Errors
     ///
@@ -225,15 +225,15 @@ impl Route {
         Self::new(name, bus, From::Topics(patterns?))
     }
 
-    /// A route from queues, as a group of consumers with the route's name: it gets what is pushed from when that group is made, also
-    /// while no broker runs. All brokers that run it share the messages.
+    /// A route from queues: it takes messages off them as their workers do, and shares them with these, and with other brokers that run it; or
+    /// gets them all [as a group of its own](Self::as_group). What is pushed while no broker runs waits.
     ///
     /// # Errors
     ///
     /// If a name is none.
     pub fn from_queues(name: &str, bus: &Bus, names: &[&str]) -> Result<Self> {
         let names = names.iter().copied().map(String::from).collect();
-        let group = name.to_owned();
+        let group = String::from("default");
         Self::new(name, bus, From::Queues { names, group })
     }
 
@@ -267,7 +267,8 @@ impl Route {
         })
     }
 
-    /// Of queues: takes the messages as this group instead, shared with its other consumers. `default` is the one that workers use.
+    /// Of queues: takes the messages as this group instead of `default`, shared with its other consumers: a new one gets what is pushed from
+    /// when it is made.
     pub fn as_group(mut self, name: &str) -> Self {
         if let From::Queues { group, .. } = &mut self.from {
             name.clone_into(group);

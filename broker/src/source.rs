@@ -9,7 +9,7 @@ use buslane::{
     Subscriber, Topic,
 };
 
-use crate::passed::{Passed, Sent};
+use crate::passed::{Passed, Positions};
 use crate::route::{From, Route, Target};
 
 /// How the messages of a source are taken.
@@ -35,20 +35,12 @@ pub struct Facts {
     made_at: SystemTime,
     pub carries: PayloadType,
     pub senders: Senders,
-    pub memory: Memory,
+    /// What was sent before a broker ended, and not said to be done with.
+    passed: Passed,
     /// What messages made from its own say in [`Origin::by`].
-    by: u64,
+    pub by: u64,
     /// It was removed.
     pub is_gone: bool,
-}
-
-/// What was sent before a broker ended.
-pub enum Memory {
-    InOrder(Passed),
-    /// Looked up when a message comes again.
-    Shared {
-        sent: Option<Sent>,
-    },
 }
 
 impl Source {
@@ -56,7 +48,7 @@ impl Source {
     pub fn join(
         route: &Route,
         name: &str,
-        targets: Option<&[Target]>,
+        positions: &mut Option<Positions>,
         is_late: bool,
     ) -> Result<Option<Self>> {
         let bus = &route.from_bus;
@@ -67,7 +59,8 @@ impl Source {
             let (path, since) = (bus.path().display(), since.as_nanos());
             Envelope::id_of_type(&format!("{}\0{path}\0{name}\0{since}", route.name))
         };
-        let (reader, carries, senders, memory, made_at) = match &route.from {
+        let targets = route.known_targets();
+        let (reader, carries, senders, passed, made_at) = match &route.from {
             From::Topics(_) => {
                 let topic = match bus.topic_builder(name).create(false).open_any() {
                     Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Mismatch) => {
@@ -75,30 +68,30 @@ impl Source {
                     }
                     topic => topic?,
                 };
-                let passed = Passed::look(&route.to_bus, by(topic.made_at()), targets)?;
-                // It goes on where it was, if it was there before.
-                let start = match passed.is_empty() && !is_late {
-                    true => Start::Now,
-                    false => Start::Oldest,
-                };
+                let by = by(topic.made_at());
                 let reader = match topic.is_durable() {
                     true => {
-                        let builder = topic.subscription_builder(&route.name).start(start);
+                        // What was sent to it waits for who comes first.
+                        let builder = topic.subscription_builder(&route.name).start(Start::Oldest);
                         Reader::Named(builder.by_ack(true).open()?)
                     }
-                    false => Reader::Live(topic.subscriber_from(start)?),
+                    false => Reader::Live(join_live(route, &topic, by, positions, is_late)?),
                 };
+                let passed = Passed::in_order(&route.to_bus, by, targets.as_deref())?;
                 let senders = Senders::of(route, Lanes::Topic(topic.clone()))?;
-                let memory = Memory::InOrder(passed);
-                (reader, topic.carries(), senders, memory, topic.made_at())
+                (reader, topic.carries(), senders, passed, topic.made_at())
             }
             From::Queues { group, .. } => {
                 let queue = bus.queue_builder(name).open_any()?;
-                let consumer = queue.consumer_builder().group(group).open()?;
+                let reader = Reader::Queue(queue.consumer_builder().group(group).open()?);
                 let senders = Senders::of(route, Lanes::Queue(queue.clone()))?;
-                let memory = Memory::Shared { sent: None };
-                let reader = Reader::Queue(consumer);
-                (reader, queue.carries(), senders, memory, queue.made_at())
+                (
+                    reader,
+                    queue.carries(),
+                    senders,
+                    Passed::nothing(),
+                    queue.made_at(),
+                )
             }
         };
         Ok(Some(Self {
@@ -109,7 +102,7 @@ impl Source {
                 by: by(made_at),
                 carries,
                 senders,
-                memory,
+                passed,
                 is_gone: false,
             },
         }))
@@ -136,14 +129,33 @@ impl Source {
             |at| at == self.facts.made_at,
         )
     }
+}
 
-    /// All that it has taken is done with.
-    pub fn ack(&mut self) -> Result<()> {
-        match &mut self.reader {
-            Reader::Named(subscriber) => subscriber.ack(),
-            Reader::Live(_) | Reader::Queue(_) => Ok(()),
-        }
+/// Joins a topic of which nothing is kept: where the route was, as far as its publishers still hold what they sent, or, if it was never
+/// there, with what is sent from now on.
+fn join_live(
+    route: &Route,
+    topic: &Topic<Any>,
+    by: u64,
+    positions: &mut Option<Positions>,
+    is_late: bool,
+) -> Result<Subscriber<Any>> {
+    let positions = match positions {
+        Some(positions) => positions,
+        none => none.insert(Positions::open(&route.from_bus, &route.name)?),
+    };
+    // Before it joins: what is sent in between is taken, and not passed for done with.
+    let lanes = route.from_bus.inspect(topic.name())?.lanes;
+    if positions.know(by) || is_late {
+        positions.retain(|of, lane| of != by || lanes.iter().any(|there| there.id == lane));
+        return topic.subscriber_from(Start::Oldest);
     }
+    for lane in lanes {
+        positions.move_to(by, lane.id, lane.messages as u32);
+    }
+    let subscriber = topic.subscriber_from(Start::Now)?;
+    positions.say()?;
+    Ok(subscriber)
 }
 
 impl Facts {
@@ -158,18 +170,13 @@ impl Facts {
 
     /// Has it known what was sent of the messages of a queue, if one comes again: whoever had it before has sent what it sent.
     pub fn remember(&mut self, bus: &Bus, targets: Option<&[Target]>) -> Result<()> {
-        if let Memory::Shared { sent } = &mut self.memory {
-            *sent = Some(Sent::look(bus, self.by, targets)?);
-        }
+        self.passed = Passed::each(bus, self.by, targets)?;
         Ok(())
     }
 
     /// Whether that was sent before.
     pub fn was_sent(&self, target: &str, origin: Origin) -> bool {
-        match &self.memory {
-            Memory::InOrder(passed) => passed.has(target, origin),
-            Memory::Shared { sent } => sent.as_ref().is_some_and(|sent| sent.has(target, origin)),
-        }
+        self.passed.has(target, origin)
     }
 }
 

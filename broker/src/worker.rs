@@ -6,13 +6,14 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use buslane::{
-    Any, Consumer, DeadLetter, Delivery, Envelope, Error, ErrorKind, PayloadType, Result,
-    Subscriber, WaitSet,
+    Any, Consumer, DeadLetter, Delivery, Envelope, Error, ErrorKind, Kind, Origin, PayloadType,
+    Result, Subscriber, WaitSet,
 };
 
 use crate::gates::Gates;
 use crate::metrics::{Counters, State};
 use crate::outlets::{Outlets, Unsent};
+use crate::passed::{MAX_OUTPUTS, POSITIONS, Positions, TURN_OUTPUTS};
 use crate::route::{Draft, From, Incoming, Outgoing, Route, Target};
 use crate::source::{Facts, Reader, Source};
 
@@ -25,6 +26,10 @@ const REST: Duration = Duration::from_secs(1);
 /// Messages of one source that wait until they are due, at most; and bytes of them.
 const MAX_HELD: usize = 65_536;
 const MAX_HELD_BYTES: usize = 64 << 20;
+/// The same of a subscription.
+const MAX_GROUP: usize = 256;
+/// About what a frame and its envelope take beside a payload.
+const FRAME: usize = 256;
 /// Routes and services that a message may come through: more, and it goes round.
 const MAX_HOPS: u16 = 16;
 /// The queue whose groups have the broker that runs a route as their consumer.
@@ -147,9 +152,13 @@ impl Worker {
             inlets: Vec::new(),
             set: WaitSet::new()?,
             engine: Engine {
-                outlets: Outlets::new(&route.to_bus),
+                outlets: Outlets::new(&route),
+                positions: None,
+                turn: (0, 0),
                 gates: Gates::new(&route),
                 out: Outgoing::default(),
+                spare: None,
+                bytes: PayloadType::bytes(),
                 told: None,
                 route,
                 counters,
@@ -245,6 +254,7 @@ impl Worker {
         let new = &engine.route;
         if new.takes_otherwise(&old) {
             self.inlets.clear();
+            engine.positions = None;
             self.turn = None;
             self.has_begun = false;
         }
@@ -256,7 +266,7 @@ impl Worker {
         if new.to_bus.path() == old.to_bus.path() {
             engine.outlets.retain(|target| new.names_target(target));
         } else {
-            engine.outlets = Outlets::new(&new.to_bus);
+            engine.outlets = Outlets::new(new);
         }
         engine.gates = Gates::new(new);
     }
@@ -286,8 +296,11 @@ impl Worker {
     /// Joins what is to be taken from and is not joined, if the list of topics has changed.
     fn discover(&mut self) -> Result<()> {
         let Engine {
-            route, counters, ..
-        } = &self.engine;
+            route,
+            counters,
+            positions,
+            ..
+        } = &mut self.engine;
         let bus = &route.from_bus;
         // Read before listing, so that what comes later changes it once more.
         let version = bus.topics_version();
@@ -296,7 +309,9 @@ impl Worker {
         }
         let names = match &route.from {
             From::Topics(patterns) => {
-                let is_meant = |name: &String| patterns.iter().any(|(_, p)| p.matches(name));
+                let is_meant = |name: &String| {
+                    name != POSITIONS && patterns.iter().any(|(_, p)| p.matches(name))
+                };
                 bus.topics()?.into_iter().filter(is_meant).collect()
             }
             From::Queues { names, .. } => names.clone(),
@@ -313,8 +328,7 @@ impl Worker {
             {
                 continue;
             }
-            let targets = route.known_targets();
-            if let Some(source) = Source::join(route, &name, targets.as_deref(), self.has_begun)? {
+            if let Some(source) = Source::join(route, &name, positions, self.has_begun)? {
                 self.inlets.push(Inlet {
                     source,
                     held: VecDeque::new(),
@@ -334,8 +348,9 @@ impl Worker {
     fn release_due(&mut self) -> Result<()> {
         let now = Instant::now();
         for inlet in &mut self.inlets {
+            let mut has_released = false;
             while let Some(held) = inlet.held.pop_front_if(|held| held.due <= now) {
-                inlet.is_draining = true;
+                has_released = true;
                 inlet.held_bytes -= held.body.bytes().len();
                 let facts = &mut inlet.source.facts;
                 let name = Arc::clone(&facts.name);
@@ -348,15 +363,20 @@ impl Worker {
                     payload: held.body.bytes(),
                 };
                 if self.engine.pass_on(facts, &message).is_err() {
-                    // It ends: what is not acknowledged comes again.
+                    // It ends: what is not done with comes again.
                     return Ok(());
                 }
-                if let Body::Delivery(delivery) = held.body {
-                    self.engine.ack(delivery);
+                match held.body {
+                    Body::Copy(_) => self.engine.is_done_with(facts, held.lane, held.sequence),
+                    Body::Delivery(delivery) => self.engine.ack(delivery),
                 }
             }
-            if inlet.held.is_empty() && std::mem::take(&mut inlet.is_draining) {
-                inlet.source.ack()?;
+            // A subscription is acknowledged as a whole.
+            inlet.is_draining |= has_released;
+            inlet.is_draining &= !inlet.held.is_empty();
+            let is_named = matches!(inlet.source.reader, Reader::Named(_));
+            if has_released && !(is_named && inlet.is_draining) {
+                self.engine.settle(&mut inlet.source)?;
             }
         }
         Ok(())
@@ -365,10 +385,22 @@ impl Worker {
 
 impl Inlet {
     fn is_awake(&self, now: Instant) -> bool {
-        self.rests_until.is_none_or(|until| until <= now)
-            && !(self.is_draining && matches!(self.source.reader, Reader::Named(_)))
-            && self.held.len() < MAX_HELD
-            && self.held_bytes < MAX_HELD_BYTES
+        let is_open = match self.source.reader {
+            Reader::Named(_) => !self.is_draining,
+            Reader::Live(_) | Reader::Queue(_) => true,
+        };
+        let is_rested = self.rests_until.is_none_or(|until| until <= now);
+        is_open && is_rested && self.has_place()
+    }
+
+    /// Whether one more can wait.
+    fn has_place(&self) -> bool {
+        let most = match self.source.reader {
+            // Acknowledged together: what was sent of them must be found at the end of what it was sent to.
+            Reader::Named(_) => MAX_GROUP,
+            Reader::Live(_) | Reader::Queue(_) => MAX_HELD,
+        };
+        self.held.len() < most && self.held_bytes < MAX_HELD_BYTES
     }
 }
 
@@ -384,12 +416,26 @@ impl Reader {
 /// The route is to end before a message was passed on.
 struct Ended;
 
+/// What becomes of a message that was taken.
+enum Fate {
+    Done,
+    Waits(Instant),
+}
+
 /// What a route does with a message.
 struct Engine {
     route: Route,
     outlets: Outlets,
+    /// In topics of which nothing is kept; None: it takes from none.
+    positions: Option<Positions>,
+    /// Messages, and bytes of them, sent since what was taken was said to be done with.
+    turn: (usize, usize),
     gates: Gates,
     out: Outgoing,
+    /// An envelope that was used.
+    spare: Option<Envelope>,
+    /// What a message carries that is made by a program.
+    bytes: PayloadType,
     counters: Counters,
     ending: Arc<Ending>,
     /// When it was last told that a message was dropped.
@@ -403,7 +449,7 @@ impl Engine {
             return Ok(0);
         }
         let mut took = 0;
-        while took < TURN && inlet.held.len() < MAX_HELD && !self.ending.is_near() {
+        while took < TURN && inlet.has_place() && !self.ending.is_near() && !self.has_sent_much() {
             let Source { reader, facts } = &mut inlet.source;
             let taken = match reader {
                 Reader::Live(subscriber) | Reader::Named(subscriber) => {
@@ -428,9 +474,32 @@ impl Engine {
         }
         // What was not passed on because the route ends comes again.
         if took > 0 && inlet.held.is_empty() && !self.ending.is_near() {
-            inlet.source.ack()?;
+            self.settle(&mut inlet.source)?;
         }
         Ok(took)
+    }
+
+    /// Notes that a message of a topic was passed on, or is not to be.
+    fn is_done_with(&mut self, facts: &Facts, lane: u64, sequence: u32) {
+        if let Some(positions) = &mut self.positions {
+            positions.move_to(facts.by, lane, sequence.wrapping_add(1));
+        }
+    }
+
+    /// Says that all that was taken of a source is done with.
+    fn settle(&mut self, source: &mut Source) -> Result<()> {
+        self.turn = (0, 0);
+        match &mut source.reader {
+            Reader::Named(subscriber) => subscriber.ack(),
+            Reader::Live(_) => self.positions.as_mut().map_or(Ok(()), Positions::say),
+            Reader::Queue(_) => Ok(()),
+        }
+    }
+
+    /// Whether more would overwrite what tells, after a death, what was sent.
+    fn has_sent_much(&self) -> bool {
+        let (messages, bytes) = self.turn;
+        messages > 0 && (messages >= TURN_OUTPUTS || bytes >= self.outlets.room())
     }
 
     /// Takes a message of a topic; says how many bytes of it are held.
@@ -444,6 +513,11 @@ impl Engine {
             return Ok(None);
         };
         let (lane, sequence, envelope) = (frame.lane(), frame.sequence(), frame.envelope());
+        if let Some(positions) = &mut self.positions
+            && positions.are_past(facts.by, lane, sequence)
+        {
+            return Ok(Some(0));
+        }
         let (name, sender) = (Arc::clone(&facts.name), self.sender(facts, lane, &envelope));
         let message = Incoming {
             topic: &name,
@@ -453,24 +527,29 @@ impl Engine {
             envelope: envelope.as_ref(),
             payload: &frame,
         };
-        if !self.lets_in(facts, &message) {
-            return Ok(Some(0));
-        }
-        if self.route.delay.is_zero() {
-            // What was not passed on when the route ends is not acknowledged, and found again.
-            let _ended = self.pass_on(facts, &message);
-            return Ok(Some(0));
-        }
         let bytes = frame.len();
-        held.push_back(Held {
-            due: due(self.route.delay, envelope.as_ref()),
-            lane,
-            sequence,
-            sender,
-            body: Body::Copy(frame.to_vec()),
-            envelope,
-        });
-        Ok(Some(bytes))
+        match self.take(facts, &message) {
+            // Those that wait are before it.
+            Ok(Fate::Done) if self.route.delay.is_zero() => {
+                self.is_done_with(facts, lane, sequence);
+            }
+            Ok(Fate::Done) => {}
+            Ok(Fate::Waits(due)) => {
+                let body = Body::Copy(frame.to_vec());
+                held.push_back(Held {
+                    due,
+                    lane,
+                    sequence,
+                    sender,
+                    envelope,
+                    body,
+                });
+                return Ok(Some(bytes));
+            }
+            // It is not done with, and found again.
+            Err(Ended) => {}
+        }
+        Ok(Some(0))
     }
 
     /// The same, of a queue.
@@ -498,26 +577,36 @@ impl Engine {
             envelope: envelope.as_ref(),
             payload: &delivery,
         };
-        if !self.lets_in(facts, &message) {
-            self.ack(delivery);
-            return Ok(Some(0));
+        let bytes = delivery.len();
+        match self.take(facts, &message) {
+            Ok(Fate::Done) => self.ack(delivery),
+            Ok(Fate::Waits(due)) => {
+                let body = Body::Delivery(delivery);
+                held.push_back(Held {
+                    due,
+                    lane,
+                    sequence,
+                    sender,
+                    envelope,
+                    body,
+                });
+                return Ok(Some(bytes));
+            }
+            // Another broker gets it.
+            Err(Ended) => {}
+        }
+        Ok(Some(0))
+    }
+
+    /// Lets a message in, and passes it on, if it need not wait.
+    fn take(&mut self, facts: &Facts, message: &Incoming<'_>) -> Result<Fate, Ended> {
+        if !self.lets_in(facts, message)? {
+            return Ok(Fate::Done);
         }
         if self.route.delay.is_zero() {
-            if self.pass_on(facts, &message).is_ok() {
-                self.ack(delivery);
-            }
-            return Ok(Some(0));
+            return self.pass_on(facts, message).map(|()| Fate::Done);
         }
-        let bytes = delivery.len();
-        held.push_back(Held {
-            due: due(self.route.delay, envelope.as_ref()),
-            lane,
-            sequence,
-            sender,
-            envelope,
-            body: Body::Delivery(delivery),
-        });
-        Ok(Some(bytes))
+        Ok(Fate::Waits(due(self.route.delay, message.envelope)))
     }
 
     fn sender(&self, facts: &mut Facts, lane: u64, envelope: &Option<Envelope>) -> String {
@@ -529,7 +618,7 @@ impl Engine {
     }
 
     /// Whether a message is one that the route is for.
-    fn lets_in(&mut self, facts: &mut Facts, message: &Incoming<'_>) -> bool {
+    fn lets_in(&mut self, facts: &Facts, message: &Incoming<'_>) -> Result<bool, Ended> {
         self.counters.received.inc();
         let Route {
             kinds,
@@ -545,19 +634,15 @@ impl Engine {
         let is_from = senders.is_empty() || senders.iter().any(|name| name == message.sender);
         if !(is_of_kind && is_of_type && is_from) {
             self.counters.filtered.inc();
-            return false;
+            return Ok(false);
         }
         match self.gates.let_through(&mut self.route, message) {
-            Ok(None) => true,
+            Ok(None) => Ok(true),
             Ok(Some(stopped)) => {
                 self.counters.stopped(stopped).inc();
-                false
+                Ok(false)
             }
-            Err(why) => {
-                // If the route ends meanwhile, it comes again.
-                let _ended = self.give_up(facts, message, &why);
-                false
-            }
+            Err(why) => self.give_up(facts, message, &why).map(|()| false),
         }
     }
 
@@ -604,14 +689,22 @@ impl Engine {
             self.counters.filtered.inc();
         }
         let mut refused = None;
+        if drafts.len() > MAX_OUTPUTS {
+            let why = format!(
+                "{} messages would be made of it, and {MAX_OUTPUTS} may be",
+                drafts.len()
+            );
+            return self.give_up(facts, message, &why);
+        }
         for (part, draft) in (0..).zip(drafts) {
             let origin = facts.origin(message.lane, message.sequence, part);
-            let envelope = draft.envelope(message.envelope);
-            let envelope = envelope.made_from(origin).passed_on_by(&self.route.name);
+            let envelope = self.envelope(draft, message, origin);
             let payload = draft.payload.as_deref().unwrap_or(message.payload);
             // A type whose messages are all of one size is that of what is passed on as it came.
-            let bytes = PayloadType::bytes();
-            let carries = draft.payload.as_ref().map_or(&facts.carries, |_| &bytes);
+            let carries = match draft.payload {
+                None => &facts.carries,
+                Some(_) => &self.bytes,
+            };
             let named: Vec<Target>;
             let targets = match &draft.to {
                 None => &self.route.to,
@@ -644,6 +737,8 @@ impl Engine {
                     Ok(()) => {
                         self.counters.sent.inc();
                         self.counters.bytes.inc_by(payload.len() as u64);
+                        self.turn.0 += 1;
+                        self.turn.1 += payload.len() + FRAME;
                     }
                     Err(Unsent::Refused(why)) => {
                         refused.get_or_insert(why);
@@ -651,11 +746,25 @@ impl Engine {
                     Err(Unsent::Ended) => return Err(Ended),
                 }
             }
+            if message.envelope.is_none() {
+                self.spare = Some(envelope);
+            }
         }
         match refused {
             None => Ok(()),
             Some(why) => self.give_up(facts, message, &why),
         }
+    }
+
+    /// What goes with a message that is made of another.
+    fn envelope(&mut self, draft: &Draft, message: &Incoming<'_>, origin: Origin) -> Envelope {
+        let envelope = match (message.envelope, self.spare.take()) {
+            (Some(envelope), _) => envelope.clone().passed_on_by(&self.route.name),
+            // Of another one that had none: all but its origin is the same, unless the route's program says otherwise.
+            (None, Some(spare)) if self.route.program.is_none() => spare,
+            (None, _) => Envelope::new(Kind::Event).passed_on_by(&self.route.name),
+        };
+        draft.envelope(envelope).made_from(origin)
     }
 
     fn is_one_bus(&self) -> bool {
@@ -668,8 +777,8 @@ impl Engine {
             if facts.was_sent(&target.name, origin) {
                 continue;
             }
-            let envelope = Draft::default().envelope(message.envelope);
-            let envelope = envelope.made_from(origin).passed_on_by(&self.route.name);
+            let envelope = envelope_of(message).passed_on_by(&self.route.name);
+            let envelope = envelope.made_from(origin);
             let (carries, payload) = (&facts.carries, message.payload);
             if let Err(error) = self
                 .outlets
@@ -706,15 +815,16 @@ impl Engine {
         }
         let mut letter = DeadLetter::new(message.topic, &route.name, message.payload, why);
         (letter.lane, letter.sequence) = (message.lane, message.sequence);
-        let envelope = Draft::default()
-            .envelope(message.envelope)
-            .made_from(origin);
+        let envelope = envelope_of(message).made_from(origin);
         let with = (&self.counters, &*self.ending);
-        let bytes = PayloadType::bytes();
-        match self
-            .outlets
-            .send(target, &bytes, &envelope, &letter.to_bytes(), None, with)
-        {
+        match self.outlets.send(
+            target,
+            &self.bytes,
+            &envelope,
+            &letter.to_bytes(),
+            None,
+            with,
+        ) {
             Ok(()) => {
                 self.counters.dead.inc();
                 Ok(())
@@ -760,6 +870,14 @@ impl Engine {
         self.counters.set_state(State::Failing);
         tracing::warn!(route = self.route.name, "{error}");
     }
+}
+
+/// The envelope that a message has, or one that says nothing.
+fn envelope_of(message: &Incoming<'_>) -> Envelope {
+    message
+        .envelope
+        .cloned()
+        .unwrap_or_else(|| Envelope::new(Kind::Event))
 }
 
 /// When a message has been under way for so long: since it was sent, if it says when that was.

@@ -452,7 +452,7 @@ fn two_brokers_share_a_queue_and_stand_by_for_topics() {
     assert_eq!(state(&first, "alone"), "running");
     assert_eq!(state(&second, "alone"), "standing by");
     assert_eq!(state(&second, "shared"), "running");
-    assert_eq!(place.bus.inspect("jobs").unwrap().groups.len(), 2);
+    assert_eq!(place.bus.inspect("jobs").unwrap().groups.len(), 1);
 
     let mut producer = place.bus.queue("jobs").unwrap().producer().unwrap();
     for n in 0..1000 {
@@ -491,7 +491,7 @@ fn a_route_goes_on_where_it_was() {
     for n in ["3", "4", "5"] {
         assert_eq!(next(&mut out), n);
     }
-    assert_eq!(count(&broker, "buslane_route_not_repeated_total"), 2);
+    assert_eq!(count(&broker, "buslane_route_received_total"), 3);
     // A new route begins with what is sent from now on.
     let mut new = place.subscriber("new");
     let _broker = place.run("[[route]]\nname = 'new'\nfrom = 'in'\nto = 'new'");
@@ -704,7 +704,11 @@ fn metrics_and_health_are_served() {
         "{health}"
     );
     assert!(get("/").contains("404"));
-    let taken = broker.serve(address).unwrap_err().to_string();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = broker
+        .serve(taken.local_addr().unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(taken.contains("cannot serve metrics at"), "{taken}");
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 
-use buslane::{Bus, DEFAULT_CAPACITY, Keep, TopicReport};
+use buslane::{Bus, DEFAULT_CAPACITY, Keep, LaneReport, Owner, TopicReport};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::Common;
 use crate::failure::Failure;
-use crate::ls::open;
+use crate::ls::open_to_look;
 use crate::output::{json_line, stdout};
 use crate::signals::Stop;
 use crate::size;
@@ -47,7 +47,7 @@ struct Json<'a> {
 
 /// Looks, and prints what it found.
 pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
-    let bus = open(common, Bus::builder().create(false).reclaim(false))?;
+    let bus = open_to_look(common)?;
     let mut findings = leftovers(&bus, args.fix)?;
     topics(&bus, &mut findings)?;
     if args.deep {
@@ -230,6 +230,9 @@ fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
             ));
         }
     }
+    if report.durable.is_none() {
+        unacknowledged(report, findings);
+    }
     if report.pattern != "lossless" || report.durable.is_some() {
         return;
     }
@@ -240,7 +243,7 @@ fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
                 lane.position.saturating_sub(position.position) >= report.capacity / 4 * 3
             })
         });
-        if behind && cursor.owner.alive {
+        if behind && cursor.owner.alive && !cursor.lossy {
             let (name, pid) = (&cursor.owner.name, cursor.owner.pid);
             findings.push(wrong(
                 format!(
@@ -248,6 +251,37 @@ fn topic(report: &TopicReport, findings: &mut Vec<Finding>) {
                     report.name
                 ),
                 "see whether it is stopped or stuck; end it, and they go on",
+            ));
+        }
+    }
+}
+
+/// Groups with consumers, that are so far behind that producers wait, or will soon.
+fn unacknowledged(report: &TopicReport, findings: &mut Vec<Finding>) {
+    for group in report.groups.iter().filter(|group| group.consumers > 0) {
+        for at in &group.positions {
+            let lane = report.lanes.iter().find(|lane| lane.id == at.lane);
+            let is_near = |lane: &LaneReport| {
+                lane.position.saturating_sub(at.position) < report.capacity / 4 * 3
+            };
+            if lane.is_none_or(is_near) {
+                continue;
+            }
+            let held = match report.holder(at) {
+                Some(Owner { name, pid, .. }) => format!("{name} (pid {pid}) has"),
+                None => String::from("nobody has"),
+            };
+            findings.push(wrong(
+                format!(
+                    "{held} message {} of lane {} of the queue {}, which group {} has not acknowledged: {} wait behind it, and the \
+                     producer waits, or will soon",
+                    at.sequence,
+                    at.lane,
+                    report.name,
+                    group.name,
+                    at.unacked.saturating_sub(1),
+                ),
+                "see whether its worker is stopped or stuck; end it, and another gets the message. If none is, start more",
             ));
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod bench;
 mod bridge;
+mod broker;
 mod call;
 mod child;
 mod demo;
@@ -21,13 +22,18 @@ mod output;
 pub mod private;
 mod progress;
 mod push;
+mod record;
+mod recording;
 mod recv;
+mod replay;
 mod rm;
 mod send;
 mod serve;
+mod short;
 pub mod signals;
 mod size;
 mod state;
+mod top;
 mod work;
 
 use std::io::Write;
@@ -122,10 +128,14 @@ enum Command {
     Work(work::Args),
     State(state::Args),
     Ls(ls::Args),
+    Top(top::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Rm(rm::Args),
     Bridge(bridge::Args),
+    Broker(broker::Args),
+    Record(record::Args),
+    Replay(replay::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Completions(help::CompletionsArgs),
@@ -162,10 +172,14 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Work(args) => work::run(&common, &args, &stop),
         Command::State(args) => state::run(&common, &args, &stop),
         Command::Ls(args) => ls::run(&common, &args, &stop),
+        Command::Top(args) => top::run(&common, &args, &stop),
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
         Command::Doctor(args) => doctor::run(&common, &args, &stop),
         Command::Rm(args) => rm::run(&common, &args),
         Command::Bridge(args) => bridge::run(&common, &args),
+        Command::Broker(args) => broker::run(&common, &args, &stop),
+        Command::Record(args) => record::run(&common, &args, &stop),
+        Command::Replay(args) => replay::run(&common, &args, &stop),
         Command::Demo(_) => demo::run(&common, &stop),
         Command::Bench(args) => bench::run(&common, &args, &stop),
         Command::Completions(args) => help::completions(&args, &stop),

@@ -20,13 +20,14 @@ const RATE_OVER: Duration = Duration::from_millis(200);
 /// List topics
 ///
 /// Rates are in messages a second, over the last 200ms; LAG is how many messages the slowest subscriber has not yet
-/// received. Looking slows nobody.
+/// received. Looking slows nobody. `buslane top` goes on looking.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only the topic of this name, or those that match: `orders/*` one more segment, `orders/**` any
     #[arg(value_name = "PATTERN")]
     pattern: Option<String>,
-    /// Also capacity, bytes and messages so far, and messages lost
+    /// Also capacity, bytes and messages so far, messages lost, subscribers that sleep, publishers that wait for one, and
+    /// messages of a queue that are not acknowledged
     #[arg(long)]
     long: bool,
 }
@@ -43,6 +44,12 @@ pub struct Summary<'a> {
     messages: u64,
     lag: u64,
     lost: u64,
+    /// Subscribers that sleep.
+    sleepers: usize,
+    /// Publishers that sleep until a subscriber has moved on.
+    waiting: usize,
+    /// By all groups of a queue.
+    unacked: u64,
 }
 
 impl<'a> Summary<'a> {
@@ -58,13 +65,16 @@ impl<'a> Summary<'a> {
             messages: report.messages(),
             lag: report.lag(),
             lost: report.lost(),
+            sleepers: report.sleepers(),
+            waiting: report.waiting(),
+            unacked: report.unacked(),
         }
     }
 }
 
 /// Prints the list.
 pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
-    let bus = open_existing(common)?;
+    let bus = open_to_look(common)?;
     let names = match &args.pattern {
         Some(pattern) if pattern.contains('*') => bus.topics_matching(pattern)?,
         Some(name) => vec![name.clone()],
@@ -97,7 +107,12 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     out.flush().map_err(Failure::stdout)
 }
 
-/// Opens the bus for a look at it, which makes none.
+/// Opens the bus for a look at it, which makes none, and changes nothing: what the dead have left is to be seen.
+pub fn open_to_look(common: &Common) -> Result<Bus, Failure> {
+    open(common, Bus::builder().create(false).reclaim(false))
+}
+
+/// Opens a bus that is there.
 pub fn open_existing(common: &Common) -> Result<Bus, Failure> {
     open(common, Bus::builder().create(false))
 }
@@ -155,7 +170,9 @@ fn rows(reports: &[TopicReport], rates: &HashMap<&str, f64>, long: bool) -> Vec<
         "LAG",
     ];
     if long {
-        header.extend(["CAPACITY", "BYTES", "MESSAGES", "LOST"]);
+        header.extend([
+            "CAPACITY", "BYTES", "MESSAGES", "LOST", "SLEEPING", "WAITING", "UNACKED",
+        ]);
     }
     let mut rows = vec![header.into_iter().map(String::from).collect()];
     for report in reports {
@@ -177,6 +194,9 @@ fn rows(reports: &[TopicReport], rates: &HashMap<&str, f64>, long: bool) -> Vec<
             row.push(size::human(summary.bytes));
             row.push(summary.messages.to_string());
             row.push(summary.lost.to_string());
+            row.push(summary.sleepers.to_string());
+            row.push(summary.waiting.to_string());
+            row.push(summary.unacked.to_string());
         }
         rows.push(row);
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::UNIX_EPOCH;
 
@@ -139,6 +139,12 @@ impl Stdout<'_> {
             .custom_flags(libc::O_NONBLOCK)
             .open("/proc/self/fd/1");
         Ok(own.unwrap_or(shared)) // another user's pipe cannot be opened: then it blocks
+    }
+}
+
+impl AsFd for Stdout<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -63,8 +63,9 @@ pub struct Args {
     skip_damaged: bool,
 }
 
+/// Where one begins to receive.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum From {
+pub enum From {
     /// With what is sent from now on
     New,
     /// With the oldest that publishers still hold
@@ -72,7 +73,8 @@ enum From {
 }
 
 impl From {
-    fn start(self) -> Start {
+    /// The same for the library.
+    pub fn start(self) -> Start {
         match self {
             Self::New => Start::Now,
             Self::Oldest => Start::Oldest,

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::sys::time::TimeSpec;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
@@ -57,6 +58,23 @@ impl Stop {
         }
     }
 
+    /// Whether a signal has come, for which ending is no failure: then it is forgotten.
+    pub fn take(&self) -> bool {
+        // Relaxed: as above.
+        self.signal.swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// Sleeps for `time`; false: a signal came first.
+    pub fn sleep(&self, time: Duration) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut fds, Some(TimeSpec::from_duration(time)), None) {
+            Ok(ready) => Ok(ready == 0),
+            // By a signal that asks for nothing: the caller looks at the time again.
+            Err(Errno::EINTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Waits until `fd` can be read; false: a signal came first.
     pub fn wait_readable(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
         self.wait(fd, PollFlags::POLLIN)
@@ -65,6 +83,28 @@ impl Stop {
     /// Waits until `fd` can be written; false: a signal came first.
     pub fn wait_writable(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
         self.wait(fd, PollFlags::POLLOUT)
+    }
+
+    /// Waits until `fd` has one of these to tell, or an error, at most `time`; whether it has. A signal, of whatever kind, ends it
+    /// sooner.
+    pub fn wait_for(
+        &self,
+        fd: BorrowedFd<'_>,
+        flags: PollFlags,
+        time: Duration,
+    ) -> io::Result<bool> {
+        let mut fds = [
+            PollFd::new(fd, flags),
+            PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN),
+        ];
+        // Rounded up: not to be awake too early.
+        let time = time.saturating_add(Duration::from_millis(1));
+        let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, time) {
+            Ok(_) => Ok(fds[0].any().unwrap_or(true)),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn wait(&self, fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<bool> {

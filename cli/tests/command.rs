@@ -703,7 +703,7 @@ fn keys(value: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-const SUMMARY: [&str; 9] = [
+const SUMMARY: [&str; 12] = [
     "topic",
     "pattern",
     "type",
@@ -713,6 +713,9 @@ const SUMMARY: [&str; 9] = [
     "messages",
     "lag",
     "lost",
+    "sleepers",
+    "waiting",
+    "unacked",
 ];
 
 #[test]

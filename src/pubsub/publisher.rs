@@ -43,7 +43,16 @@ impl<T: ?Sized> fmt::Debug for Publisher<T> {
 
 impl<T: ?Sized + Payload> Publisher<T> {
     pub(crate) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
-        let sender = Sender::join(topic)?;
+        Self::with(Sender::join(topic, 0)?)
+    }
+
+    pub(crate) fn join_named(topic: &Arc<TopicInner>, name: &str) -> Result<Self> {
+        // 0 is that of nobody.
+        let name = Envelope::id_of_type(name).max(1);
+        Self::with(Sender::join(topic, name)?)
+    }
+
+    fn with(sender: Sender) -> Result<Self> {
         let size = PayloadType::from_config(&sender.topic.files.config).size();
         if let Some(size) = size.filter(|&size| size > sender.max_len) {
             return Err(sender.too_long(size));

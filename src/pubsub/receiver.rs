@@ -98,6 +98,16 @@ impl Receiver {
         start: Start,
         named: Option<Named>,
     ) -> Result<Self> {
+        Self::join_as(topic, start, named, false)
+    }
+
+    /// The same. `is_lossy`: publishers do not wait for it.
+    pub(super) fn join_as(
+        topic: &Arc<TopicInner>,
+        start: Start,
+        named: Option<Named>,
+        is_lossy: bool,
+    ) -> Result<Self> {
         topic.bus.listen()?;
         let member = topic.bus.member();
         let (lock, cursor, is_new) = match &named {
@@ -105,7 +115,7 @@ impl Receiver {
                 .files
                 .open_subscription(member, &escape(&named.name)?)?,
             None => {
-                let (lock, cursor) = topic.files.new_cursor(member)?;
+                let (lock, cursor) = topic.files.new_cursor(member, is_lossy)?;
                 (lock, cursor, true)
             }
         };
@@ -599,7 +609,7 @@ impl Receiver {
             header: &lane.header,
             ring: &lane.ring,
         };
-        let is_lossy = files.pattern.is_lossy();
+        let is_lossy = files.pattern.is_lossy() || self.cursor.is_lossy();
         let at = match (is_lossy, start) {
             _ if files.is_logged() => match start {
                 None => {

@@ -44,10 +44,11 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn join(topic: &Arc<TopicInner>) -> Result<Self> {
+    /// Joins with a lane that is kept under this name; 0: none.
+    pub(super) fn join(topic: &Arc<TopicInner>, name: u64) -> Result<Self> {
         topic.bus.listen()?;
         let files = &topic.files;
-        let (lock, id, lane) = files.lane_to_write(topic.bus.member(), files.capacity)?;
+        let (lock, id, lane) = files.lane_to_write(topic.bus.member(), name, files.capacity)?;
         // After the lane has its name, and before the cursors are listed.
         roster::changed(&files.control);
         let max_len = max_len(lane.capacity()) as usize;
@@ -331,7 +332,7 @@ impl Sender {
             true => Some(0),
             false => self.lane.unjoined(),
         };
-        Ok(self.readers.lowest(self.id, unjoined))
+        Ok(self.readers.lowest_of_all(self.id, unjoined))
     }
 
     /// Moves the limit towards `end`; the slowest reader.

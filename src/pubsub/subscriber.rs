@@ -80,6 +80,11 @@ impl<T: ?Sized + Payload> Subscriber<T> {
         Ok(Self::with(Receiver::join(topic, start, None)?))
     }
 
+    /// Joins without any publisher waiting for it.
+    pub(crate) fn join_lossy(topic: &Arc<TopicInner>, start: Start) -> Result<Self> {
+        Ok(Self::with(Receiver::join_as(topic, start, None, true)?))
+    }
+
     fn with(receiver: Receiver) -> Self {
         Self {
             receiver,

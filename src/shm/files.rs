@@ -336,18 +336,7 @@ impl Dir {
 
     /// The numbers `n` of the files `{prefix}n` in this directory, ascending.
     pub fn numbers(&self, prefix: &str) -> Result<Vec<u64>> {
-        let names = self.names()?;
-        let mut numbers: Vec<u64> = names
-            .iter()
-            .filter_map(|name| {
-                let digits = name.strip_prefix(prefix)?;
-                let number: u64 = digits.parse().ok()?;
-                // One name for each number.
-                (number.to_string() == digits).then_some(number)
-            })
-            .collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+        Ok(numbers_among(&self.names()?, prefix))
     }
 
     /// Removes `name`; whether it was there.
@@ -435,6 +424,21 @@ const REFUSED: [(i64, &str); 13] = [
     (0x0027_E0EB, "cgroup"),
     (0x6367_7270, "cgroup2"),
 ];
+
+/// The numbers `n` of the names `{prefix}n` among these, ascending.
+pub fn numbers_among(names: &[String], prefix: &str) -> Vec<u64> {
+    let mut numbers: Vec<u64> = names
+        .iter()
+        .filter_map(|name| {
+            let digits = name.strip_prefix(prefix)?;
+            let number: u64 = digits.parse().ok()?;
+            // One name for each number.
+            (number.to_string() == digits).then_some(number)
+        })
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
 
 /// What is damaged, or no file of ours, counts as not there.
 pub fn skip_damaged<T>(opened: Result<Option<T>>) -> Result<Option<T>> {

@@ -20,8 +20,8 @@ use super::fork::Held;
 use super::futex;
 use super::lane::{self, Corrupt, Outside};
 use super::layout::{
-    Claim, ClaimsHeader, GROUP_CONFIG, GroupConfig, Identity, Kind, LEFT, PAGE, Pattern, Slot,
-    claims_of,
+    Claim, ClaimsHeader, Fate, GROUP_CONFIG, GroupConfig, Identity, Kind, LEFT, PAGE, Pattern,
+    Slot, claims_of,
 };
 use super::roster::{self, Cursor, Role};
 use super::segment::{Access, Mapping};
@@ -51,6 +51,32 @@ pub struct Group {
     /// What its consumers agree on.
     pub config: GroupConfig,
     cursor: Cursor,
+}
+
+/// Where a group is in a lane, as it is seen from outside.
+#[derive(Debug, Default)]
+pub struct Head {
+    /// The first message that is not acknowledged.
+    pub position: u64,
+    /// The file of claims, and how many it has.
+    claims: Option<(OwnedFd, u64)>,
+}
+
+impl Head {
+    /// The claim of whoever has the message with this sequence number now.
+    pub fn held(&self, sequence: u32) -> Option<Claim> {
+        let (file, claims) = self.claims.as_ref()?;
+        let index = u64::from(sequence).checked_rem(*claims)?;
+        let mut word = [0; size_of::<Claim>()];
+        let at = 2 * PAGE as u64 + index * size_of::<Claim>() as u64;
+        // What can't be read is nobody's.
+        files::read_at(file, at, &mut word).ok()?;
+        let claim = Claim(u64::from_le_bytes(word));
+        let is_held = [Fate::Claimed, Fate::Once, Fate::Cancelled, Fate::Moving]
+            .into_iter()
+            .any(|fate| claim.is(fate));
+        (is_held && claim.sequence() == sequence).then_some(claim)
+    }
 }
 
 /// Makes the group that is there from the beginning, before its topic has a name.
@@ -400,14 +426,22 @@ impl TopicFiles {
         }
     }
 
-    /// Each group's number, and its head in a lane: the first message that is not acknowledged.
-    pub fn heads(&self, lane: u64) -> Result<Vec<(u64, u64)>> {
-        let groups = self.list_groups(lane)?;
-        let head = |group: Cursor| {
-            let head = group.position_in(lane).unwrap_or(0);
-            (head & LEFT == 0).then_some((group.id & !IS_CLAIMS, head))
+    /// Where a group is in a lane, to look at. `None`: it reads that lane no more.
+    pub fn head(&self, group: u64, lane: u64) -> Result<Option<Head>> {
+        let name = claims_name(group, lane);
+        let file = skip_damaged(self.dir.open_file(&name, Kind::Claims, false))?;
+        let file = file.filter(|(_, identity)| identity.size >= 2 * PAGE as u64);
+        let Some((file, identity)) = file else {
+            // It will begin at the beginning.
+            return Ok(Some(Head::default()));
         };
-        Ok(groups.into_iter().filter_map(head).collect())
+        let map = map(&self.name, &file, 0, 2 * PAGE, Access::Read)?;
+        let position = as_reader(&map, group).position_in(lane).unwrap_or(0);
+        let head = Head {
+            position,
+            claims: Some((file, identity.capacity)),
+        };
+        Ok((position & LEFT == 0).then_some(head))
     }
 
     fn has_lane(&self, id: u64) -> Result<bool> {

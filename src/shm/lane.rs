@@ -28,6 +28,9 @@
 //! | `want` | the writer | `park` has both sides |
 
 #[cfg(not(loom))]
+use std::mem::offset_of;
+
+#[cfg(not(loom))]
 use super::bytes::Places;
 #[cfg(not(loom))]
 use super::haul::Haul;
@@ -1124,9 +1127,10 @@ pub fn tail(header: &LaneHeader, ring: &Ring) -> Result<u64, Corrupt> {
     find_tail(header, ring).map(|(_, tail)| tail.position)
 }
 
-/// Says whose the lane is, and whether that writer can't use `membarrier`. By the holder of its lock.
-pub fn own(header: &LaneHeader, member: u64, fences: bool) {
+/// Says whose the lane is, its writer's name (0: none), and whether that writer can't use `membarrier`. By the holder of its lock.
+pub fn own(header: &LaneHeader, member: u64, name: u64, fences: bool) {
     header.owner.member.store(member, Ordering::Relaxed);
+    header.owner.name.store(name, Ordering::Relaxed);
     header
         .owner
         .fences
@@ -1331,6 +1335,17 @@ fn check_of(lane: u64, at: Boundary) -> u64 {
 /// The member whose the lane is, or was.
 pub fn owner(header: &LaneHeader) -> u64 {
     header.owner.member.load(Ordering::Relaxed)
+}
+
+/// Whether its writer sleeps until a reader has moved on: for room, or until all is received.
+#[cfg(not(loom))]
+pub fn is_waiting(header: &LaneHeader) -> bool {
+    header.want.load(Ordering::Relaxed) != NOBODY
+}
+
+/// The name of a writer whose lane is kept for it; 0: it has none.
+pub fn name(header: &LaneHeader) -> u64 {
+    header.owner.name.load(Ordering::Relaxed)
 }
 
 /// Says that no frame will follow until somebody adopts the lane; whether that is news. By the holder of its lock.
@@ -2168,7 +2183,7 @@ impl Outside<'_> {
     }
 
     /// The last boundary with at most this sequence number.
-    fn last_before(&self, sequence: u64) -> Option<Boundary> {
+    pub fn last_before(&self, sequence: u64) -> Option<Boundary> {
         self.boundaries()
             .filter(|boundary| boundary.sequence <= sequence)
             .max_by_key(|boundary| boundary.position)
@@ -2290,6 +2305,45 @@ impl Outside<'_> {
             }
             _ => 0,
         }
+    }
+
+    /// The end of the lane as it was when this was asked, or a little later; and where its newest message is, if it was come by.
+    #[cfg(not(loom))]
+    pub fn end_now(&self) -> (Boundary, Option<u64>) {
+        // No writer is farther than it wished to come. Without this, one that goes on would be followed, and held up.
+        let limit = self.header.limit.load(Ordering::Relaxed);
+        let mut at = self.newest().map_or_else(Boundary::default, |(_, at)| at);
+        let until = limit.min(at.position.saturating_add(self.ring.reach()));
+        let mut message = None;
+        while at.position < until
+            && let Some((found, _)) = self.frame(at.position, false)
+        {
+            if found.word.is_message() {
+                message = Some(found.position);
+            }
+            at.pass(found);
+        }
+        (at, message)
+    }
+
+    /// When the first message at or behind `position` was sent, in nanoseconds since 1970; 0: it does not say. `None`: there is
+    /// none, or it is held no more.
+    #[cfg(not(loom))]
+    pub fn sent_ns(&self, position: u64) -> Option<u64> {
+        let (mut found, _) = self.frame(position, false)?;
+        if found.word.is_padding() {
+            (found, _) = self.frame(found.end(), false)?;
+        }
+        let has_envelope =
+            found.word.has_envelope() && found.word.len() as usize >= EnvelopeHead::SIZE;
+        let sent_ns = match has_envelope {
+            true => {
+                let at = found.body() + offset_of!(EnvelopeHead, sent_ns) as u64;
+                self.ring.word(at).load(Ordering::Relaxed)
+            }
+            false => 0,
+        };
+        self.holds(found.position).then_some(sent_ns)
     }
 
     /// The frame at `position`, with a copy of what it carries if wanted; `None` where there is none yet, or

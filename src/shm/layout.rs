@@ -305,6 +305,8 @@ pub struct LaneOwner {
     pub closed: AtomicU64,
     /// 1: the writer can't run `membarrier`; readers fence before they load `want`.
     pub fences: AtomicU64,
+    /// Not 0: only a writer with this name takes it up, and it stays until one does.
+    pub name: AtomicU64,
 }
 
 /// A frame boundary, and what came before it.
@@ -356,6 +358,8 @@ pub struct CursorOwner {
     pub singly: AtomicU64,
     /// Of a named subscription, 1: nobody reads with it now.
     pub away: AtomicU64,
+    /// 1: on a lossless topic, writers do not wait for it.
+    pub lossy: AtomicU64,
 }
 
 /// What a group's consumers agree on, in its file's page at [`GROUP_CONFIG`]. Written by the holder of the file's lock, with

@@ -210,7 +210,7 @@ pub fn leave(topic: &TopicFiles, cursor: &roster::Cursor) -> Result<bool> {
     topic.dir().remove(&format!("{CURSOR}{}", cursor.id))
 }
 
-/// Closes a lane without a writer, and removes it when every cursor has drained it. Whether anything changed.
+/// Closes a lane without a writer, and removes it, unless it is kept, when every cursor has drained it. Whether anything changed.
 pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
     let name = format!("{LANE}{id}");
     let mut changed = false;
@@ -219,7 +219,7 @@ pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
             return Ok(changed);
         };
         changed |= lane::close(&lane.header);
-        if topic.is_logged() {
+        if topic.is_logged() || lane::name(&lane.header) != 0 {
             // It is kept, for its readers and for the next writer.
             return Ok(changed);
         }

@@ -151,6 +151,7 @@ impl Cursor {
     pub fn own(&self, member: u64, fences: bool) {
         self.header.owner.member.store(member, Ordering::Relaxed);
         self.header.owner.away.store(0, Ordering::Relaxed);
+        self.header.owner.lossy.store(0, Ordering::Relaxed);
         self.header
             .owner
             .fences
@@ -214,6 +215,16 @@ impl Cursor {
         owner.singly.store(u64::from(singly), Ordering::Relaxed);
         // Pairs with the `Acquire` in `park::Watch`: who sees it sees the hint.
         control.attention.fetch_add(1, Ordering::Release);
+    }
+
+    /// The reader's, before anyone else sees it: writers of a lossless topic do not wait for it.
+    pub fn set_lossy(&self) {
+        self.header.owner.lossy.store(1, Ordering::Relaxed);
+    }
+
+    /// See [`set_lossy`](Self::set_lossy).
+    pub fn is_lossy(&self) -> bool {
+        self.header.owner.lossy.load(Ordering::Relaxed) != 0
     }
 
     /// Whether its reader sleeps, or is about to.
@@ -462,14 +473,36 @@ impl Readers {
         self.known.iter().any(|known| singly(known) != 0)
     }
 
-    /// The slowest reader of `lane`. Readers without a slot stand at `unjoined`, or don't count.
+    /// The slowest reader of `lane` that gates its writer. Readers without a slot stand at `unjoined`, or don't count.
     pub fn lowest(&mut self, lane: u64, unjoined: Option<u64>) -> Lowest {
+        self.lowest_of(lane, unjoined, |cursor| !cursor.is_lossy())
+    }
+
+    /// The slowest reader of `lane`, those included that do not gate its writer.
+    pub fn lowest_of_all(&mut self, lane: u64, unjoined: Option<u64>) -> Lowest {
+        self.lowest_of(lane, unjoined, |_| true)
+    }
+
+    fn lowest_of(
+        &mut self,
+        lane: u64,
+        unjoined: Option<u64>,
+        is_meant: impl Fn(&Cursor) -> bool,
+    ) -> Lowest {
         let mut lowest = Lowest::nobody();
         for known in &mut self.known {
             // Who is away is not waited for.
-            if known.cursor.role == Role::Consumer || known.cursor.is_away() {
+            if known.cursor.role == Role::Consumer
+                || known.cursor.is_away()
+                || !is_meant(&known.cursor)
+            {
                 continue;
             }
+            // It begins at 0, however far the writer has gone.
+            let unjoined = match known.cursor.is_lossy() {
+                true => Some(0),
+                false => unjoined,
+            };
             known.slot = known.slot.or_else(|| known.cursor.slot_of(lane));
             match (known.slot, unjoined) {
                 (Some(slot), _) => {

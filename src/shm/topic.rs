@@ -145,10 +145,15 @@ impl TopicFiles {
 
     // ------------------------------------------------------------------------------------------------------ lanes
 
-    /// A lane to write: one whose writer has gone, if there is one of that capacity, else a new one.
-    pub fn lane_to_write(&self, member: u64, capacity: usize) -> Result<(Held, u64, Writer)> {
+    /// A lane to write: one whose writer, of the same name, has gone, if there is one of that capacity, else a new one.
+    pub fn lane_to_write(
+        &self,
+        member: u64,
+        name: u64,
+        capacity: usize,
+    ) -> Result<(Held, u64, Writer)> {
         for id in self.dir.numbers(LANE)? {
-            if let Some((lock, writer)) = self.adopt(id, member, capacity)? {
+            if let Some((lock, writer)) = self.adopt(id, member, name, capacity)? {
                 return Ok((lock, id, writer));
             }
         }
@@ -165,7 +170,7 @@ impl TopicFiles {
         let made = self.dir.create(&format!("{LANE}{id}"), &plan, |file| {
             let (header, ring) =
                 self.map_lane(id, file, capacity, (Access::Write, Access::Write))?;
-            lane::own(&header, member, !futex::has_barrier());
+            lane::own(&header, member, name, !futex::has_barrier());
             if let Some(log) = ring.log() {
                 // Before its lane has a name: a lane has a first file.
                 let (first, _) = log.make(0)?;
@@ -202,15 +207,21 @@ impl TopicFiles {
         }
     }
 
-    fn adopt(&self, id: u64, member: u64, capacity: usize) -> Result<Option<(Held, Writer)>> {
+    fn adopt(
+        &self,
+        id: u64,
+        member: u64,
+        name: u64,
+        capacity: usize,
+    ) -> Result<Option<(Held, Writer)>> {
         let Some((lock, LaneFile { header, ring, .. })) = skip_damaged(self.lane_to_close(id))?
         else {
             return Ok(None);
         };
-        if ring.capacity() != capacity as u64 {
+        if ring.capacity() != capacity as u64 || lane::name(&header) != name {
             return Ok(None);
         }
-        lane::own(&header, member, !futex::has_barrier());
+        lane::own(&header, member, name, !futex::has_barrier());
         ring.touch();
         // A lane that can't be followed to its end is left to its readers, who will say so.
         let Ok(writer) = Writer::adopt(header, ring.clone()) else {
@@ -352,8 +363,12 @@ impl TopicFiles {
     // ---------------------------------------------------------------------------------------------------- cursors
 
     /// A new cursor, without slots yet.
-    pub fn new_cursor(&self, member: u64) -> Result<(Held, Cursor)> {
-        self.new_cursor_with(member, |_| {})
+    pub fn new_cursor(&self, member: u64, is_lossy: bool) -> Result<(Held, Cursor)> {
+        self.new_cursor_with(member, |cursor| {
+            if is_lossy {
+                cursor.set_lossy();
+            }
+        })
     }
 
     /// The same, with more to be said in it before anyone else sees it.
