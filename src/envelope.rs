@@ -299,6 +299,16 @@ impl Envelope {
         hops.filter_map(|(_, name)| std::str::from_utf8(name).ok())
     }
 
+    /// Whether the envelope in these bytes has a hop whose name begins so. They may lie where another process could change them, so
+    /// they are compared as bytes.
+    pub(crate) fn came_by(bytes: &[u8], beginning: &str) -> bool {
+        let parts = EnvelopeHead::ref_from_prefix(bytes);
+        parts.is_ok_and(|(_, extension)| {
+            let mut hops = entries(extension).filter(|(tag, _)| *tag == Tag::Hop as u32);
+            hops.any(|(_, name)| name.starts_with(beginning.as_bytes()))
+        })
+    }
+
     /// Says who sends it, by a name that outlives the process.
     pub fn sent_by(mut self, name: &str) -> Self {
         self.replace(Tag::Sender, name.as_bytes());

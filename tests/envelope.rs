@@ -191,6 +191,25 @@ fn through_a_queue() {
 }
 
 #[test]
+fn what_it_came_by_is_seen_in_place() {
+    let private = private();
+    let topic = private.bus().topic("t").unwrap();
+    let (mut subscriber, mut publisher) = (topic.subscriber().unwrap(), topic.publisher().unwrap());
+    let passed = full().passed_on_by("route/a").passed_on_by("route/b");
+    publisher.send_with(&passed, b"passed").unwrap();
+    publisher.send_with(&full(), b"full").unwrap();
+    publisher.send(b"plain").unwrap();
+    let frame = subscriber.recv().unwrap();
+    let begins = ["route/a", "route/b", "route/", ""].map(|beginning| frame.came_by(beginning));
+    assert_eq!(begins, [true; 4]);
+    assert!(!frame.came_by("oute"));
+    drop(frame);
+    for _ in 0..2 {
+        assert!(!subscriber.recv().unwrap().came_by(""));
+    }
+}
+
+#[test]
 fn seen_from_outside() {
     let private = private();
     let bus = private.bus();

@@ -6,6 +6,7 @@
 //! other transports but the same measurements; it promises nothing to anyone else.
 
 pub mod bench;
+mod bridge;
 mod broker;
 mod call;
 mod child;
@@ -131,6 +132,7 @@ enum Command {
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Rm(rm::Args),
+    Bridge(bridge::Args),
     Broker(broker::Args),
     Record(record::Args),
     Replay(replay::Args),
@@ -174,6 +176,7 @@ fn command(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&common, &args, &stop),
         Command::Doctor(args) => doctor::run(&common, &args, &stop),
         Command::Rm(args) => rm::run(&common, &args),
+        Command::Bridge(args) => bridge::run(&common, &args),
         Command::Broker(args) => broker::run(&common, &args, &stop),
         Command::Record(args) => record::run(&common, &args, &stop),
         Command::Replay(args) => replay::run(&common, &args, &stop),

@@ -38,6 +38,13 @@ impl<T: ?Sized> Frame<'_, T> {
         Envelope::read(self.envelope)
     }
 
+    /// Whether a service or route whose name begins so has passed it on: what [`Envelope::trace`] would say, without a copy of the
+    /// envelope.
+    #[must_use]
+    pub fn came_by(&self, beginning: &str) -> bool {
+        Envelope::came_by(self.envelope, beginning)
+    }
+
     /// The beginning of its envelope.
     #[inline]
     pub(crate) fn head(&self) -> Option<&EnvelopeHead> {
