@@ -86,6 +86,15 @@ struct File {
     bus: HashMap<String, BusTable>,
     #[serde(default)]
     route: Vec<RouteTable>,
+    #[serde(default)]
+    bridge: Vec<BridgeTable>,
+}
+
+/// A bridge to a network, with the arguments of `buslane bridge zenoh`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BridgeTable {
+    zenoh: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -236,6 +245,12 @@ impl Config {
             }),
             _ => Err(self.error(said.span(), "metrics: give an address, or false")),
         }
+    }
+
+    /// The bridges that are to run beside the routes: of each the arguments of `buslane bridge zenoh`. They are processes of their own; this
+    /// library does not start them.
+    pub fn bridges(&self) -> impl Iterator<Item = &[String]> {
+        self.file.bridge.iter().map(|bridge| &bridge.zenoh[..])
     }
 
     /// Whether an address was said, or is the usual one.

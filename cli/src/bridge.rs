@@ -38,15 +38,7 @@ enum Network {
 /// Becomes that program.
 pub fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     let Network::Zenoh { arguments } = &args.network;
-    let name = "buslane-bridge-zenoh";
-    let beside = env::current_exe()
-        .ok()
-        .map(|ours| ours.with_file_name(name));
-    let program = beside.filter(|beside| beside.exists());
-    let program = program.unwrap_or_else(|| PathBuf::from(name));
-    let mut command = Command::new(&program);
-    // So that an option among the arguments goes before it.
-    command.env("BUSLANE_BUS", &common.bus);
+    let (program, mut command) = command(&common.bus);
     if common.json {
         command.arg("--json");
     }
@@ -56,8 +48,22 @@ pub fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     Err(failed(&program, command.args(arguments).exec()))
 }
 
-/// It has not become it.
-fn failed(program: &Path, error: io::Error) -> Failure {
+/// That program, beside this one or in PATH, for this bus.
+pub fn command(bus: &str) -> (PathBuf, Command) {
+    let name = "buslane-bridge-zenoh";
+    let beside = env::current_exe()
+        .ok()
+        .map(|ours| ours.with_file_name(name));
+    let program = beside.filter(|beside| beside.exists());
+    let program = program.unwrap_or_else(|| PathBuf::from(name));
+    let mut command = Command::new(&program);
+    // So that an option among the arguments goes before it.
+    command.env("BUSLANE_BUS", bus);
+    (program, command)
+}
+
+/// It could not be started.
+pub fn failed(program: &Path, error: io::Error) -> Failure {
     let program = program.display();
     Failure::Error(match error.kind() {
         io::ErrorKind::NotFound => format!(

@@ -14,6 +14,7 @@ use signal_hook::low_level;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::Common;
+use crate::broker_bridges::Bridges;
 use crate::failure::Failure;
 use crate::output::{Output, json_line, stdout};
 use crate::signals::Stop;
@@ -84,6 +85,8 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     let mut out = common.json.then(|| stdout(stop)).transpose()?;
     let routes = routes(&config, path, &mut buses)?;
     let changes = broker.reload(routes).map_err(failed)?;
+    let mut bridges = Bridges::default();
+    bridges.run(&common.bus, config.bridges())?;
     broker.wait_until_running();
     tell(&mut out, &changes, served.as_ref())?;
     loop {
@@ -91,12 +94,18 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
             .wait_readable(hangups.as_fd())
             .map_err(Failure::system("wait for signals"))?
         {
+            drop(bridges);
             broker.stop();
             return stop.check();
         }
         drain(&hangups).map_err(Failure::system("handle signals"))?;
         match reload(&mut broker, path, &mut buses, &mut served) {
-            Ok(changes) => tell(&mut out, &changes, served.as_ref())?,
+            Ok((config, changes)) => {
+                if let Err(Failure::Error(why)) = bridges.run(&common.bus, config.bridges()) {
+                    tracing::error!("{why}");
+                }
+                tell(&mut out, &changes, served.as_ref())?;
+            }
             Err(Failure::Error(why)) => tracing::error!("{why}; nothing has changed"),
             Err(failure) => return Err(failure),
         }
@@ -132,14 +141,15 @@ fn reload(
     path: &Path,
     buses: &mut Buses,
     served: &mut Option<Served>,
-) -> Result<Changes, Failure> {
+) -> Result<(Config, Changes), Failure> {
     let config = read(path)?;
     let routes = routes(&config, path, buses)?;
     if config.metrics() == Ok(served.as_ref().map(|served| served.asked)) {
-        return broker.reload(routes).map_err(failed);
+        let changes = broker.reload(routes).map_err(failed)?;
+        return Ok((config, changes));
     }
     let before = std::mem::replace(served, serve(broker, &config)?);
-    broker.reload(routes).map_err(|error| {
+    let changes = broker.reload(routes).map_err(|error| {
         let back = match &before {
             Some(before) => broker.serve(before.at).map(|_| ()),
             None => {
@@ -152,7 +162,8 @@ fn reload(
             Err(why) => tracing::error!("{why}"),
         }
         failed(error)
-    })
+    })?;
+    Ok((config, changes))
 }
 
 /// Where metrics are served.

@@ -8,6 +8,7 @@
 pub mod bench;
 mod bridge;
 mod broker;
+mod broker_bridges;
 mod call;
 mod child;
 mod demo;

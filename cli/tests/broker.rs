@@ -341,3 +341,53 @@ fn another_stands_by_and_goes_on_at_once() {
     };
     assert_eq!(&*next, b"2");
 }
+
+/// The bridge is a program of its own: here one that says what it was started as.
+#[test]
+fn a_bridge_runs_beside_it_and_ends_with_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let stage = Stage::new("[[bridge]]\nzenoh = [\"orders/**\", \"--prefix\", \"p\"]\n");
+    let dir = stage.dir.path();
+    let program = dir.join("buslane-bridge-zenoh");
+    let said = dir.join("said");
+    // The first one ends by itself, and another is started.
+    let script = format!(
+        "#!/bin/sh\necho \"$BUSLANE_BUS\" \"$@\" >> {0}\n[ $(wc -l < {0}) = 1 ] && exit 7\necho $$ > {0}.pid\nexec sleep 1000\n",
+        said.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let ours = dir.join("buslane");
+    fs::copy(env!("CARGO_BIN_EXE_buslane"), &ours).unwrap();
+    let mut child = Command::new(&ours)
+        .arg("--bus")
+        .arg(dir.join("bus"))
+        .args(["broker".as_ref(), stage.file().as_os_str()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let pid = loop {
+        assert!(begun.elapsed() < PATIENCE);
+        let pid = fs::read_to_string(dir.join("said.pid")).unwrap_or_default();
+        if let Ok(pid) = pid.trim().parse() {
+            break Pid::from_raw(pid);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let line = format!("{} orders/** --prefix p\n", dir.join("bus").display());
+    assert_eq!(fs::read_to_string(&said).unwrap(), line.repeat(2));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    assert!(kill(pid, None).is_err(), "the bridge is still there");
+
+    fs::remove_file(&program).unwrap();
+    let output = Command::new(&ours)
+        .arg("--bus")
+        .arg(dir.join("bus"))
+        .args(["broker".as_ref(), stage.file().as_os_str()])
+        .env("PATH", dir)
+        .output()
+        .unwrap();
+    assert!(complaint(&output).contains("cargo install --path bridge"));
+}
