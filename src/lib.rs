@@ -37,7 +37,7 @@
 //! # Limits
 //!
 //! Linux, 64-bit, little endian; processes of one user; one host. A message takes at most 3/8 of its lane.
-//! A lossless topic waits for its slowest subscriber, also for one that is stopped; a lossy one waits for nobody.
+//! A lossless topic waits for its slowest subscriber, also for one that is stopped, unless that one is a lossy one; a lossy topic waits for nobody.
 #![cfg_attr(loom, allow(missing_docs, missing_debug_implementations, dead_code))]
 
 #[cfg(not(loom))]

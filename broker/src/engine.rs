@@ -163,7 +163,7 @@ impl Engine {
         let old = std::mem::replace(&mut self.route, route);
         let new = &self.route;
         if new.to_bus.path() == old.to_bus.path() {
-            self.outlets.retain(|target| new.names_target(target));
+            self.outlets.change(new);
         } else {
             self.outlets = Outlets::new(new);
         }

@@ -18,7 +18,7 @@ const SLICE: Duration = Duration::from_millis(50);
 const REST: Duration = Duration::from_millis(100);
 /// Topics that one route has open at a time.
 const MAX_OPEN: usize = 1024;
-/// Topics that one route makes: their names may come from what messages say, and each stays.
+/// Topics that one route makes because messages name them: each stays.
 const MAX_MADE: usize = 256;
 
 enum Writer {
@@ -158,7 +158,9 @@ pub struct Outlets {
     at: usize,
     /// The list of topics when it was last looked whether those that it sends to are there.
     version: u64,
-    /// How many topics it has made.
+    /// What the route names; others are named by messages.
+    named: Vec<Target>,
+    /// How many of these it has made.
     made: usize,
 }
 
@@ -171,6 +173,7 @@ impl Outlets {
             open: Vec::new(),
             at: 0,
             version: bus.topics_version(),
+            named: route.targets().cloned().collect(),
             made: 0,
         }
     }
@@ -185,9 +188,10 @@ impl Outlets {
         capacities.min().unwrap_or(0) / 2
     }
 
-    /// Keeps only those that are meant.
-    pub fn retain(&mut self, is_meant: impl Fn(&Target) -> bool) {
-        self.open.retain(|(target, _)| is_meant(target));
+    /// Goes on for what the route is now.
+    pub fn change(&mut self, route: &Route) {
+        self.open.retain(|(target, _)| route.names_target(target));
+        self.named = route.targets().cloned().collect();
     }
 
     /// Sends a message. Waits for room, so long at most, and for whatever else passes by itself.
@@ -274,9 +278,13 @@ impl Outlets {
         }
         let mut outlet = match Outlet::find(&self.bus, target, &self.writer)? {
             Some(outlet) => outlet,
-            None if self.made >= MAX_MADE => return Err(Kept::TooMany),
             None => {
-                self.made += 1;
+                if !self.named.contains(target) {
+                    if self.made >= MAX_MADE {
+                        return Err(Kept::TooMany);
+                    }
+                    self.made += 1;
+                }
                 Outlet::make(&self.bus, target, load, &self.writer)?
             }
         };

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -29,6 +31,8 @@ pub const SUBSCRIPTION: &str = "subscription.";
 /// What tables are called, before their number.
 pub const TABLE: &str = "table.";
 const TOPIC: &str = "topic";
+/// How often a named writer tries to take up the lane that is kept for it, a millisecond apart.
+const ADOPTIONS: u32 = 100;
 /// Bytes in the file of a bus: identity, and control page.
 pub const BUS_SIZE: u64 = 2 * PAGE as u64;
 
@@ -152,10 +156,17 @@ impl TopicFiles {
         name: u64,
         capacity: usize,
     ) -> Result<(Held, u64, Writer)> {
-        for id in self.dir.numbers(LANE)? {
-            if let Some((lock, writer)) = self.adopt(id, member, name, capacity)? {
-                return Ok((lock, id, writer));
+        for _ in 0..ADOPTIONS {
+            for id in self.dir.numbers(LANE)? {
+                if let Some((lock, writer)) = self.adopt(id, member, name, capacity)? {
+                    return Ok((lock, id, writer));
+                }
             }
+            if name == 0 || !self.has_lane_left(name)? {
+                break;
+            }
+            // Somebody who tidies up has it for a moment.
+            thread::sleep(Duration::from_millis(1));
         }
         let id = roster::next_id(&self.control);
         let size = self.lane_size(capacity) as u64;
@@ -192,6 +203,19 @@ impl TopicFiles {
             self.dir.sync()?;
         }
         Ok((Held::new(file), id, writer))
+    }
+
+    /// Whether there is a lane that is kept for a writer of this name, and has none.
+    fn has_lane_left(&self, name: u64) -> Result<bool> {
+        for id in self.dir.numbers(LANE)? {
+            let lane = skip_damaged(self.lane(id))?;
+            let is_left =
+                |lane: &LaneFile| lane::name(&lane.header) == name && lane::is_closed(&lane.header);
+            if lane.is_some_and(|lane| is_left(&lane)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether its lanes are kept in data files.
