@@ -45,12 +45,13 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Failure> {
     let stop = Stop::install()?;
-    // What Zenoh has to say goes to stderr; RUST_LOG asks for more, or less.
-    zenoh::init_log_from_env_or("error");
+    // What Zenoh and the metrics' server have to say goes to stderr; RUST_LOG asks for more, or less.
+    zenoh::init_log_from_env_or("error,buslane_metrics=warn");
     let metrics = Arc::<Metrics>::default();
-    if let Some(address) = args.metrics {
-        metrics.serve(address)?;
-    }
+    let _http = args
+        .metrics
+        .map(|address| metrics.serve(address))
+        .transpose()?;
     let carried = Bridge::open(args, &stop, &metrics)
         .and_then(|bridge| bridge.map_or(Ok(()), |bridge| bridge.carry()));
     if args.json {

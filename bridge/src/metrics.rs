@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
+use buslane_metrics::{Http, Page};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -13,7 +13,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
-use tiny_http::{Header, Response, Server};
 
 use crate::failure::{Failure, tell};
 
@@ -299,29 +298,23 @@ impl Metrics {
         }
     }
 
-    /// Serves them over HTTP.
-    pub fn serve(self: &Arc<Self>, address: SocketAddr) -> Result<(), Failure> {
-        let failed = |e: &dyn fmt::Display| {
+    /// Serves them over HTTP, until what it returns is dropped.
+    pub fn serve(self: &Arc<Self>, address: SocketAddr) -> Result<Http, Failure> {
+        let metrics = Arc::clone(self);
+        let pages = move |path: &str| match path {
+            "/metrics" => {
+                let mut text = String::new();
+                // Writing to a string does not fail.
+                let _ = encode(&mut text, &metrics.registry);
+                Page::metrics(text)
+            }
+            _ => Page::missing("There is /metrics.\n"),
+        };
+        Http::serve(address, pages).map_err(|e| {
             Failure::Error(format!(
                 "cannot serve metrics at {address}: {e}; give another --metrics ADDRESS"
             ))
-        };
-        let server = Server::http(address).map_err(|e| failed(&e))?;
-        let metrics = Arc::clone(self);
-        let spawned = thread::Builder::new()
-            .name(String::from("metrics"))
-            .spawn(move || {
-                for request in server.incoming_requests() {
-                    let mut text = String::new();
-                    // Writing to a string does not fail.
-                    let _ = encode(&mut text, &metrics.registry);
-                    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                    let header = Header::from_bytes("Content-Type", kind).expect("it is ASCII");
-                    // Who has gone meanwhile asks again.
-                    let _ = request.respond(Response::from_string(text).with_header(header));
-                }
-            });
-        spawned.map(drop).map_err(|e| failed(&e))
+        })
     }
 }
 

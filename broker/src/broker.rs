@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use buslane::Bus;
+use buslane_metrics::{Http, Page};
 
 use crate::control::{Control, Watched};
 use crate::error::{Error, Result};
-use crate::http::Http;
 use crate::metrics::{Metrics, State};
 use crate::route::{self, Route};
 use crate::worker::Worker;
@@ -194,11 +194,8 @@ impl Broker {
         }
         let metrics = Arc::clone(&self.metrics);
         let states = Arc::clone(&self.states);
-        let page = move |path: &str| match path {
-            "/metrics" => {
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                Some((200, kind, metrics.text()))
-            }
+        let pages = move |path: &str| match path {
+            "/metrics" => Page::metrics(metrics.text()),
             "/health" => {
                 let states = states.lock().unwrap_or_else(PoisonError::into_inner);
                 let states = states.iter().map(|(name, status)| (name, status.state()));
@@ -209,15 +206,18 @@ impl Broker {
                     .map(|(name, state)| (name, state.map_or("starting", State::name)))
                     .collect();
                 let text = serde_json::json!({ "healthy": !is_failing, "routes": names });
-                Some((
-                    if is_failing { 503 } else { 200 },
-                    "application/json",
-                    format!("{text}\n"),
-                ))
+                Page {
+                    status: if is_failing { 503 } else { 200 },
+                    kind: "application/json",
+                    text: format!("{text}\n"),
+                }
             }
-            _ => None,
+            _ => Page::missing("There is /metrics and /health.\n"),
         };
-        let http = Http::serve(address, Box::new(page))?;
+        let http = Http::serve(address, pages).map_err(|e| Error::Listen {
+            at: address.to_string(),
+            why: e.to_string(),
+        })?;
         Ok(self.http.insert(http).address())
     }
 

@@ -20,7 +20,6 @@ mod error;
 mod expression;
 mod format;
 mod gates;
-mod http;
 mod metrics;
 mod outlets;
 mod passed;

@@ -130,8 +130,7 @@ impl Net {
 
     /// What a bridge on a host counts: the sum over all labels that `wanted` begins.
     pub fn metric(&self, host: usize, wanted: &str) -> u64 {
-        let get =
-            "exec 3<>/dev/tcp/127.0.0.1/9464; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        let get = "exec 3<>/dev/tcp/127.0.0.1/9464; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
         let output = self
             .command(host, "bash")
             .args(["-c", get])

@@ -1,7 +1,27 @@
-//! Metrics and health for who asks over HTTP.
+//! Serves what a buslane program counts, over HTTP: metrics, and health.
 //!
 //! Whoever can connect may ask, so nothing that a client does, or leaves undone, may cost more than its own connection: a connection has one
 //! request, whose body is not read, and an end.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::TcpStream;
+//!
+//! use buslane_metrics::{Http, Page};
+//!
+//! let http = Http::serve("127.0.0.1:0".parse()?, |path| match path {
+//!     "/metrics" => Page::metrics(String::from("# EOF\n")),
+//!     _ => Page::missing("There is /metrics.\n"),
+//! })?;
+//!
+//! let mut stream = TcpStream::connect(http.address())?;
+//! stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+//! let mut answer = String::new();
+//! stream.read_to_string(&mut answer)?;
+//! assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"));
+//! assert!(answer.ends_with("\r\n\r\n# EOF\n"));
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
 
 use std::net::{self, SocketAddr};
 use std::sync::Arc;
@@ -21,8 +41,6 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task;
 use tokio::time::{sleep, timeout};
 
-use crate::error::{Error, Result};
-
 /// How many are connected at a time; others wait in the system's queue.
 const CONNECTIONS: usize = 64;
 /// How long a request's head may take to come.
@@ -34,8 +52,41 @@ const PAGES: usize = 4;
 /// The rest after a connection that could not be accepted, as when there are too many open files.
 const REST: Duration = Duration::from_millis(100);
 
-/// What is answered to a path: the status, the type, and the text. `None`: there is no such page.
-type Page = dyn Fn(&str) -> Option<(u16, &'static str, String)> + Send + Sync;
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The status, as 200.
+    pub status: u16,
+    /// The type of the text, as `text/plain`.
+    pub kind: &'static str,
+    /// The text.
+    pub text: String,
+}
+
+impl Page {
+    /// Metrics, in the text format of OpenMetrics, which Prometheus reads.
+    #[must_use]
+    pub fn metrics(text: String) -> Self {
+        Self {
+            status: 200,
+            kind: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            text,
+        }
+    }
+
+    /// That there is no such page, and which there are.
+    #[must_use]
+    pub fn missing(text: &str) -> Self {
+        Self {
+            status: 404,
+            kind: "text/plain",
+            text: text.to_owned(),
+        }
+    }
+}
+
+/// Makes the page at a path.
+type Pages = dyn Fn(&str) -> Page + Send + Sync;
 
 /// A server, until it is dropped.
 pub struct Http {
@@ -54,14 +105,18 @@ impl std::fmt::Debug for Http {
 }
 
 impl Http {
-    pub fn serve(address: SocketAddr, page: Box<Page>) -> Result<Self> {
-        Self::start(address, page).map_err(|e| Error::Listen {
-            at: address.to_string(),
-            why: e.to_string(),
-        })
-    }
-
-    fn start(address: SocketAddr, page: Box<Page>) -> io::Result<Self> {
+    /// Serves pages at this address, until it is dropped: each is made for who asks for its path, and may take a while.
+    ///
+    /// Dropping it closes the connections as they are. A page that is being made then is not waited for: what the closure holds is
+    /// dropped when it is done.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not let it listen there, or start a thread.
+    pub fn serve(
+        address: SocketAddr,
+        pages: impl Fn(&str) -> Page + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let listener = net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -77,7 +132,7 @@ impl Http {
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || {
-            runtime.spawn(accept(listener, Arc::from(page)));
+            runtime.spawn(accept(listener, Arc::new(pages)));
             // That nothing was sent but it was dropped is the sign.
             let _ = runtime.block_on(stopped);
             // Connections are closed as they are; a page that is being made is not waited for.
@@ -91,20 +146,22 @@ impl Http {
         })
     }
 
+    /// Where it listens: as asked for, but for port 0, which stands for any.
+    #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-async fn accept(listener: TcpListener, page: Arc<Page>) {
+async fn accept(listener: TcpListener, pages: Arc<Pages>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let page = Arc::clone(&page);
+                let pages = Arc::clone(&pages);
                 task::spawn(async move {
                     // Who is too slow, or has gone, does not get its answer.
-                    let _ = timeout(CONNECTION, converse(stream, page)).await;
+                    let _ = timeout(CONNECTION, converse(stream, pages)).await;
                     drop(place);
                 });
             }
@@ -116,7 +173,7 @@ async fn accept(listener: TcpListener, page: Arc<Page>) {
     }
 }
 
-async fn converse(stream: TcpStream, page: Arc<Page>) -> hyper::Result<()> {
+async fn converse(stream: TcpStream, pages: Arc<Pages>) -> hyper::Result<()> {
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
@@ -126,34 +183,29 @@ async fn converse(stream: TcpStream, page: Arc<Page>) -> hyper::Result<()> {
         .half_close(true)
         .serve_connection(
             TokioIo::new(stream),
-            service_fn(|asked| answer(asked, Arc::clone(&page))),
+            service_fn(|asked| answer(asked, Arc::clone(&pages))),
         )
         .await
 }
 
 async fn answer(
     asked: Request<Incoming>,
-    page: Arc<Page>,
+    pages: Arc<Pages>,
 ) -> Result<Response<String>, Box<dyn error::Error + Send + Sync>> {
-    let plain = |status| {
-        Response::builder()
-            .status(status)
-            .header(CONTENT_TYPE, "text/plain")
-    };
     if ![Method::GET, Method::HEAD].contains(asked.method()) {
-        let response = plain(405).header(ALLOW, "GET, HEAD");
+        let response = Response::builder()
+            .status(405)
+            .header(CONTENT_TYPE, "text/plain")
+            .header(ALLOW, "GET, HEAD");
         return Ok(response.body(String::from("GET it.\n"))?);
     }
     let path = asked.uri().path().to_owned();
     // It may block for a while, as it looks into buses. If it panics, that was told, and the connection ends.
-    let response = match task::spawn_blocking(move || page(&path)).await? {
-        Some((status, kind, text)) => Response::builder()
-            .status(status)
-            .header(CONTENT_TYPE, kind)
-            .body(text),
-        None => plain(404).body(String::from("There is /metrics and /health.\n")),
-    };
-    Ok(response?)
+    let page = task::spawn_blocking(move || pages(&path)).await?;
+    Ok(Response::builder()
+        .status(page.status)
+        .header(CONTENT_TYPE, page.kind)
+        .body(page.text)?)
 }
 
 impl Drop for Http {
@@ -184,17 +236,17 @@ mod tests {
         let (release, held) = mpsc::channel::<()>();
         let (begin, begun) = mpsc::channel();
         let held = Mutex::new(held);
-        let page = move |path: &str| match path {
+        let pages = move |path: &str| match path {
             "/long" => {
                 begin.send(()).unwrap();
                 let held = held.lock().unwrap_or_else(PoisonError::into_inner);
                 held.recv().unwrap_err();
-                None
+                Page::missing("after long")
             }
             "/panic" => panic!("as the test wants"),
-            _ => Some((200, "text/plain", String::from("quick"))),
+            _ => Page::metrics(String::from("quick")),
         };
-        let http = Http::serve("127.0.0.1:0".parse().unwrap(), Box::new(page)).unwrap();
+        let http = Http::serve("127.0.0.1:0".parse().unwrap(), pages).unwrap();
         let _long = ask(http.address(), "/long");
         begun.recv().unwrap();
         let mut answer = String::new();
