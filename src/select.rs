@@ -149,7 +149,11 @@ impl<T: ?Sized + Payload> Topics<T> {
                     self.refresh(Start::Oldest)?;
                     return Ok(None);
                 }
-                Err(e) => return Err(e),
+                Err(e) => {
+                    // It may fail again: the others are looked at before it.
+                    (self.at, self.turn) = (at, TURN);
+                    return Err(e);
+                }
             }
         }
         Ok(None)

@@ -1,9 +1,10 @@
 //! `buslane record`: what is sent to some topics, into an MCAP file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use buslane::{Any, Bus, ErrorKind, NamePattern, PayloadType, Selected, Selection};
@@ -211,6 +212,7 @@ impl Recorder<'_> {
         let mut until = args.duration.unwrap_or(Duration::MAX);
         let (mut is_idle, mut is_ending) = (false, false);
         let mut outcome = Ok(());
+        let mut told = HashSet::new();
         while self.count.messages < most {
             let elapsed = self.begun.elapsed();
             if stop.take() {
@@ -219,6 +221,11 @@ impl Recorder<'_> {
                 until = until.min(elapsed + DRAIN);
             }
             if elapsed >= until {
+                if is_ending && args.duration.is_none_or(|duration| elapsed < duration) {
+                    note(
+                        "after a second there was still more to receive: the last messages are not in the file",
+                    );
+                }
                 break;
             }
             if elapsed - self.flushed >= FLUSH_AFTER || self.writer.is_due() {
@@ -259,7 +266,12 @@ impl Recorder<'_> {
                     (ErrorKind::Ended, _) => {}
                     // Of one topic, or one lane: the others go on.
                     (ErrorKind::Corrupt | ErrorKind::NoSpace | ErrorKind::TooMany, _) => {
-                        note(&error.to_string());
+                        // What lasts is met at each look.
+                        if told.insert(error.to_string()) {
+                            note(&error.to_string());
+                        } else {
+                            thread::sleep(Duration::from_millis(1));
+                        }
                         outcome = Err(Failure::Error("not all could be recorded".into()));
                     }
                     _ => return Err(error.into()),

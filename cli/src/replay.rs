@@ -407,11 +407,26 @@ impl Replay<'_> {
         let (Some(outlet), true) = (*outlet, is_meant) else {
             return Ok(ControlFlow::Continue(()));
         };
+        if self.args.count == Some(0) {
+            return Ok(ControlFlow::Break(()));
+        }
         self.wait_until_due(header.log_time)?;
         let outlet = &mut self.outlets[outlet];
-        let publisher = match &mut outlet.publisher {
-            Some(publisher) => publisher,
-            none => none.insert(outlet.topic.publisher()?),
+        if outlet.publisher.is_none() {
+            match outlet.topic.publisher() {
+                Ok(publisher) => outlet.publisher = Some(publisher),
+                // The others may be as they should.
+                Err(error) => {
+                    if let Some((_, outlet)) = self.channels.get_mut(&header.channel_id) {
+                        *outlet = None;
+                    }
+                    self.problem(&format!("{error}; its messages are left out"));
+                    return Ok(ControlFlow::Continue(()));
+                }
+            }
+        }
+        let Some(publisher) = &mut outlet.publisher else {
+            return Ok(ControlFlow::Continue(()));
         };
         let sent = in_slices(self.stop, || {
             let sent = publisher.send_any(envelope.as_ref(), payload, Some(SLICE));

@@ -219,7 +219,7 @@ impl Reader {
         if opcode == 0 || len > left {
             if opcode != 0 && self.summary.is_none() {
                 if opcode == op::CHUNK {
-                    self.read_body(left)?;
+                    self.read_body(left.min(LARGEST))?;
                     self.show_beginning(self.at, len, show)?;
                 }
                 return Err(Trouble::Short);

@@ -251,9 +251,10 @@ fn counts(latency: &Histogram<u32>) -> Vec<(String, u64)> {
     for end in ENDS {
         let count = latency.count_between(from, end - 1);
         counts.push((format!("< {}", label(end)), count));
-        from = end;
+        // Values that share a place in the histogram are counted once, with the lower ones.
+        from = latency.next_non_equivalent(end - 1);
     }
     let count = latency.count_between(from, u64::MAX);
-    counts.push((format!("≥ {}", label(from)), count));
+    counts.push((format!("≥ {}", label(ENDS[ENDS.len() - 1])), count));
     counts
 }

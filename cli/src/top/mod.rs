@@ -56,9 +56,13 @@ const FIRST: Duration = Duration::from_millis(200);
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = humantime::parse_duration(text)
         .map_err(|error| format!("`{text}` is no time: {error}; write 500ms or 5s"))?;
-    match interval < Duration::from_millis(10) {
-        true => Err(String::from("less than 10ms would slow others")),
-        false => Ok(interval),
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    match interval {
+        _ if interval < Duration::from_millis(10) => {
+            Err(String::from("less than 10ms would slow others"))
+        }
+        _ if interval > YEAR => Err(String::from("a year is the longest")),
+        _ => Ok(interval),
     }
 }
 
