@@ -19,7 +19,7 @@ use crate::incoming::Inlets;
 use crate::metrics::{Metrics, Refused};
 use crate::names::{Patterns, Said, Space};
 use crate::outgoing::{self, End};
-use crate::services::{Asked, Served};
+use crate::services::{Asked, Gate, Served};
 use crate::signals::Stop;
 use crate::states::Board;
 
@@ -27,6 +27,8 @@ use crate::states::Board;
 const LOOK: Duration = Duration::from_millis(100);
 /// How long it leaves what has failed alone.
 const PAUSE: Duration = Duration::from_secs(1);
+/// States, and services, that are carried because the network announces them: each has threads, and memory on the bus.
+pub const MOST_ANNOUNCED: usize = 256;
 
 /// What all threads of a bridge share.
 #[derive(Debug)]
@@ -142,6 +144,10 @@ pub struct Bridge {
     names: (u64, Vec<String>),
     outlets: HashMap<(String, Destination), Outlet>,
     boards: HashMap<String, Board>,
+    /// States beyond the most that are announced.
+    beyond: HashSet<String>,
+    /// Queries for values of states.
+    gets: Gate,
     served: Served,
     asked: Asked,
     /// Whether others than bridges were connected when it looked last, and the time before.
@@ -195,6 +201,8 @@ impl Bridge {
             names: (0, Vec::new()),
             outlets: HashMap::new(),
             boards: HashMap::new(),
+            beyond: HashSet::new(),
+            gets: Gate::default(),
             strangers: [false; 2],
             tokens: HashMap::new(),
         };
@@ -237,6 +245,7 @@ impl Bridge {
 
     /// Has every thread end, and what it has in hand arrive.
     fn leave(&mut self) {
+        self.shared.stop.end();
         // Nobody sends to us from here on.
         self.tokens.clear();
         self.inlets.close();
@@ -318,7 +327,14 @@ impl Bridge {
     fn look(&mut self) -> Result<(), Failure> {
         let version = self.shared.bus.topics_version();
         if !self.has_looked || version != self.names.0 {
-            self.names = (version, self.shared.bus.topics()?);
+            match self.shared.bus.topics() {
+                Ok(names) => self.names = (version, names),
+                // One may just have been removed: the next look sees.
+                Err(e) => {
+                    self.shared.metrics.refused(Refused::Bus, e);
+                    return Ok(());
+                }
+            }
         }
         self.learn_roles();
         let has_plain = self.has_plain()?;
@@ -475,19 +491,39 @@ impl Bridge {
             _ => None,
         });
         let elsewhere: Vec<(BusId, String)> = said.collect();
-        for name in here.iter().chain(elsewhere.iter().map(|(_, name)| name)) {
+        let announced: HashSet<&String> = elsewhere.iter().map(|(_, name)| name).collect();
+        self.beyond.retain(|name| announced.contains(name));
+        self.boards.retain(|name, board| {
+            !board.has_ended() && (here.contains(name) || announced.contains(name))
+        });
+        let mut count = self
+            .boards
+            .values()
+            .filter(|board| board.is_announced)
+            .count();
+        for name in here.iter().chain(announced) {
             let is_wanted = match here.contains(name) {
                 true => {
                     self.shared.outgoing.match_any(name) || self.shared.incoming.match_any(name)
                 }
                 false => self.shared.incoming.match_any(name),
             };
-            if is_wanted && !self.boards.contains_key(name) {
-                self.boards
-                    .insert(name.clone(), Board::new(&self.shared, name));
+            if !is_wanted || self.boards.contains_key(name) {
+                continue;
             }
+            let is_announced = !here.contains(name);
+            if is_announced && count == MOST_ANNOUNCED {
+                if self.beyond.insert(name.clone()) {
+                    let what =
+                        format!("{name}: the network announces more than {MOST_ANNOUNCED} states");
+                    self.shared.metrics.refused(Refused::Topics, what);
+                }
+                continue;
+            }
+            count += usize::from(is_announced);
+            let board = Board::new(&self.shared, name, is_announced, &self.gets);
+            self.boards.insert(name.clone(), board);
         }
-        self.boards.retain(|_, board| !board.has_ended());
         for (name, board) in &mut self.boards {
             let there = elsewhere.iter().filter(|(_, said)| said == name);
             board.look(here.contains(name), there.map(|(bus, _)| *bus).collect());

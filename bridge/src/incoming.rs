@@ -18,7 +18,7 @@ use zenoh::qos::{CongestionControl, Reliability};
 use zenoh::query::Query;
 use zenoh::sample::{Locality, Sample, SampleKind};
 
-use crate::bridge::Shared;
+use crate::bridge::{Over, Shared};
 use crate::failure::Failure;
 use crate::home::BusId;
 use crate::metrics::{Carried, Refused};
@@ -48,11 +48,36 @@ pub struct Inlets {
 struct State {
     /// Buses whose bridges are known.
     known: HashSet<BusId>,
-    parcels: HashMap<(BusId, String), Sender<(Header, Query)>>,
+    takers: HashMap<(BusId, String), Taking>,
+    /// Threads of takers that are no more wanted, and may not have seen it.
+    ending: HashMap<(BusId, String), JoinHandle<()>>,
     /// By key expression.
     singles: HashMap<String, Arc<Queue>>,
     threads: Vec<JoinHandle<()>>,
     is_closed: bool,
+}
+
+/// What puts a topic's parcels from one bus on this one.
+#[derive(Debug)]
+struct Taking {
+    parcels: Sender<(Header, Query)>,
+    over: Over,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl State {
+    fn count(&self) -> usize {
+        self.takers.len() + self.singles.len()
+    }
+
+    /// Has a taker end; the next one for the same waits for that.
+    fn end(&mut self, key: (BusId, String)) {
+        if let Some(taking) = self.takers.remove(&key) {
+            let _ = taking.over.set(());
+            self.ending
+                .extend(taking.thread.map(|thread| (key, thread)));
+        }
+    }
 }
 
 impl Inlets {
@@ -95,7 +120,14 @@ impl Inlets {
     /// These buses have bridges; what comes from others is not taken.
     pub fn know(&self, buses: HashSet<BusId>) {
         let mut state = self.lock();
-        state.parcels.retain(|(from, _), _| buses.contains(from));
+        let gone = state
+            .takers
+            .keys()
+            .filter(|(from, _)| !buses.contains(from));
+        for key in gone.cloned().collect::<Vec<_>>() {
+            state.end(key);
+        }
+        state.ending.retain(|_, thread| !thread.is_finished());
         state.threads.retain(|thread| !thread.is_finished());
         state.known = buses;
     }
@@ -104,9 +136,11 @@ impl Inlets {
     pub fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
-        state.parcels.clear();
         state.singles.drain().for_each(|(_, queue)| queue.close());
-        let threads = std::mem::take(&mut state.threads);
+        let takers = std::mem::take(&mut state.takers);
+        let mut threads = std::mem::take(&mut state.threads);
+        threads.extend(takers.into_values().filter_map(|taking| taking.thread));
+        threads.extend(state.ending.drain().map(|(_, thread)| thread));
         drop(state);
         for thread in threads {
             let _ = thread.join();
@@ -141,11 +175,9 @@ impl Inlets {
             // It may have seen us before we have seen it.
             return metrics.count(Refused::Stranger);
         }
-        let is_full = state.parcels.len() + state.singles.len() >= MOST_TOPICS;
-        let State {
-            parcels, threads, ..
-        } = &mut *state;
-        let parcels = match parcels.entry((header.from, header.topic.clone())) {
+        let is_full = state.count() >= MOST_TOPICS;
+        let State { takers, ending, .. } = &mut *state;
+        let taking = match takers.entry((header.from, header.topic.clone())) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(_) if is_full => {
                 let what = format!(
@@ -155,18 +187,29 @@ impl Inlets {
                 return metrics.refused(Refused::Topics, what);
             }
             Entry::Vacant(entry) => {
-                let (sender, receiver) = bounded(MOST_PARCELS);
-                let (from, topic) = entry.key().clone();
+                let (parcels, received) = bounded(MOST_PARCELS);
+                let (over, before) = (Over::default(), ending.remove(entry.key()));
+                let ((from, topic), seen) = (entry.key().clone(), Arc::clone(&over));
                 let thread = self.shared.spawn("in", move |shared| {
-                    Taker::new(&shared, from, topic).run(&receiver);
+                    // What it puts there yet is seen when this one looks back.
+                    before.map(JoinHandle::join);
+                    Taker::new(&shared, from, topic, &seen).run(&received);
                 });
-                threads.extend(thread);
-                entry.insert(sender)
+                entry.insert(Taking {
+                    parcels,
+                    over,
+                    thread,
+                })
             }
         };
-        if let Err(TrySendError::Full((header, _))) = parcels.try_send((header, query)) {
-            let what = format!("{}: more comes than may be under way", header.topic);
-            metrics.refused(Refused::Flood, what);
+        match taking.parcels.try_send((header, query)) {
+            Ok(()) => {}
+            Err(TrySendError::Full((header, _))) => {
+                let what = format!("{}: more comes than may be under way", header.topic);
+                metrics.refused(Refused::Flood, what);
+            }
+            // Its thread did not start, or has died: the next parcel gets another.
+            Err(TrySendError::Disconnected((header, _))) => state.end((header.from, header.topic)),
         }
     }
 
@@ -225,7 +268,7 @@ impl Inlets {
         if state.is_closed || self.is_of_state(&name) {
             return None;
         }
-        if state.parcels.len() + state.singles.len() >= MOST_TOPICS {
+        if state.count() >= MOST_TOPICS {
             let what = format!("{name}: the network sends to more than {MOST_TOPICS} topics");
             metrics.refused(Refused::Topics, what);
             return None;
@@ -271,6 +314,7 @@ fn answer(shared: &Shared, query: &Query, answer: &Answer) {
 /// Puts a topic's parcels from one bus on this one.
 struct Taker<'a> {
     shared: &'a Shared,
+    over: &'a Over,
     from: BusId,
     name: String,
     hop: String,
@@ -289,10 +333,11 @@ struct Taker<'a> {
 }
 
 impl<'a> Taker<'a> {
-    fn new(shared: &'a Shared, from: BusId, name: String) -> Self {
+    fn new(shared: &'a Shared, from: BusId, name: String, over: &'a Over) -> Self {
         let hop = shared.hop(&from.to_string());
         Self {
             shared,
+            over,
             from,
             plain: Envelope::new(Kind::Event).passed_on_by(&hop),
             hop,
@@ -309,6 +354,9 @@ impl<'a> Taker<'a> {
 
     fn run(mut self, parcels: &Receiver<(Header, Query)>) {
         for (header, query) in parcels {
+            if self.over.get().is_some() {
+                return;
+            }
             let said = self.take(&header, &query);
             answer(self.shared, &query, &said);
         }
@@ -339,7 +387,7 @@ impl<'a> Taker<'a> {
                 if header.ended {
                     self.publisher = None;
                 }
-                self.stream = Some((header.stream, next + 1));
+                self.stream = Some((header.stream, next.wrapping_add(1)));
                 self.put = 0;
                 Answer::Taken
             }
@@ -422,7 +470,12 @@ impl<'a> Taker<'a> {
         });
         self.carried.add(messages, bytes);
         if header.source.is_some() && topic.is_durable() {
-            result = result.and_then(|()| publisher.sync());
+            // Also what came before a failure: it does not come again.
+            let synced = publisher.sync();
+            if synced.is_err() {
+                (self.put, self.source) = (0, None);
+            }
+            result = result.and(synced);
         }
         self.publisher = Some(publisher);
         result
@@ -436,6 +489,7 @@ impl<'a> Taker<'a> {
         mut carried: impl FnMut(u64),
     ) -> buslane::Result<()> {
         let metrics = &self.shared.metrics;
+        let is_over = || self.shared.stop.is_set() || self.over.get().is_some();
         let all = unpack(payload, header.source.is_some());
         for packed in all.skip(self.put) {
             let note = packed.and_then(|packed| Some((packed, Note::entries(packed.note)?)));
@@ -463,7 +517,7 @@ impl<'a> Taker<'a> {
                 };
                 let envelope = envelope_of(note, &self.hop).made_from(by);
                 if may_come(self.shared, &envelope, &self.name) {
-                    send(self.shared, publisher, &envelope, packed.payload)?;
+                    send(publisher, &envelope, packed.payload, is_over)?;
                     carried(packed.payload.len() as u64);
                 }
                 self.last.insert(lane, sequence);
@@ -477,7 +531,7 @@ impl<'a> Taker<'a> {
                     }
                 };
                 if may_come(self.shared, envelope, &self.name) {
-                    match send(self.shared, publisher, envelope, packed.payload) {
+                    match send(publisher, envelope, packed.payload, is_over) {
                         Ok(()) => carried(packed.payload.len() as u64),
                         Err(e) if is_of_message(e.kind()) => metrics.refused(Refused::Size, e),
                         Err(e) => return Err(e),
@@ -519,16 +573,16 @@ fn is_of_message(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::TooLong | ErrorKind::Mismatch)
 }
 
-/// Puts a message on the bus. Waits while there is no room, but not beyond the end of the bridge.
+/// Puts a message on the bus. Waits while there is no room, until it is over.
 fn send(
-    shared: &Shared,
     publisher: &mut Publisher<Any>,
     envelope: &Envelope,
     payload: &[u8],
+    is_over: impl Fn() -> bool,
 ) -> buslane::Result<()> {
     loop {
         match publisher.send_any(Some(envelope), payload, Some(SLICE)) {
-            Err(e) if e.kind() == ErrorKind::TimedOut && !shared.stop.is_set() => {}
+            Err(e) if e.kind() == ErrorKind::TimedOut && !is_over() => {}
             result => return result,
         }
     }
@@ -625,15 +679,23 @@ fn put_singles(shared: &Shared, name: &str, made: &Made, queue: &Queue) {
     let carried = shared.metrics.received(name);
     let mut open: Option<Publisher<Any>> = None;
     loop {
-        let singles = queue.take();
+        let mut singles = queue.take();
         if singles.is_empty() {
             return;
         }
-        for single in singles {
+        while let Some(single) = singles.pop_front() {
             let put = put_single(shared, name, made, &mut open, &single);
             match put {
                 Ok(true) => carried.add(1, single.len as u64),
                 Ok(false) => {}
+                // There is no room, and each of those behind would wait for some as well.
+                Err(e) if e.kind() == ErrorKind::TimedOut && shared.stop.is_set() => {
+                    queue.close();
+                    let left = 1 + singles.len() + queue.take().len();
+                    let what = format!("{name}: the bridge ends before there is room");
+                    let metrics = &shared.metrics;
+                    return metrics.refused_many(Refused::Flood, left as u64, what);
+                }
                 Err(e) => {
                     let why = match e.kind() {
                         kind if is_of_message(kind) && open.is_some() => Refused::Size,
@@ -671,7 +733,8 @@ fn put_single(
     if !may_come(shared, &envelope, name) {
         return Ok(false);
     }
-    send(shared, publisher, &envelope, &single.payload.to_bytes())?;
+    let is_over = || shared.stop.is_set();
+    send(publisher, &envelope, &single.payload.to_bytes(), is_over)?;
     Ok(true)
 }
 

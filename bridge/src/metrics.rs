@@ -32,7 +32,7 @@ pub enum Refused {
     Loop,
     /// More than there is room for, on a topic that is not read fast enough.
     Flood,
-    /// A topic beyond the number of those that the network may make.
+    /// A topic, state or service beyond the number of those that the network may make.
     Topics,
     /// A state that has all its keys.
     Full,

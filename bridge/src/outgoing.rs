@@ -41,8 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 /// How long a bridge that ends waits for what it has sent.
 const LEAVE: Duration = Duration::from_secs(2);
-/// The longest message: Zenoh takes none of more than 1 GiB.
-const LONGEST: usize = (1 << 30) - (1 << 16);
+/// The longest message: Zenoh takes none of more than 1 GiB, with all that goes along.
+const LONGEST: usize = (1 << 30) - (2 << 20);
 
 /// Why a thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,7 +326,7 @@ impl<'a> Stream<'a> {
     fn gather(&self, frame: &Frame<'_, Any>, gathered: &mut Gathered) {
         gathered.looked_at += 1;
         let metrics = &self.shared.metrics;
-        if frame.came_by(&self.hops) {
+        if came_by(frame, &self.hops) {
             gathered.not_returned += 1;
             return;
         }
@@ -520,6 +520,13 @@ struct Gathered {
     ended: bool,
 }
 
+/// Whether it came through this network; one whose prefix goes on where this one's ends is another.
+fn came_by(frame: &Frame<'_, Any>, hops: &str) -> bool {
+    let is_of_this = |hop: &str| hop.strip_prefix(hops).is_some_and(|bus| !bus.contains('/'));
+    let envelope = frame.came_by(hops).then(|| frame.envelope()).flatten();
+    envelope.is_some_and(|envelope| envelope.trace().any(is_of_this))
+}
+
 /// What went wrong with a subscriber: an error if it can't go on.
 fn note_trouble(shared: &Shared, topic: &str, e: buslane::Error) -> buslane::Result<()> {
     match e.kind() {
@@ -587,7 +594,7 @@ fn publish(shared: &Shared, topic: &Topic<Any>, over: &Over) -> buslane::Result<
                 continue;
             }
         };
-        if frame.came_by(&hops) {
+        if came_by(&frame, &hops) {
             shared.metrics.not_returned.inc();
             continue;
         }

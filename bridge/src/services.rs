@@ -2,28 +2,28 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use buslane::{
     CallOptions, Client, Envelope, ErrorKind, Kind, Presence, ReplySink, Request, Server,
 };
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use zenoh::Wait;
 use zenoh::bytes::Encoding;
 use zenoh::qos::CongestionControl;
 use zenoh::query::{ConsolidationMode, Query, Queryable, Reply};
 use zenoh::sample::Locality;
 
-use crate::bridge::{Over, Shared};
+use crate::bridge::{MOST_ANNOUNCED, Over, Shared};
 use crate::metrics::Refused;
 use crate::names::Patterns;
 use crate::note::{Attached, Note};
 use crate::signals::SLICE;
 
 /// Requests that may be under way at a time, each way: each has a thread.
-const MOST_REQUESTS: usize = 64;
+pub const MOST_REQUESTS: usize = 64;
 /// How long a request takes at most that says nothing of it: as long as a Zenoh query.
 const USUAL: Duration = Duration::from_secs(10);
 /// Replies to one request that wait to be passed on.
@@ -32,14 +32,16 @@ const MOST_REPLIES: usize = 1024;
 pub const NO_ANSWER: u32 = u32::MAX;
 
 /// How many are under way.
-#[derive(Clone, Default)]
-struct Gate(Arc<Mutex<usize>>);
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<Mutex<usize>>);
 
-/// One that is under way.
-struct Pass(Gate);
+/// One that is under way, until it is dropped.
+#[derive(Debug)]
+pub struct Pass(Gate);
 
 impl Gate {
-    fn enter(&self) -> Option<Pass> {
+    /// Lets one more in, if there is room.
+    pub fn enter(&self) -> Option<Pass> {
         let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (*inside < MOST_REQUESTS).then(|| {
             *inside += 1;
@@ -257,7 +259,8 @@ fn serve(shared: &Shared, client: &Client, query: &Query) {
     }
 }
 
-fn refuse(shared: &Shared, query: &Query, why: &str, encoding: Encoding) {
+/// Answers a query with why there is no answer.
+pub fn refuse(shared: &Shared, query: &Query, why: &str, encoding: Encoding) {
     if let Err(e) = query.reply_err(why).encoding(encoding).wait() {
         shared
             .metrics
@@ -317,13 +320,31 @@ impl Asked {
         let offered = offered.iter().filter(|name| self.patterns.match_any(name));
         let wanted: BTreeSet<String> = offered.chain(&self.by_name).cloned().collect();
         let over = self.services.extract_if(|name, _| !wanted.contains(name));
-        over.collect::<Vec<_>>()
-            .into_iter()
-            .for_each(|(_, asking)| end(asking.server));
+        for (_, asking) in over.collect::<Vec<_>>() {
+            end(asking.server);
+            // There may be room for one of them.
+            self.failed.clear();
+        }
         self.failed.retain(|name| wanted.contains(name));
+        let announced = self
+            .services
+            .keys()
+            .filter(|name| !self.by_name.contains(*name));
+        let mut count = announced.count();
         for name in wanted {
             if self.failed.contains(&name) {
                 continue;
+            }
+            if !self.by_name.contains(&name) && !self.services.contains_key(&name) {
+                if count == MOST_ANNOUNCED {
+                    let what = format!(
+                        "{name}: the network announces more than {MOST_ANNOUNCED} services"
+                    );
+                    self.shared.metrics.refused(Refused::Topics, what);
+                    self.failed.insert(name);
+                    continue;
+                }
+                count += 1;
             }
             if let Err(e) = self.look_at(&name) {
                 self.shared.metrics.refused(reason(&e), e);
@@ -428,6 +449,7 @@ fn ask(shared: &Shared, key: &str, request: Request) {
         ..Note::default()
     };
     let (told, replies) = bounded(MOST_REPLIES);
+    let lacks_some = Arc::new(OnceLock::new());
     let asked = shared
         .session
         .get(key)
@@ -437,14 +459,15 @@ fn ask(shared: &Shared, key: &str, request: Request) {
         .consolidation(ConsolidationMode::None)
         .allowed_destination(Locality::Remote)
         .timeout(time_left)
-        // One for which there is no room closes the channel: the request fails, instead of lacking one.
+        // One for which there is no room closes the channel: the request is refused, instead of lacking one.
         .callback_mut({
-            let mut told = Some(told);
+            let (mut told, lacks_some) = (Some(told), Arc::clone(&lacks_some));
             move |reply| {
                 if told
                     .as_ref()
                     .is_some_and(|told| told.try_send(reply).is_err())
                 {
+                    let _ = lacks_some.set(());
                     told = None;
                 }
             }
@@ -456,40 +479,73 @@ fn ask(shared: &Shared, key: &str, request: Request) {
         return answered(shared, request.refuse(NO_ANSWER, &what));
     }
     shared.metrics.asked.inc();
-    answered(shared, pass_on(key, request, &replies));
+    let replies = Replies {
+        shared,
+        replies,
+        lacks_some,
+    };
+    answered(shared, replies.pass_on(key, request));
 }
 
-/// Passes the replies on: one as the reply, several as a stream of them.
-fn pass_on(key: &str, request: Request, replies: &Receiver<Reply>) -> buslane::Result<()> {
-    let first = match replies.recv().map(Heard::new) {
-        Ok(Heard::Reply(first)) => first,
-        Ok(Heard::Refusal(code, why)) => return request.refuse(code, &why),
-        Err(_) => {
-            let why = format!(
-                "no answer from the network: nobody there serves {key}, or none was in time"
-            );
-            return request.refuse(NO_ANSWER, &why);
+/// What comes from the network for a request.
+struct Replies<'a> {
+    shared: &'a Shared,
+    replies: Receiver<Reply>,
+    /// Set when there was no room for one.
+    lacks_some: Arc<OnceLock<()>>,
+}
+
+impl Replies<'_> {
+    /// The next one, if there is one.
+    fn next(&self) -> Option<Heard> {
+        loop {
+            match self.replies.recv_timeout(SLICE) {
+                Ok(_) | Err(RecvTimeoutError::Timeout) if self.shared.stop.is_set() => {
+                    return Some(Heard::Refusal(NO_ANSWER, String::from("the bridge ends")));
+                }
+                Ok(reply) => return Some(Heard::new(reply)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) if self.lacks_some.get().is_some() => {
+                    let why = format!("more than {MOST_REPLIES} replies waited to be passed on");
+                    self.shared.metrics.refused(Refused::Flood, &why);
+                    return Some(Heard::Refusal(NO_ANSWER, why));
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
         }
-    };
-    let mut next = match replies.recv() {
-        Ok(reply) => Heard::new(reply),
-        Err(_) => return request.reply(&first),
-    };
-    let mut sink: ReplySink = request.stream()?;
-    sink.send(&first)?;
-    loop {
-        match next {
-            Heard::Reply(reply) => sink.send(&reply)?,
-            Heard::Refusal(code, why) => return sink.refuse(code, &why),
-        }
-        next = match replies.recv() {
-            Ok(reply) => Heard::new(reply),
-            Err(_) => return sink.finish(),
+    }
+
+    /// Passes them on: one as the reply, several as a stream of them.
+    fn pass_on(&self, key: &str, request: Request) -> buslane::Result<()> {
+        let first = match self.next() {
+            Some(Heard::Reply(first)) => first,
+            Some(Heard::Refusal(code, why)) => return request.refuse(code, &why),
+            None => {
+                let why = format!(
+                    "no answer from the network: nobody there serves {key}, or none was in time"
+                );
+                return request.refuse(NO_ANSWER, &why);
+            }
         };
+        let Some(mut next) = self.next() else {
+            return request.reply(&first);
+        };
+        let mut sink: ReplySink = request.stream()?;
+        sink.send(&first)?;
+        loop {
+            match next {
+                Heard::Reply(reply) => sink.send(&reply)?,
+                Heard::Refusal(code, why) => return sink.refuse(code, &why),
+            }
+            next = match self.next() {
+                Some(next) => next,
+                None => return sink.finish(),
+            };
+        }
     }
 }
 
-/// What came from the network for a request.
+/// A reply, or why there is none.
 enum Heard {
     Reply(Vec<u8>),
     Refusal(u32, String),

@@ -15,10 +15,11 @@ use crate::failure::Failure;
 /// How long a wait that a signal does not interrupt lasts before it is asked for again.
 pub const SLICE: Duration = Duration::from_millis(250);
 
-/// Whether a signal has asked this process to end.
+/// Whether a signal has asked this process to end, or it ends by itself.
 #[derive(Clone, Debug)]
 pub struct Stop {
     signal: Arc<OnceLock<u8>>,
+    ended: Arc<OnceLock<()>>,
     /// Nothing is sent; it is disconnected when a signal has come.
     came: Receiver<()>,
 }
@@ -44,12 +45,22 @@ impl Stop {
                 drop(held);
             })
             .map_err(failed)?;
-        Ok(Self { signal, came })
+        let ended = Arc::default();
+        Ok(Self {
+            signal,
+            ended,
+            came,
+        })
     }
 
-    /// Whether one has come.
+    /// Whether one has come, or it ends by itself.
     pub fn is_set(&self) -> bool {
-        self.signal.get().is_some()
+        self.signal.get().is_some() || self.ended.get().is_some()
+    }
+
+    /// Has all end that look here, as a signal would.
+    pub fn end(&self) {
+        let _ = self.ended.set(());
     }
 
     /// An error once a signal has come.
@@ -64,13 +75,13 @@ impl Stop {
         &self.came
     }
 
-    /// Waits, but not beyond a signal: whether one has come.
+    /// Waits, but not beyond a signal: whether to end.
     pub fn wait(&self, time: Duration) -> bool {
         let _ = self.came.recv_timeout(time);
         self.is_set()
     }
 
-    /// Waits a little, but not beyond a signal: whether one has come.
+    /// Waits a little, but not beyond a signal: whether to end.
     pub fn wait_slice(&self) -> bool {
         self.wait(SLICE)
     }

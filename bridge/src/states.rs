@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use buslane::{ErrorKind, State, StateWriter};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use xxhash_rust::xxh3::xxh3_64;
 use zenoh::Wait;
+use zenoh::bytes::Encoding;
 use zenoh::pubsub::Subscriber;
 use zenoh::qos::CongestionControl;
 use zenoh::query::{ConsolidationMode, Query, Queryable};
@@ -22,6 +23,7 @@ use crate::home::BusId;
 use crate::metrics::{Carried, Refused};
 use crate::names;
 use crate::note::{Attached, Note};
+use crate::services::{Gate, MOST_REQUESTS, refuse};
 use crate::signals::SLICE;
 
 /// Values that wait to be set.
@@ -34,6 +36,8 @@ const FETCH: Duration = Duration::from_secs(10);
 /// A state that is carried.
 pub struct Board {
     inner: Arc<Inner>,
+    /// Whether it was not here when the network announced it.
+    pub is_announced: bool,
     /// The buses whose values were asked for.
     fetched: HashSet<BusId>,
     /// What sets values from the network; and what tells it of them.
@@ -56,6 +60,7 @@ struct Inner {
     shared: Arc<Shared>,
     name: String,
     over: Over,
+    gate: Gate,
     known: Mutex<Known>,
     sent: Carried,
     received: Carried,
@@ -70,6 +75,8 @@ struct Known {
     keys: HashMap<Vec<u8>, (Version, u64)>,
     /// The newest of all.
     newest: u64,
+    /// Buses that did not give their values when they were asked.
+    refused: HashSet<BusId>,
 }
 
 impl Known {
@@ -78,7 +85,7 @@ impl Known {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        self.newest = (self.newest + 1).max(now.as_nanos() as u64);
+        self.newest = self.newest.saturating_add(1).max(now.as_nanos() as u64);
         self.newest
     }
 }
@@ -92,18 +99,20 @@ struct Value {
 }
 
 impl Board {
-    /// Carries the state with this name from now on, as far as the patterns say.
-    pub fn new(shared: &Arc<Shared>, name: &str) -> Self {
+    /// Carries the state with this name from now on, as far as the patterns say. Queries for its values go through `gate`.
+    pub fn new(shared: &Arc<Shared>, name: &str, is_announced: bool, gate: &Gate) -> Self {
         let inner = Arc::new(Inner {
             shared: Arc::clone(shared),
             name: name.to_owned(),
             over: Over::default(),
+            gate: gate.clone(),
             known: Mutex::default(),
             sent: shared.metrics.sent(name),
             received: shared.metrics.received(name),
         });
         let mut board = Self {
             inner,
+            is_announced,
             fetched: HashSet::new(),
             setter: None,
             values: None,
@@ -161,6 +170,8 @@ impl Board {
             }
         }
         if let Some(values) = &self.values {
+            let refused = std::mem::take(&mut self.inner.lock().refused);
+            self.fetched.retain(|bus| !refused.contains(bus));
             for bus in there.difference(&self.fetched) {
                 self.inner.fetch(*bus, values);
             }
@@ -291,12 +302,18 @@ impl Inner {
 
     /// Answers a query for values.
     fn answer(self: &Arc<Self>, query: Query, base: &str) {
+        let Some(pass) = self.gate.enter() else {
+            let what = format!("more than {MOST_REQUESTS} queries for states are under way");
+            self.shared.metrics.refused(Refused::Busy, &what);
+            return refuse(&self.shared, &query, &what, Encoding::TEXT_PLAIN);
+        };
         let (inner, base) = (Arc::clone(self), base.to_owned());
         // Replies may wait for the network.
         self.shared.spawn("get", move |shared| {
             if let Err(e) = inner.reply_all(&query, &base) {
                 shared.metrics.refused(Refused::Bus, e);
             }
+            drop(pass);
         });
     }
 
@@ -350,8 +367,12 @@ impl Inner {
             .allowed_destination(Locality::Remote)
             .timeout(FETCH)
             .callback(move |reply| {
-                if let Ok(sample) = reply.result() {
-                    inner.hear(sample, &values);
+                match reply.result() {
+                    Ok(sample) => inner.hear(sample, &values),
+                    // It has too much to do, or was not in time: it is asked again.
+                    Err(_) => {
+                        inner.lock().refused.insert(bus);
+                    }
                 }
             })
             .wait();
@@ -378,6 +399,11 @@ impl Inner {
                 return self.shared.metrics.refused(Refused::Garbage, what);
             }
         };
+        // No other would ever be newer.
+        if note.version == Some(u64::MAX) {
+            let what = format!("{key}: a value is of no time");
+            return self.shared.metrics.refused(Refused::Garbage, what);
+        }
         let Some((_, chunk)) = key.rsplit_once('/') else {
             return;
         };
@@ -396,7 +422,13 @@ impl Inner {
 
     fn set_all(&self, values: &Receiver<Value>) {
         let mut writer = None;
-        for value in values {
+        loop {
+            let value = match values.recv_timeout(SLICE) {
+                Ok(value) => value,
+                // Who was asked for values may still be waited for.
+                Err(RecvTimeoutError::Timeout) if self.over.get().is_none() => continue,
+                Err(_) => return,
+            };
             if let Err(e) = self.set(&mut writer, &value) {
                 let why = match e.kind() {
                     ErrorKind::Full => Refused::Full,

@@ -331,6 +331,31 @@ fn a_ring_of_networks() {
     }
 }
 
+/// What came through the network `buslane/north` goes to the network `buslane`, and what came through that does not.
+#[test]
+fn a_prefix_that_begins_another_is_another_network() {
+    if !can_have_hosts() {
+        return;
+    }
+    let net = Net::new(2);
+    let (a, b) = (net.bus(1), net.bus(2));
+    let _bridges = [net.bridge(1, &["**"]), net.bridge(2, &["**"])];
+    met(&net, 2, 1);
+    is_carried(&a, "t");
+    let mut publisher = a.topic("t").unwrap().publisher().unwrap();
+    let mut subscriber = b.topic("t").unwrap().subscriber().unwrap();
+    let bus = BusId([7; 16]);
+    for hop in [
+        format!("zenoh/buslane/{bus}"),
+        format!("zenoh/buslane/north/{bus}"),
+    ] {
+        let envelope = Envelope::new(Kind::Event).passed_on_by(&hop);
+        publisher.send_with(&envelope, hop.as_bytes()).unwrap();
+    }
+    let frame = subscriber.recv_timeout(LONG).unwrap().unwrap();
+    assert_eq!(&*frame, format!("zenoh/buslane/north/{bus}").as_bytes());
+}
+
 /// A second bridge of the same bus and prefix stands by, and takes over when the first is killed.
 #[test]
 fn two_bridges_on_one_bus() {
