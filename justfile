@@ -11,6 +11,7 @@ cases := "20000"
 deep:
     PROPTEST_CASES={{cases}} cargo test --release
     for storm in $(seq {{storms}}); do BUSLANE_STRESS_SECONDS=60 cargo test --release -p buslane --test stress -- --nocapture || exit 1; done
+    cargo clippy -p buslane-bridge-zenoh --all-targets -- -D warnings
     just weaken
 
 # The loom models of the core.
