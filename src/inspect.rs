@@ -496,10 +496,7 @@ impl TopicReport {
             if n == 0 {
                 continue;
             }
-            let outside = Outside {
-                header: &lane.header,
-                ring: &lane.ring,
-            };
+            let outside = outside(lane);
             let first = report.messages.saturating_sub(n as u64);
             let before = outside.last_before(first).or_else(|| outside.first_from(0));
             let Some(mut at) = before else {

@@ -137,6 +137,20 @@ struct RouteTable {
     patience: Option<Spanned<String>>,
 }
 
+impl RouteTable {
+    /// All that it names to send to.
+    fn targets(&self) -> impl Iterator<Item = &str> {
+        let dead_letter = self
+            .dead_letter
+            .iter()
+            .map(|queue| queue.get_ref().as_str());
+        names(&self.to)
+            .chain(names(&self.to_queue))
+            .chain(names(&self.tap))
+            .chain(dead_letter)
+    }
+}
+
 /// One name, or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -429,17 +443,8 @@ impl Config {
             .into_iter()
             .flatten()
             .any(|text| text.get_ref().contains("$envelope"));
-        let all = names(&table.to)
-            .chain(names(&table.to_queue))
-            .chain(names(&table.tap));
-        let all = all.chain(
-            table
-                .dead_letter
-                .iter()
-                .map(|queue| queue.get_ref().as_str()),
-        );
         let mut known = HashSet::new();
-        if let Some(twice) = all.into_iter().find(|name| !known.insert(*name)) {
+        if let Some(twice) = table.targets().find(|name| !known.insert(*name)) {
             return Err(self.error(
                 name.span(),
                 format!("it sends to {twice} in two ways; leave one out"),
@@ -569,12 +574,8 @@ impl Config {
                 name.as_ref()
                     .and_then(|name| Some(&self.file.bus.get(name.get_ref())?.path))
             };
-            let sent = names(&before.to)
-                .chain(names(&before.to_queue))
-                .chain(names(&before.tap))
-                .chain(before.dead_letter.iter().map(|q| q.get_ref().as_str()));
             path(&next.from_bus) == path(&before.to_bus)
-                && sent.into_iter().any(|sent| takes(next, sent))
+                && before.targets().any(|sent| takes(next, sent))
         };
         match route::cycle(tables.len(), follows) {
             None => Ok(()),

@@ -42,12 +42,25 @@ pub struct Inlet {
 /// A message that waits until it is due.
 struct Held {
     due: Instant,
+    came: Came,
+    body: Body,
+}
+
+/// What is known of a message beside its payload.
+struct Came {
     lane: u64,
     sequence: u32,
     sender: String,
     envelope: Option<Envelope>,
+    /// Somebody else may have passed it on.
     is_again: bool,
-    body: Body,
+}
+
+/// What there was to take.
+enum Taken {
+    Nothing,
+    Done,
+    Waits(Held),
 }
 
 /// A copy, or the message itself, which is acknowledged later.
@@ -65,15 +78,15 @@ impl Body {
     }
 }
 
-impl Held {
-    fn message<'a>(&'a self, topic: &'a str) -> Incoming<'a> {
+impl Came {
+    fn message<'a>(&'a self, topic: &'a str, payload: &'a [u8]) -> Incoming<'a> {
         Incoming {
             topic,
             lane: self.lane,
             sequence: self.sequence,
             sender: &self.sender,
             envelope: self.envelope.as_ref(),
-            payload: self.body.bytes(),
+            payload,
         }
     }
 }
@@ -253,139 +266,101 @@ impl Engine {
     /// Takes a message, if there is one.
     fn take_one(&mut self, inlet: &mut Inlet) -> Result<bool> {
         let Source { reader, facts } = &mut inlet.source;
-        let held = match reader {
+        let taken = match reader {
             Reader::Live(subscriber) | Reader::Named(subscriber) => {
                 self.take_frame(subscriber, facts)?
             }
             Reader::Queue(consumer) => self.take_delivery(consumer, facts)?,
         };
-        if let Some(Some(held)) = held {
-            inlet.rests_until = None;
-            inlet.hold(held);
-            return Ok(true);
+        match taken {
+            Taken::Nothing => return Ok(false),
+            Taken::Done => {}
+            Taken::Waits(held) => inlet.hold(held),
         }
-        Ok(held.is_some())
+        Ok(true)
     }
 
-    /// Takes a message of a topic, and what of it waits. `None`: there is none.
-    fn take_frame(
-        &mut self,
-        subscriber: &mut Subscriber<Any>,
-        facts: &mut Facts,
-    ) -> Result<Option<Option<Held>>> {
+    /// Takes a message of a topic.
+    fn take_frame(&mut self, subscriber: &mut Subscriber<Any>, facts: &mut Facts) -> Result<Taken> {
         let Some(frame) = subscriber.try_recv()? else {
-            return Ok(None);
+            return Ok(Taken::Nothing);
         };
-        let (lane, sequence, envelope) = (frame.lane(), frame.sequence(), frame.envelope());
+        let (lane, sequence) = (frame.lane(), frame.sequence());
         if let Some(positions) = &mut self.positions
             && positions.are_past(facts.by, lane, sequence)
         {
-            return Ok(Some(None));
+            return Ok(Taken::Done);
         }
-        let (name, sender) = (
-            Arc::clone(&facts.name),
-            self.sender(facts, lane, envelope.as_ref()),
-        );
-        let message = Incoming {
-            topic: &name,
-            lane,
-            sequence,
-            sender: &sender,
-            envelope: envelope.as_ref(),
-            payload: &frame,
-        };
-        Ok(Some(match self.take(facts, &message, false) {
-            None => {
-                // Those that wait are before it.
-                if self.route.delay.is_zero() {
-                    self.is_done_with(facts, lane, sequence);
-                }
-                None
+        let came = self.came(facts, lane, sequence, frame.envelope(), false);
+        let Some(due) = self.take(facts, &came, &frame) else {
+            // Those that wait are before it.
+            if self.route.delay.is_zero() {
+                self.is_done_with(facts, lane, sequence);
             }
-            Some(due) => Some(Held {
-                due,
-                lane,
-                sequence,
-                sender,
-                is_again: false,
-                body: Body::Copy(frame.to_vec()),
-                envelope,
-            }),
-        }))
+            return Ok(Taken::Done);
+        };
+        let body = Body::Copy(frame.to_vec());
+        Ok(Taken::Waits(Held { due, came, body }))
     }
 
-    /// The same, of a queue.
-    fn take_delivery(
-        &mut self,
-        consumer: &mut Consumer<Any>,
-        facts: &mut Facts,
-    ) -> Result<Option<Option<Held>>> {
+    /// Takes a message of a queue.
+    fn take_delivery(&mut self, consumer: &mut Consumer<Any>, facts: &mut Facts) -> Result<Taken> {
         let Some(delivery) = consumer.try_recv()? else {
-            return Ok(None);
+            return Ok(Taken::Nothing);
         };
         let is_again = delivery.attempts() > 1;
         if is_again {
             let targets = self.route.known_targets();
             facts.remember(self.outlets.bus(), targets.as_deref())?;
         }
-        let (lane, sequence, envelope) =
-            (delivery.lane(), delivery.sequence(), delivery.envelope());
-        let (name, sender) = (
-            Arc::clone(&facts.name),
-            self.sender(facts, lane, envelope.as_ref()),
-        );
-        let message = Incoming {
-            topic: &name,
+        let (lane, sequence) = (delivery.lane(), delivery.sequence());
+        let came = self.came(facts, lane, sequence, delivery.envelope(), is_again);
+        let Some(due) = self.take(facts, &came, &delivery) else {
+            self.ack(delivery);
+            return Ok(Taken::Done);
+        };
+        let body = Body::Delivery(delivery);
+        Ok(Taken::Waits(Held { due, came, body }))
+    }
+
+    fn came(
+        &self,
+        facts: &mut Facts,
+        lane: u64,
+        sequence: u32,
+        envelope: Option<Envelope>,
+        is_again: bool,
+    ) -> Came {
+        let sender = match envelope.as_ref().and_then(Envelope::sender) {
+            Some(said) => said.to_owned(),
+            None if self.route.names_sender => facts.senders.name(lane).to_owned(),
+            None => String::new(),
+        };
+        Came {
             lane,
             sequence,
-            sender: &sender,
-            envelope: envelope.as_ref(),
-            payload: &delivery,
-        };
-        Ok(Some(match self.take(facts, &message, is_again) {
-            None => {
-                self.ack(delivery);
-                None
-            }
-            Some(due) => Some(Held {
-                due,
-                lane,
-                sequence,
-                sender,
-                envelope,
-                is_again,
-                body: Body::Delivery(delivery),
-            }),
-        }))
+            sender,
+            envelope,
+            is_again,
+        }
     }
 
     /// Passes a message on, or says until when it waits.
-    fn take(
-        &mut self,
-        facts: &mut Facts,
-        message: &Incoming<'_>,
-        is_again: bool,
-    ) -> Option<Instant> {
+    fn take(&mut self, facts: &mut Facts, came: &Came, payload: &[u8]) -> Option<Instant> {
+        let name = Arc::clone(&facts.name);
+        let message = came.message(&name, payload);
         self.counters.received.inc();
-        if !self.is_meant(facts, message) {
+        if !self.is_meant(facts, &message) {
             self.counters.filtered.inc();
             return None;
         }
         if !self.route.delay.is_zero() {
             return Some(due(self.route.delay, message.envelope));
         }
-        match self.pass_on(facts, message, is_again) {
+        match self.pass_on(facts, &message, came.is_again) {
             Ok(()) => None,
             // First of all, when what it was told is done.
             Err(Called) => Some(Instant::now()),
-        }
-    }
-
-    fn sender(&self, facts: &mut Facts, lane: u64, envelope: Option<&Envelope>) -> String {
-        match envelope.and_then(Envelope::sender) {
-            Some(said) => said.to_owned(),
-            None if self.route.names_sender => facts.senders.name(lane).to_owned(),
-            None => String::new(),
         }
     }
 
@@ -399,13 +374,14 @@ impl Engine {
                 };
                 let facts = &mut inlet.source.facts;
                 let name = Arc::clone(&facts.name);
-                if let Err(Called) = self.pass_on(facts, &held.message(&name), held.is_again) {
+                let message = held.came.message(&name, held.body.bytes());
+                if let Err(Called) = self.pass_on(facts, &message, held.came.is_again) {
                     inlet.held.push_front(held);
                     break;
                 }
                 inlet.held_bytes -= held.body.bytes().len();
                 match held.body {
-                    Body::Copy(_) => self.is_done_with(facts, held.lane, held.sequence),
+                    Body::Copy(_) => self.is_done_with(facts, held.came.lane, held.came.sequence),
                     Body::Delivery(delivery) => self.ack(delivery),
                 }
             }
@@ -498,6 +474,14 @@ impl Engine {
             Err(why) => self.give_up(facts, message, is_again, &why),
         };
         self.out = out;
+        match passed {
+            Ok(()) => self.interrupted.clear(),
+            Err(Called) => {
+                let origin = facts.origin(message.lane, message.sequence, 0);
+                let tapped = self.route.taps.iter().map(|tap| (tap.name.clone(), origin));
+                self.interrupted.extend(tapped);
+            }
+        }
         passed
     }
 
@@ -613,7 +597,6 @@ impl Engine {
             self.interrupted.extend(sent);
             return Err(Called);
         }
-        self.interrupted.clear();
         Ok(())
     }
 
@@ -635,7 +618,9 @@ impl Engine {
     fn tap(&mut self, facts: &mut Facts, message: &Incoming<'_>, is_again: bool) {
         for target in &self.route.taps {
             let origin = facts.origin(message.lane, message.sequence, 0);
-            if facts.was_sent(&target.name, origin, is_again) || !self.interrupted.is_empty() {
+            if self.was_interrupted(target, origin)
+                || facts.was_sent(&target.name, origin, is_again)
+            {
                 continue;
             }
             let envelope = envelope_of(message).passed_on_by(&self.route.name);

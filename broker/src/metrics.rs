@@ -304,12 +304,12 @@ impl Collector for Topics {
                 |r| r.lag(),
             ),
             ("topic_sleepers", "Readers that sleep", |r| {
-                r.cursors.iter().filter(|cursor| cursor.sleeping).count() as u64
+                r.sleepers() as u64
             }),
             (
                 "topic_unacked",
                 "Messages that the groups of a queue have not acknowledged",
-                |r| r.groups.iter().map(|group| group.unacked).sum(),
+                |r| r.unacked(),
             ),
         ];
         for (name, help, gauge) in gauges {

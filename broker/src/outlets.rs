@@ -11,6 +11,7 @@ use crate::control::Control;
 use crate::metrics::{Counters, State};
 use crate::passed;
 use crate::route::{Route, Target};
+use crate::source::made_at;
 
 /// How long one wait for room lasts, before it is looked whether the route is to end.
 const SLICE: Duration = Duration::from_millis(50);
@@ -86,14 +87,8 @@ impl Outlet {
 
     /// Whether what it sends to is still there.
     fn is_there(&self, bus: &Bus, target: &Target) -> bool {
-        let (topic, queue) = (
-            bus.topic_builder(&target.name),
-            bus.queue_builder(&target.name),
-        );
-        let made_at = match &self.writer {
-            Writer::Topic(_) => topic.create(false).open_any().map(|topic| topic.made_at()),
-            Writer::Queue(_) => queue.create(false).open_any().map(|queue| queue.made_at()),
-        };
+        let is_queue = matches!(self.writer, Writer::Queue(_));
+        let made_at = made_at(bus, &target.name, is_queue);
         made_at.is_ok_and(|at| at == self.made_at)
     }
 

@@ -128,22 +128,21 @@ impl Source {
 impl Source {
     /// Whether what it takes from is still there.
     pub fn is_there(&self, route: &Route) -> bool {
-        let (bus, name) = (&route.from_bus, &*self.facts.name);
-        let made_at = match &self.reader {
-            Reader::Live(_) | Reader::Named(_) => {
-                let topic = bus.topic_builder(name).create(false).open_any();
-                topic.map(|topic| topic.made_at())
-            }
-            Reader::Queue(_) => {
-                let queue = bus.queue_builder(name).create(false).open_any();
-                queue.map(|queue| queue.made_at())
-            }
-        };
+        let is_queue = matches!(self.reader, Reader::Queue(_));
+        let made_at = made_at(&route.from_bus, &self.facts.name, is_queue);
         // What can't be looked at now may be there.
         made_at.map_or_else(
             |e| e.kind() != ErrorKind::NotFound,
             |at| at == self.facts.made_at,
         )
+    }
+}
+
+/// When a topic, or a queue, was made, that is there.
+pub fn made_at(bus: &Bus, name: &str, is_queue: bool) -> Result<SystemTime> {
+    match is_queue {
+        true => Ok(bus.queue_builder(name).create(false).open_any()?.made_at()),
+        false => Ok(bus.topic_builder(name).create(false).open_any()?.made_at()),
     }
 }
 

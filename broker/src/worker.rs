@@ -10,7 +10,7 @@ use crate::engine::{Engine, Inlet};
 use crate::metrics::{Counters, State};
 use crate::passed::{POSITIONS, Positions};
 use crate::route::{From, Route};
-use crate::source::Source;
+use crate::source::{Source, made_at};
 
 /// How long a wait lasts before orders and topics are looked at again.
 const SLICE: Duration = Duration::from_millis(100);
@@ -161,18 +161,12 @@ impl Worker {
 
     /// Whether what it holds its office by was removed: then another may have it.
     fn has_lost_office(&self) -> bool {
-        let turns = self
-            .engine
-            .route
-            .from_bus
-            .queue_builder(TURNS)
-            .create(false);
-        self.office
-            .as_ref()
-            .is_some_and(|office| match turns.open() {
-                Ok(turns) => turns.made_at() != office.made_at,
+        self.office.as_ref().is_some_and(|office| {
+            match made_at(&self.engine.route.from_bus, TURNS, true) {
+                Ok(at) => at != office.made_at,
                 Err(e) => e.kind() == ErrorKind::NotFound,
-            })
+            }
+        })
     }
 
     /// Joins what is to be taken from and is not joined, if the list of topics has changed.

@@ -119,6 +119,31 @@ fn a_route_that_waits_for_room_can_be_told_otherwise() {
 }
 
 #[test]
+fn what_was_copied_is_not_copied_again_when_it_is_told_otherwise() {
+    let place = place();
+    let full = place
+        .bus
+        .topic_builder("full")
+        .capacity(4096)
+        .open()
+        .unwrap();
+    let _stuck = full.subscriber().unwrap();
+    let (mut out, mut tap) = (place.subscriber("out"), place.subscriber("tap"));
+    let mut publisher = place.publisher("in");
+    let mut broker = place.run("[[route]]\nname='r'\nfrom='in'\nto='full'\ntap='tap'");
+    let texts: Vec<String> = (0..20).map(|n| format!("{n:01000}")).collect();
+    publisher.send_batch(&texts).unwrap();
+    until(|| state(&broker, "r") == "stalled");
+    broker
+        .reload(place.read(&format!("{FORWARD}tap='tap'")))
+        .unwrap();
+    assert_eq!(next(&mut out).len(), 1000);
+    for text in &texts {
+        assert_eq!(&next(&mut tap), text);
+    }
+}
+
+#[test]
 fn a_reload_that_asks_who_sends_keeps_what_is_taken_from() {
     let place = place();
     let narrow = place
