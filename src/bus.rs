@@ -658,6 +658,18 @@ impl BusBuilder {
         .advise("give a name, or a path to Bus::at (--bus PATH)"))
     }
 
+    /// Opens the bus that a person, or a file, names: by the path of its directory if that contains a `/`, else by its name.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_name_or_path(self, text: &str) -> Result<Bus> {
+        match text.contains('/') {
+            true => self.at(text),
+            false => self.open(text),
+        }
+    }
+
     /// Opens the bus in this directory; see [`Bus::at`].
     ///
     /// # Errors

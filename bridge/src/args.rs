@@ -1,7 +1,7 @@
 //! What the program is told.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use buslane::{Bus, Cut};
 use clap::{Parser, ValueEnum};
@@ -108,10 +108,7 @@ impl Args {
     /// Opens the bus.
     pub fn open(&self) -> Result<Bus, Failure> {
         let builder = Bus::builder().durable(self.durable);
-        let bus = match self.bus.contains('/') {
-            true => builder.at(Path::new(&self.bus)),
-            false => builder.open(&self.bus),
-        }?;
+        let bus = builder.open_name_or_path(&self.bus)?;
         for Cut {
             topic,
             lane,

@@ -22,7 +22,7 @@ use crate::bridge::{Over, Shared};
 use crate::failure::Failure;
 use crate::home::BusId;
 use crate::metrics::{Carried, Refused};
-use crate::note::{Attached, MAX_HOPS, Note};
+use crate::note::{GARBAGE, MAX_HOPS, Note};
 use crate::outgoing::{PARCEL_BYTES, PARCEL_MESSAGES, UNTIL_ACK, carried_by};
 use crate::parcel::{Answer, Header, unpack};
 use crate::signals::SLICE;
@@ -217,15 +217,8 @@ impl Inlets {
     fn take_single(&self, sample: &Sample) {
         let metrics = &self.shared.metrics;
         let key = sample.key_expr().as_str();
-        let attachment = sample.attachment().map(|bytes| bytes.to_bytes());
-        let note = match attachment.as_deref().map_or(Attached::Foreign, Note::read) {
-            Attached::Note(note) => note,
-            Attached::Foreign => Note::default(),
-            Attached::Garbage => {
-                let what =
-                    format!("{key}: an attachment contradicts itself, or is of a later version");
-                return metrics.refused(Refused::Garbage, what);
-            }
+        let Some(note) = Note::of(sample.attachment()) else {
+            return metrics.refused(Refused::Garbage, format!("{key}: {GARBAGE}"));
         };
         // Those are carried in other ways: by parcels, and as states.
         if note.is_copy || note.version.is_some() || sample.kind() == SampleKind::Delete {

@@ -4,11 +4,14 @@
 use std::time::{Duration, SystemTime};
 
 use buslane::{Envelope, Kind};
+use zenoh::bytes::ZBytes;
 
 use crate::home::BusId;
 
 /// What an attachment of ours begins with; the last byte is the version.
 const MAGIC: [u8; 3] = *b"BL\x01";
+/// What is said of an attachment that begins as ours, and goes on otherwise.
+pub const GARBAGE: &str = "an attachment contradicts itself, or is of a later version";
 /// More hops than this are a loop.
 pub const MAX_HOPS: usize = 16;
 
@@ -64,6 +67,15 @@ impl Note {
         let mut bytes = MAGIC.to_vec();
         self.put(&mut bytes);
         bytes
+    }
+
+    /// What goes with a message: nothing, if it has no attachment, or another program's. `None`: [`GARBAGE`].
+    pub fn of(attachment: Option<&ZBytes>) -> Option<Self> {
+        match attachment.map(|bytes| Self::read(&bytes.to_bytes())) {
+            Some(Attached::Note(note)) => Some(note),
+            Some(Attached::Foreign) | None => Some(Self::default()),
+            Some(Attached::Garbage) => None,
+        }
     }
 
     /// Reads an attachment.

@@ -19,7 +19,7 @@ use zenoh::sample::Locality;
 use crate::bridge::{MOST_ANNOUNCED, Over, Shared};
 use crate::metrics::Refused;
 use crate::names::Patterns;
-use crate::note::{Attached, Note};
+use crate::note::{GARBAGE, Note};
 use crate::signals::SLICE;
 
 /// Requests that may be under way at a time, each way: each has a thread.
@@ -202,18 +202,10 @@ fn put(shared: &Arc<Shared>, client: &Arc<Client>, gate: &Gate, query: Query) {
 }
 
 fn serve(shared: &Shared, client: &Client, query: &Query) {
-    let attachment = query.attachment().map(|bytes| bytes.to_bytes());
-    let note = match attachment.as_deref().map_or(Attached::Foreign, Note::read) {
-        Attached::Note(note) => note,
-        Attached::Foreign => Note::default(),
-        Attached::Garbage => {
-            let what = format!(
-                "{}: a request's attachment contradicts itself, or is of a later version",
-                query.key_expr()
-            );
-            shared.metrics.refused(Refused::Garbage, &what);
-            return refuse(shared, query, &what, Encoding::TEXT_PLAIN);
-        }
+    let Some(note) = Note::of(query.attachment()) else {
+        let what = format!("{}: {GARBAGE}", query.key_expr());
+        shared.metrics.refused(Refused::Garbage, &what);
+        return refuse(shared, query, &what, Encoding::TEXT_PLAIN);
     };
     shared.metrics.served.inc();
     let kind = note.envelope.as_ref().map_or(Kind::Command, Envelope::kind);

@@ -22,7 +22,7 @@ use crate::bridge::{Over, Shared};
 use crate::home::BusId;
 use crate::metrics::{Carried, Refused};
 use crate::names;
-use crate::note::{Attached, Note};
+use crate::note::{GARBAGE, Note};
 use crate::services::{Gate, MOST_REQUESTS, refuse};
 use crate::signals::SLICE;
 
@@ -389,15 +389,9 @@ impl Inner {
         if sample.kind() == SampleKind::Delete {
             return;
         }
-        let attachment = sample.attachment().map(|bytes| bytes.to_bytes());
-        let note = match attachment.as_deref().map_or(Attached::Foreign, Note::read) {
-            Attached::Note(note) => note,
-            Attached::Foreign => Note::default(),
-            Attached::Garbage => {
-                let what =
-                    format!("{key}: an attachment contradicts itself, or is of a later version");
-                return self.shared.metrics.refused(Refused::Garbage, what);
-            }
+        let Some(note) = Note::of(sample.attachment()) else {
+            let what = format!("{key}: {GARBAGE}");
+            return self.shared.metrics.refused(Refused::Garbage, what);
         };
         // No other would ever be newer.
         if note.version == Some(u64::MAX) {

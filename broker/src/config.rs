@@ -191,8 +191,8 @@ impl Buses {
         }
         let builder = Bus::builder().durable(table.durable);
         let bus = match table.path.to_str() {
-            Some(name) if !name.contains('/') => builder.open(name),
-            _ => builder.at(&table.path),
+            Some(text) => builder.open_name_or_path(text),
+            None => builder.at(&table.path),
         }?;
         self.open.insert(table.path.clone(), bus.clone());
         Ok(bus)

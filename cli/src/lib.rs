@@ -38,7 +38,6 @@ mod top;
 mod work;
 
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use buslane::{Bus, BusBuilder, Cut};
@@ -95,11 +94,7 @@ impl Common {
     /// Opens the bus, as `builder` says.
     fn open(&self, builder: BusBuilder) -> Result<Bus, buslane::Error> {
         let builder = builder.durable(self.durable);
-        let bus = if self.bus.contains('/') {
-            builder.at(Path::new(&self.bus))
-        } else {
-            builder.open(&self.bus)
-        }?;
+        let bus = builder.open_name_or_path(&self.bus)?;
         for Cut {
             topic,
             lane,
