@@ -20,7 +20,7 @@ use crate::message::{Any, Message, Payload, PayloadType};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
 use crate::select::{Names, Selection};
-use crate::shm::files::{self, Dir, Plan};
+use crate::shm::files::{self, Dir, Plan, Whom};
 use crate::shm::fork::{self, Held};
 use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, max_len};
 use crate::shm::members::{self, Doorbell, Member, Owner};
@@ -63,15 +63,21 @@ struct BusInner {
     path: PathBuf,
     options: BusBuilder,
     control: View<BusControl>,
-    members: Arc<Dir>,
     topics: Arc<Dir>,
-    // Before the member: it listens while there is something to listen for.
-    doorbell: Mutex<Option<Doorbell>>,
-    member: Member,
+    /// `None`: it is only observed.
+    joined: Option<Joined>,
     born: u64,
     is_durable: bool,
     /// What was cut off when this handle recovered it.
     cuts: Vec<Cut>,
+}
+
+/// What it is to be a member.
+struct Joined {
+    members: Arc<Dir>,
+    // Before the member: it listens while there is something to listen for.
+    doorbell: Mutex<Option<Doorbell>>,
+    member: Member,
 }
 
 impl fmt::Debug for Bus {
@@ -100,6 +106,43 @@ impl Bus {
     /// As for [`open`](Self::open).
     pub fn at(path: impl AsRef<Path>) -> Result<Self> {
         Self::builder().at(path)
+    }
+
+    /// Looks at the bus in this directory, whoever's it is, without taking part in it: for processes of other users, who may read
+    /// the directory because the bus was made with such a [`mode`](BusBuilder::mode), and for whoever is to change nothing.
+    ///
+    /// Topics are listed, inspected and subscribed to as ever, but:
+    ///
+    /// - nobody waits for an observer, or knows of it: a subscriber that is too slow is told what it lost, as on a lossy topic;
+    /// - nobody wakes it: once it sleeps, it looks once in a millisecond;
+    /// - its owner is not trusted. Each message is read from the file, checked, and handed out as a copy (which takes about a
+    ///   microsecond); a file that is truncated meanwhile, or overwritten, is an error;
+    /// - it does not see who lives: a publisher that died has left when one of its own user's processes has noticed;
+    /// - it sees no members and no cursors, and what is in queues, states and durable topics it can't read.
+    ///
+    /// What would change something is the error [`Unsupported`](ErrorKind::Unsupported). Two users who both have something to say
+    /// have a bus each, which the other one observes.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir_in("/dev/shm")?;
+    /// # let path = dir.path().join("bus");
+    /// use buslane::Bus;
+    ///
+    /// let bus = Bus::builder().mode(0o755).at(&path)?; // all may look
+    /// let mut publisher = bus.topic("prices")?.publisher()?;
+    ///
+    /// let mut watching = Bus::observe(&path)?.topic("prices")?.subscriber()?; // perhaps another user
+    /// publisher.send(b"pears 3.20")?;
+    /// assert_eq!(&*watching.recv()?, b"pears 3.20");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `ForeignOwner` if others than its owner may write to it, `Unsupported`, `NotBuslane`, `Version`, `Corrupt`, and
+    /// the system's.
+    pub fn observe(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().observe(path)
     }
 
     /// Opens a bus otherwise than by default.
@@ -172,7 +215,7 @@ impl Bus {
     pub fn topics(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for (escaped, name) in self.topic_dirs()? {
-            let files = self.0.topics.dir(&escaped, false)?.names()?;
+            let files = self.0.topics.dir(&escaped)?.names()?;
             if files.iter().any(|name| name == "topic") {
                 names.push(name);
             }
@@ -258,10 +301,9 @@ impl Bus {
     ///
     /// `NotFound`, and those of [`open`](Self::open).
     pub fn inspect(&self, topic: &str) -> Result<TopicReport> {
-        TopicReport::look(
-            &self.files(topic)?.ok_or_else(|| not_found(topic))?,
-            &self.0.members,
-        )
+        TopicReport::look(&self.files(topic)?.ok_or_else(|| not_found(topic))?, |id| {
+            self.owner(id)
+        })
     }
 
     /// Looks at every byte that a durable topic keeps, from outside: whether it is as it was written. Of what is not durable nothing
@@ -281,8 +323,20 @@ impl Bus {
     ///
     /// The system's.
     pub fn members(&self) -> Result<Vec<Owner>> {
-        let all = members::all(&self.0.members)?;
+        let all = members::all(&self.joined("look at the members of")?.members)?;
         Ok(all.into_iter().map(|(_, owner)| owner).collect())
+    }
+
+    /// Who a member is. An observer takes all for living whom it can't see.
+    pub(crate) fn owner(&self, member: u64) -> Result<Owner> {
+        match &self.0.joined {
+            Some(joined) => members::owner(&joined.members, member),
+            None => Ok(Owner {
+                pid: 0,
+                name: String::from("?"),
+                alive: true,
+            }),
+        }
     }
 
     /// Removes a topic, and all that is in it.
@@ -333,10 +387,13 @@ impl Bus {
         let path = &self.0.path;
         let shown = path.display().to_string();
         let failed = |e: std::io::Error| Error::system("remove the bus", &*shown, e);
+        let Joined {
+            members, member, ..
+        } = self.joined("remove the bus")?;
         let others = || -> Result<usize> {
-            let all = members::all(&self.0.members)?;
+            let all = members::all(members)?;
             let alive = all.into_iter().filter(|(_, owner)| owner.alive);
-            Ok(alive.filter(|(id, _)| *id != self.member()).count())
+            Ok(alive.filter(|(id, _)| *id != member.id()).count())
         };
         let in_use = |others: usize| {
             let why = format!("{others} others are on it");
@@ -368,7 +425,8 @@ impl Bus {
     /// The system's.
     pub fn reclaim(&self) -> Result<Reclaimed> {
         self.check_fork()?;
-        reclaim::sweep(&self.0.members, &self.0.topics, &self.0.control)
+        let members = &self.joined("reclaim what the dead left on")?.members;
+        reclaim::sweep(members, &self.0.topics, &self.0.control)
     }
 
     pub(crate) fn control(&self) -> &View<BusControl> {
@@ -379,26 +437,40 @@ impl Bus {
         self.0.options.wait
     }
 
-    pub(crate) fn member(&self) -> u64 {
-        self.0.member.id()
+    fn joined(&self, tried: &'static str) -> Result<&Joined> {
+        let shown = || self.0.path.display().to_string();
+        let joined = self.0.joined.as_ref();
+        joined.ok_or_else(|| files::observed(tried, &shown()))
+    }
+
+    /// Whether nothing is changed on it by this handle, and what is read is not trusted to stay: see [`Bus::observe`].
+    #[must_use]
+    pub fn is_observed(&self) -> bool {
+        self.0.joined.is_none()
+    }
+
+    pub(crate) fn member(&self) -> Result<u64> {
+        Ok(self.joined("take part in")?.member.id())
     }
 
     /// Has this process learn of deaths from now on.
     pub(crate) fn listen(&self) -> Result<()> {
         self.check_fork()?;
-        let mut doorbell = self
-            .0
+        let Some(joined) = &self.0.joined else {
+            return Ok(());
+        };
+        let mut doorbell = joined
             .doorbell
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if doorbell.is_none() {
             // In a process with a second thread, the doorbell's, registering takes milliseconds.
             futex::has_barrier();
-            let (members, topics) = (Arc::clone(&self.0.members), Arc::clone(&self.0.topics));
+            let (members, topics) = (Arc::clone(&joined.members), Arc::clone(&self.0.topics));
             let control = self.0.control.clone();
             let name = self.0.path.display().to_string();
             *doorbell = Some(Doorbell::listen(
-                Arc::clone(&self.0.members),
+                Arc::clone(&joined.members),
                 &name,
                 move || {
                     // What can't be put away now is tried again, and told to the next one who opens the bus.
@@ -407,7 +479,7 @@ impl Bus {
                 },
             )?);
             // Who has died since the bus was opened has rung for nobody here.
-            reclaim::sweep(&self.0.members, &self.0.topics, &self.0.control)?;
+            reclaim::sweep(&joined.members, &self.0.topics, &self.0.control)?;
         }
         Ok(())
     }
@@ -428,7 +500,7 @@ impl Bus {
         wait: WaitStrategy,
     ) -> Result<(u64, Arc<TopicInner>)> {
         self.check_fork()?;
-        let sizes = [self.member(), 0, 0];
+        let sizes = [self.member()?, 0, 0];
         let config = carries.to_config(Pattern::Inbox, sizes).ok_or_else(|| {
             let why = format!("the type's name has {} bytes", carries.name().len());
             Error::new(ErrorKind::InvalidName, "make an inbox", carries.name(), why)
@@ -439,7 +511,7 @@ impl Bus {
             let random = files::random();
             let number = random.map_err(|e| Error::system("make", "an inbox", e))?;
             let name = reclaim::inbox_name(number);
-            let dir = self.0.topics.dir(&name, true)?;
+            let dir = self.0.topics.make_dir(&name, Whom::All)?;
             let files = TopicFiles::create(dir, &name, capacity, &config)?;
             Ok(files.map(|files| (number, self.inner(files, wait))))
         };
@@ -472,7 +544,7 @@ impl Bus {
 
     /// Whether there is an inbox with this number. What can't be looked at may be there.
     pub(crate) fn has_inbox(&self, number: u64) -> bool {
-        let dir = self.0.topics.dir(&reclaim::inbox_name(number), false);
+        let dir = self.0.topics.dir(&reclaim::inbox_name(number));
         dir.map_or_else(|e| e.kind() != ErrorKind::NotFound, |_| true)
     }
 
@@ -492,7 +564,7 @@ impl Bus {
     }
 
     fn open_files(&self, escaped: &str, name: &str) -> Result<Option<TopicFiles>> {
-        match self.0.topics.dir(escaped, false) {
+        match self.0.topics.dir(escaped) {
             Ok(dir) => TopicFiles::open(dir, name),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -696,8 +768,8 @@ impl BusBuilder {
         root.check_filesystem()?;
         if create {
             // Before the file that makes it a bus.
-            root.dir("members", true)?;
-            root.dir("topics", true)?;
+            root.make_dir("members", Whom::Owner)?;
+            root.make_dir("topics", Whom::All)?;
             let identity = Identity::new(Kind::Bus, BUS_SIZE, 0, 0);
             let config = BusConfig {
                 durable: self.durable.into(),
@@ -717,28 +789,14 @@ impl BusBuilder {
                 root.sync_above()?;
             }
         }
-        let Some((file, identity)) = root.open_file("bus", Kind::Bus, true)? else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                "open the bus",
-                shown,
-                "there is no bus in this directory",
-            )
-            .advise("check the path, or start a publisher or subscriber first"));
-        };
-        let control = map_bus(&shown, &file, &identity)?;
-        let mut config = [0; size_of::<BusConfig>()];
-        files::read_at(&file, size_of::<Identity>() as u64, &mut config)
-            .map_err(|e| Error::system("read the bus", &*shown, e))?;
-        let config = BusConfig::read_from_bytes(&config).expect("as many bytes as it has");
-        let is_durable = config.durable != 0;
+        let (file, control, is_durable) = open_bus_file(&root, &shown)?;
         if self.durable && !is_durable {
             let why = "it was made, and not as a durable one";
             return Err(Error::new(ErrorKind::Mismatch, "open the durable bus", shown, why)
                 .advise("use another path, or remove the bus (buslane rm --whole-bus) when nobody uses it"));
         }
-        let members = Arc::new(root.dir("members", false)?);
-        let topics = Arc::new(root.dir("topics", false)?);
+        let (members, topics) = (root.dir("members")?, Arc::new(root.dir("topics")?));
+        let members = Arc::new(members);
         let mut cuts = Vec::new();
         let mut opening = None;
         if is_durable {
@@ -754,21 +812,65 @@ impl BusBuilder {
         }
         let member = Member::join(Arc::clone(&members), &shown)?;
         drop(opening);
-        let doorbell = Mutex::new(None);
-        let born = fork::generation();
+        let joined = Joined {
+            members,
+            doorbell: Mutex::new(None),
+            member,
+        };
         Ok(Bus(Arc::new(BusInner {
             path: path.to_owned(),
             options: self,
             control,
-            members,
             topics,
-            doorbell,
-            member,
-            born,
+            joined: Some(joined),
+            born: fork::generation(),
             is_durable,
             cuts,
         })))
     }
+
+    /// Looks at the bus in this directory; see [`Bus::observe`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn observe(self, path: impl AsRef<Path>) -> Result<Bus> {
+        let path = path.as_ref();
+        let shown = path.display().to_string();
+        let root = Dir::observe(path)?;
+        root.check_filesystem()?;
+        let (_, control, is_durable) = open_bus_file(&root, &shown)?;
+        Ok(Bus(Arc::new(BusInner {
+            path: path.to_owned(),
+            options: self,
+            control,
+            topics: Arc::new(root.dir("topics")?),
+            joined: None,
+            born: fork::generation(),
+            is_durable,
+            cuts: Vec::new(),
+        })))
+    }
+}
+
+/// The file that says that a directory is a bus, its control page, and whether it is durable.
+fn open_bus_file(root: &Dir, shown: &str) -> Result<(OwnedFd, View<BusControl>, bool)> {
+    let write = !root.is_observed();
+    let Some((file, identity)) = root.open_file("bus", Kind::Bus, write)? else {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            "open the bus",
+            shown,
+            "there is no bus in this directory",
+        )
+        .advise("check the path, or start a publisher or subscriber first"));
+    };
+    let control = map_bus(shown, &file, &identity, root.is_observed())?;
+    let mut config = [0; size_of::<BusConfig>()];
+    files::read_at(&file, size_of::<Identity>() as u64, &mut config)
+        .map_err(|e| Error::system("read the bus", shown, e))?;
+    let config = BusConfig::read_from_bytes(&config).expect("as many bytes as it has");
+    Ok((file, control, config.durable != 0))
 }
 
 /// How long to wait for who recovers a bus.
@@ -944,7 +1046,7 @@ impl TopicBuilder<'_> {
         }
         let files = match bus.files(&name)? {
             Some(files) => Some(files),
-            None if create => {
+            None if create && !bus.is_observed() => {
                 let mut config = ours.to_config(patterns[0], sizes).ok_or_else(|| {
                     let why = format!("the type's name has {} bytes", ours.name().len());
                     Error::new(ErrorKind::InvalidName, tried, &*name, why).advise("use at most 192")
@@ -954,7 +1056,7 @@ impl TopicBuilder<'_> {
                 config.sync_ns = sync.unwrap_or_default().to_ns();
                 (config.keep_bytes, config.keep_ns) = keep.unwrap_or_default().to_sizes();
                 let capacity = capacity.unwrap_or(made_with);
-                let dir = bus.0.topics.dir(&escaped, true)?;
+                let dir = bus.0.topics.make_dir(&escaped, Whom::All)?;
                 let files = TopicFiles::create(dir, &name, capacity, &config)?;
                 if bus.is_durable() {
                     bus.0.topics.sync()?;
@@ -1027,7 +1129,7 @@ impl TopicInner {
         let Some(lane) = self.files.lane(lane)? else {
             return Ok(None);
         };
-        members::owner(&self.bus.0.members, lane::owner(&lane.header)).map(Some)
+        self.bus.owner(lane::owner(&lane.header)).map(Some)
     }
 }
 

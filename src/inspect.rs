@@ -8,13 +8,13 @@ use crate::durable::{Keep, SyncPolicy};
 use crate::envelope::Envelope;
 use crate::error::Result;
 use crate::message::PayloadType;
-use crate::shm::files::{self, Dir, numbers_among, skip_damaged};
+use crate::shm::files::{self, numbers_among, skip_damaged};
 use crate::shm::fork;
 use crate::shm::groups::GROUP;
 use crate::shm::lane::{self, Boundary, Outside};
 use crate::shm::layout::{Claim, LEFT, Pattern};
 use crate::shm::log;
-use crate::shm::members::{self, Owner};
+use crate::shm::members::Owner;
 use crate::shm::roster::{self, Cursor};
 use crate::shm::segment::Access;
 use crate::shm::topic::{CURSOR, LANE, LaneFile, SUBSCRIPTION, TABLE, TopicFiles};
@@ -321,11 +321,15 @@ pub struct Seen {
 }
 
 impl TopicReport {
-    pub(crate) fn look(topic: &TopicFiles, members: &Dir) -> Result<Self> {
+    pub(crate) fn look(topic: &TopicFiles, owner: impl Fn(u64) -> Result<Owner>) -> Result<Self> {
         // Listed once: there may be many data files.
-        let names = topic.dir().names()?;
+        let mut names = topic.dir().names()?;
+        if topic.is_observed() {
+            // The others are not for us.
+            names.retain(|name| name.starts_with(LANE));
+        }
         let mut owners = Owners {
-            members,
+            find: &owner,
             known: HashMap::new(),
         };
         let (lanes, files) = look_at_lanes(topic, &names, &mut owners)?;
@@ -566,7 +570,7 @@ fn entry<'a>(owners: &'a mut Vec<OwnerReport>, owner: &Owner) -> &'a mut OwnerRe
 
 /// The members, each looked up once.
 struct Owners<'a> {
-    members: &'a Dir,
+    find: &'a dyn Fn(u64) -> Result<Owner>,
     known: HashMap<u64, Owner>,
 }
 
@@ -575,7 +579,7 @@ impl Owners<'_> {
         if let Some(owner) = self.known.get(&id) {
             return Ok(owner.clone());
         }
-        let owner = members::owner(self.members, id)?;
+        let owner = (self.find)(id)?;
         self.known.insert(id, owner.clone());
         Ok(owner)
     }

@@ -274,7 +274,7 @@ impl<T: ?Sized> fmt::Debug for StateWriter<T> {
 impl<T: ?Sized + Payload> StateWriter<T> {
     fn join(topic: &Arc<TopicInner>) -> Result<Self> {
         topic.bus.listen()?;
-        let (lock, id, table) = topic.files.table_to_write(topic.bus.member())?;
+        let (lock, id, table) = topic.files.table_to_write(topic.bus.member()?)?;
         Ok(Self {
             table,
             id,
@@ -845,6 +845,10 @@ impl<T: ?Sized + Payload> Waitable for Watch<T> {
 
     fn disarm(&mut self) {
         self.news.disarm();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.news.due()
     }
 }
 

@@ -429,7 +429,10 @@ fn a_thousand_short_lived_publishers_leave_nothing() {
     assert_eq!(files(&place, "lane."), Vec::<PathBuf>::new());
     assert_eq!(files(&path.join("members"), "").len(), 1);
     drop((subscriber, bus));
-    assert_eq!(files(&place, ""), [place.join("topic")]);
+    assert_eq!(
+        files(&place, ""),
+        [place.join("locks"), place.join("topic")]
+    );
     assert_eq!(files(&path.join("members"), ""), Vec::<PathBuf>::new());
 }
 

@@ -261,7 +261,7 @@ fn killed_while_joining_a_hundred_times() {
     let left: Vec<_> = private
         .names("topics/t")
         .into_iter()
-        .filter(|name| name != "topic")
+        .filter(|name| name != "topic" && name != "locks")
         .collect();
     assert!(left.is_empty(), "left behind: {left:?}");
     assert!(private.names("members").is_empty());
@@ -341,7 +341,7 @@ fn what_a_lonely_death_leaves_the_next_opener_reclaims() {
     assert_eq!(private.names("members").len(), 1);
     drop(private.bus());
     assert!(private.names("members").is_empty());
-    assert_eq!(private.names("topics/t"), ["topic"]);
+    assert_eq!(private.names("topics/t"), ["locks", "topic"]);
 }
 
 #[test]
@@ -427,23 +427,15 @@ fn a_lane_lock_that_outlives_the_member_lock() {
     let fd = common::names(dir.as_ref()).into_iter().find(|fd| {
         let target = std::fs::read_link(format!("{dir}/{fd}"));
         // A file made without a name is shown as deleted for ever, by its inode: compare that.
-        let lanes = private
-            .names("topics/t")
-            .into_iter()
-            .filter(|name| name.starts_with("lane."));
-        target.is_ok()
-            && lanes.into_iter().any(|lane| {
-                use std::os::unix::fs::MetadataExt;
-                let ino = |path: String| {
-                    std::fs::metadata(path)
-                        .map(|meta| (meta.dev(), meta.ino()))
-                        .ok()
-                };
-                ino(format!("{dir}/{fd}"))
-                    == ino(format!("{}/topics/t/{lane}", private.path.display()))
-            })
+        use std::os::unix::fs::MetadataExt;
+        let inode = |path: String| {
+            let meta = std::fs::metadata(path);
+            meta.map(|meta| (meta.dev(), meta.ino())).ok()
+        };
+        let locks = format!("{}/topics/t/locks", private.path.display());
+        target.is_ok() && inode(format!("{dir}/{fd}")) == inode(locks)
     });
-    let fd: i32 = fd.expect("the publisher's lane").parse().unwrap();
+    let fd: i32 = fd.expect("the publisher's lock").parse().unwrap();
     // SAFETY: plain system calls, which return new descriptors that nobody else owns.
     let late = unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, child.pid(), 0) as i32;

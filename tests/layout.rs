@@ -136,12 +136,16 @@ impl Golden {
 
 /// Whether somebody holds a write lock over the whole file.
 fn is_locked(file: &File) -> bool {
-    let (whence, start) = (libc::SEEK_SET as i16, 0);
+    is_part_locked(file, 0, 0)
+}
+
+/// The same of `len` bytes from `start` on; 0: all.
+fn is_part_locked(file: &File, start: i64, len: i64) -> bool {
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as i16,
-        l_whence: whence,
+        l_whence: libc::SEEK_SET as i16,
         l_start: start,
-        l_len: 0,
+        l_len: len,
         l_pid: 0,
     };
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).unwrap();
@@ -151,7 +155,7 @@ fn is_locked(file: &File) -> bool {
     // -1: it belongs to an open file description, not to a process.
     assert_eq!(
         (lock.l_type, lock.l_start, lock.l_len, lock.l_pid),
-        (libc::F_WRLCK as i16, 0, 0, -1)
+        (libc::F_WRLCK as i16, start, len, -1)
     );
     true
 }
@@ -320,7 +324,7 @@ fn every_byte_of_every_file() {
     let mut subscriber = orders.subscriber().unwrap();
     cursor(&files.join("cursor.1"), 1, member, None).check();
     let mut publisher = orders.publisher().unwrap();
-    assert_eq!(names(&files), ["cursor.1", "lane.2", "topic"]);
+    assert_eq!(names(&files), ["cursor.1", "lane.2", "locks", "topic"]);
     bytes_topic(2).check();
     let lane_path = files.join("lane.2");
     let lane_2 = |words, records: &[_]| lane(&lane_path, 2, 4096, member, words, records);
@@ -480,7 +484,14 @@ fn every_byte_of_a_queue() {
     let mut consumer = queue.consumer().unwrap();
     assert_eq!(
         names(&files),
-        ["claims.0.1", "cursor.2", "group.default", "lane.1", "topic"]
+        [
+            "claims.0.1",
+            "cursor.2",
+            "group.default",
+            "lane.1",
+            "locks",
+            "topic"
+        ]
     );
     let cursor = File::open(files.join("cursor.2")).unwrap();
     assert_eq!(
@@ -762,27 +773,31 @@ fn locks_and_lives() {
     let open = |path: PathBuf| File::open(path).unwrap();
     let (cursor, lane) = (open(files.join("cursor.1")), open(files.join("lane.2")));
     let member = open(path.join("members").join(&member_name));
-    for file in [&cursor, &lane, &member] {
+    for file in [&cursor, &member] {
         assert!(is_locked(file));
     }
-    for unowned in [path.join("bus"), files.join("topic")] {
+    // A lane's writer holds the byte with its number.
+    let locks = open(files.join("locks"));
+    let is_written = |lane: i64| is_part_locked(&locks, lane, 1);
+    assert!(!is_written(1) && is_written(2) && !is_written(3));
+    for unowned in [path.join("bus"), files.join("topic"), files.join("lane.2")] {
         assert!(!is_locked(&open(unowned)));
     }
 
     // A lane that its writer has left stays for its readers, and the next publisher takes it over.
     drop(publisher);
     assert_eq!(word(&lane, 648), 1);
-    wait_until_unlocked(&lane);
+    wait_until("the lane has no writer", || !is_written(2));
     let mut publisher = topic.publisher().unwrap();
-    assert_eq!(names(&files), ["cursor.1", "lane.2", "topic"]);
-    assert_eq!((is_locked(&lane), word(&lane, 648)), (true, 0));
+    assert_eq!(names(&files), ["cursor.1", "lane.2", "locks", "topic"]);
+    assert_eq!((is_written(2), word(&lane, 648)), (true, 0));
     publisher.send(b"").unwrap();
     assert_eq!(word(&lane, 4096 + 32), 0x2_0000_0001); // it counts on
 
     // When a lane that is closed and drained is gone, its slot is free again. (Who removes it is not the layout's.)
     assert_eq!(drain(&mut subscriber), 2);
     drop(publisher);
-    wait_until_unlocked(&lane);
+    wait_until("the lane has no writer", || !is_written(2));
     let _ = fs::remove_file(files.join("lane.2"));
     assert_eq!(subscriber.try_recv().unwrap_err().kind(), ErrorKind::Ended);
     drop(topic.subscriber().unwrap()); // changes the roster, and takes the number 3
@@ -800,7 +815,7 @@ fn locks_and_lives() {
     drop(subscriber);
     assert_eq!(word(&cursor, 4104), 1);
     wait_until_unlocked(&cursor);
-    assert_eq!(names(&files), ["lane.4", "topic"]);
+    assert_eq!(names(&files), ["lane.4", "locks", "topic"]);
 
     drop((publisher, topic, bus));
     wait_until_unlocked(&member);
@@ -1197,7 +1212,14 @@ fn data_files() {
     let mut all = names(&topic);
     // Made ahead.
     all.retain(|name| name != "data.2.2");
-    let expected = ["data.2.0", "data.2.1", "lane.2", "subscription.s", "topic"];
+    let expected = [
+        "data.2.0",
+        "data.2.1",
+        "lane.2",
+        "locks",
+        "subscription.s",
+        "topic",
+    ];
     assert_eq!(all, expected);
     assert_eq!(fs::metadata(topic.join("lane.2")).unwrap().len(), 4096);
     let config = File::open(topic.join("topic")).unwrap();

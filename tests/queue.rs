@@ -62,7 +62,10 @@ fn what_is_pushed_before_the_first_consumer_waits_for_it() {
         None
     );
     drop(consumer);
-    assert_eq!(private.names("topics/jobs"), ["group.default", "topic"]);
+    assert_eq!(
+        private.names("topics/jobs"),
+        ["group.default", "locks", "topic"]
+    );
 }
 
 #[test]
@@ -810,7 +813,10 @@ fn what_a_killed_consumer_held_goes_to_another() {
 fn a_forked_child_touches_nothing() {
     let private = private();
     private.child("forking", "").join();
-    assert_eq!(private.names("topics/jobs"), ["group.default", "topic"]);
+    assert_eq!(
+        private.names("topics/jobs"),
+        ["group.default", "locks", "topic"]
+    );
 }
 
 /// Who dies while it puts a message off has either done so, or not.
@@ -865,7 +871,10 @@ fn storm(roles: &[&str]) {
     check_history(&private, ids);
     drop(consumer);
     bus.reclaim().unwrap();
-    assert_eq!(private.names("topics/jobs"), ["group.default", "topic"]);
+    assert_eq!(
+        private.names("topics/jobs"),
+        ["group.default", "locks", "topic"]
+    );
 }
 
 fn check_history(private: &common::Private, ids: u64) {

@@ -158,6 +158,6 @@ fn a_server_ends_with_a_signal_and_leaves_nothing() {
         names
     };
     assert_eq!(names("topics"), ["upper"]);
-    assert_eq!(names("topics/upper"), ["group.default", "topic"]);
+    assert_eq!(names("topics/upper"), ["group.default", "locks", "topic"]);
     assert!(names("members").is_empty());
 }

@@ -3,7 +3,7 @@
 use std::hint;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::pace::Pace;
 use super::sources::{Source, Sources};
@@ -22,6 +22,9 @@ const TURN: u64 = 65_536;
 
 /// Far longer than a store takes to become visible.
 const INTRODUCTION: Duration = Duration::from_millis(1);
+
+/// How often an observer looks, whom nobody wakes.
+const OBSERVED_EVERY: Duration = Duration::from_millis(1);
 
 /// Looks at one source before the others, the roster and the clock are looked at again.
 const CLOSE_LOOKS: u32 = 32;
@@ -87,8 +90,8 @@ pub(super) struct Receiver {
     is_known: bool,
     born: u64,
     pub(super) cursor: Cursor,
-    /// Says that the cursor has a reader.
-    lock: Held,
+    /// Says that the cursor has a reader. `None`: it is an observer's, which nobody sees.
+    lock: Option<Held>,
     pub(super) topic: Arc<TopicInner>,
 }
 
@@ -109,14 +112,17 @@ impl Receiver {
         is_lossy: bool,
     ) -> Result<Self> {
         topic.bus.listen()?;
-        let member = topic.bus.member();
+        let files = &topic.files;
         let (lock, cursor, is_new) = match &named {
-            Some(named) => topic
-                .files
-                .open_subscription(member, &escape(&named.name)?)?,
+            None if files.is_observed() => (None, files.private_cursor()?, true),
             None => {
-                let (lock, cursor) = topic.files.new_cursor(member, is_lossy)?;
-                (lock, cursor, true)
+                let (lock, cursor) = files.new_cursor(topic.bus.member()?, is_lossy)?;
+                (Some(lock), cursor, true)
+            }
+            Some(named) => {
+                let (member, name) = (topic.bus.member()?, escape(&named.name)?);
+                let (lock, cursor, is_new) = files.open_subscription(member, &name)?;
+                (Some(lock), cursor, is_new)
             }
         };
         let mut receiver = Self {
@@ -142,8 +148,10 @@ impl Receiver {
         roster::changed(&topic.files.control);
         receiver.refresh(is_new.then_some(start))?;
         receiver.cursor.set_joined();
-        if receiver.named.is_some() && is_new {
-            topic.files.sync_subscription(&receiver.lock)?;
+        if let (Some(_), Some(lock)) = (&receiver.named, &receiver.lock)
+            && is_new
+        {
+            topic.files.sync_subscription(lock)?;
         }
         roster::changed(&topic.files.control);
         Ok(receiver)
@@ -387,6 +395,9 @@ impl Receiver {
 
     /// Lists the lanes anew if the roster has changed.
     fn keep_up(&mut self) -> Result<()> {
+        if self.lock.is_none() {
+            self.topic.files.look_again()?;
+        }
         if self.seen_roster == Some(roster::state(&self.topic.files.control)) {
             return Ok(());
         }
@@ -520,6 +531,10 @@ impl Receiver {
     }
 
     fn sleep(&mut self, time: Duration) -> Result<()> {
+        if self.lock.is_none() {
+            thread::sleep(time.min(OBSERVED_EVERY));
+            return Ok(());
+        }
         let topic = Arc::clone(&self.topic);
         let cursor = self.cursor.clone();
         park::park(&topic.files.control, &cursor.header, time, || {
@@ -599,7 +614,7 @@ impl Receiver {
         }
         let slot = self
             .cursor
-            .take_slot(|index| files.allocate_slot(&self.lock, index))?;
+            .take_slot(|index| files.allocate_slot(self.lock.as_ref(), index))?;
         let (control, capacity, place) = (
             &files.control,
             lane.ring.capacity(),
@@ -734,6 +749,11 @@ impl Waitable for Receiver {
         if self.check_fork().is_ok() {
             park::disarm(&self.cursor.header);
         }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let is_observer = self.lock.is_none();
+        is_observer.then(|| Instant::now() + OBSERVED_EVERY)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zerocopy::FromBytes;
 
@@ -72,6 +72,10 @@ impl<T: ?Sized> Waitable for Subscriber<T> {
 
     fn disarm(&mut self) {
         self.receiver.disarm();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.receiver.due()
     }
 }
 

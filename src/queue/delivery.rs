@@ -73,7 +73,7 @@ impl Seat {
     pub fn take(home: &Arc<Home>, topic: &Arc<TopicInner>, group: u64) -> Result<Self> {
         let (lock, cursor) = topic
             .files
-            .new_consumer(topic.bus.member(), group, home.kinds)?;
+            .new_consumer(topic.bus.member()?, group, home.kinds)?;
         cursor.set_joined();
         roster::changed(&topic.files.control);
         Ok(Self {

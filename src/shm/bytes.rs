@@ -4,12 +4,17 @@
 //! being written, is the lane's protocol: `lane` is the only caller (and `haul` for it), and says at each call why it holds.
 
 use std::fmt;
+use std::io;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use zerocopy::IntoBytes;
+
+use super::files;
 use super::lane::Boundary;
-use super::layout::{SLOT, frame_size};
+use super::layout::{PAGE, SLOT, frame_size};
 use super::log::Log;
 use super::segment::Mapping;
 use super::sync::{AtomicU64, Ordering};
@@ -26,6 +31,8 @@ pub struct Ring {
     /// Keeps `start` mapped.
     map: Arc<Mapping>,
     log: Option<Arc<Log>>,
+    /// Of a lane that another user may truncate: its file. Nothing is read in place, which holds zeros.
+    foreign: Option<Arc<OwnedFd>>,
 }
 
 // SAFETY: the mapping lives as long as the ring and is tied to no thread; who may touch which bytes when is the lane's
@@ -56,7 +63,22 @@ impl Ring {
             part: capacity as u64 - SLOT,
             map: Arc::clone(map),
             log: None,
+            foreign: None,
         }
+    }
+
+    /// That of another user's lane, whose ring begins at [`PAGE`] in its file: each look reads it there.
+    pub fn of_another(file: OwnedFd, capacity: usize) -> io::Result<Self> {
+        Ok(Self {
+            foreign: Some(Arc::new(file)),
+            ..Self::new(&Mapping::space(capacity)?, capacity)
+        })
+    }
+
+    /// Whether it is another user's.
+    #[inline(always)]
+    pub fn is_foreign(&self) -> bool {
+        self.foreign.is_some()
     }
 
     /// That of a lane in data files.
@@ -69,6 +91,7 @@ impl Ring {
             part: log.capacity() - SLOT,
             map: Arc::clone(map),
             log: Some(Arc::new(log)),
+            foreign: None,
         }
     }
 
@@ -306,18 +329,24 @@ impl Ring {
     }
 
     /// Copies the words that hold the `len` bytes at `position`, a multiple of 8, which may be overwritten meanwhile: the
-    /// caller finds out afterwards whether they were.
+    /// caller finds out afterwards whether they were. `false`: another user has taken them away.
     #[inline]
-    pub fn copy_out(&self, position: u64, len: usize, to: &mut Vec<u64>) {
+    pub fn copy_out(&self, position: u64, len: usize, to: &mut Vec<u64>) -> bool {
         let count = len.div_ceil(8);
         let words = self.range(position & !7, count * 8).cast::<AtomicU64>();
         to.clear();
+        if let Some(file) = &self.foreign {
+            to.resize(count, 0);
+            let at = PAGE as u64 + self.offset(position & !7);
+            return files::read_whole_at(file, at, to.as_mut_bytes()).is_ok();
+        }
         to.extend((0..count).map(|i| {
             // SAFETY: `range` checked the bounds, `start` and the position are aligned to 8, and any bytes are an
             // `AtomicU64`. The writer's plain store may race with this load; the value is discarded then.
             let word = unsafe { words.add(i).as_ref() };
             word.load(Ordering::Relaxed)
         }));
+        true
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{
-    AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, RenameFlags, fallocate, fcntl, openat,
-    renameat2,
+    AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, OpenHow, RenameFlags, ResolveFlag,
+    fallocate, fcntl, openat, openat2, renameat2,
 };
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::sys::statfs::fstatfs;
@@ -21,12 +21,16 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::layout::{Identity, Kind, MAGIC, VERSION};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A directory of ours, opened without following links.
+/// A directory, opened without following links: ours, or one that is only observed, whoever owns it.
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
     path: PathBuf,
     mode: Mode,
+    /// Who owns all that is in it.
+    owner: u32,
+    /// Nothing in it is changed, or trusted to stay as it is.
+    is_observed: bool,
 }
 
 /// What a new file shall be.
@@ -63,8 +67,17 @@ impl Identity {
 }
 
 impl Dir {
-    /// Opens `path`, made with `mode` first if `create` and it is missing.
+    /// Opens `path`, which is ours, made with `mode` first if `create` and it is missing.
     pub fn open(path: &Path, create: Option<Mode>) -> Result<Self> {
+        Self::open_path(path, create, false)
+    }
+
+    /// Opens `path`, whoever owns it, to look at what is in it.
+    pub fn observe(path: &Path) -> Result<Self> {
+        Self::open_path(path, None, true)
+    }
+
+    fn open_path(path: &Path, create: Option<Mode>, is_observed: bool) -> Result<Self> {
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
@@ -88,32 +101,67 @@ impl Dir {
             Error::system("open the directory above", shown(path), e)
                 .advise("make that directory first")
         })?;
-        Self::open_at(parent.as_fd(), name.as_ref(), path, create)
-    }
-
-    /// Opens `name` in this directory, made first if `create` and it is missing.
-    pub fn dir(&self, name: &str, create: bool) -> Result<Self> {
-        Self::open_at(
-            self.fd.as_fd(),
-            Path::new(name),
-            &self.path.join(name),
-            create.then_some(self.mode),
-        )
-    }
-
-    fn open_at(at: BorrowedFd<'_>, name: &Path, path: &Path, create: Option<Mode>) -> Result<Self> {
-        let tried = "open the directory";
-        if let Some(mode) = create {
-            match mkdirat(at, name, mode) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(e) => return Err(Error::system("make the directory", shown(path), e)),
-            }
-        }
+        make_dir(parent.as_fd(), name.as_ref(), path, create)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(at, name, flags, Mode::empty())
-            .map_err(|e| Error::system(tried, shown(path), e))?;
+        let fd = openat(parent, name, flags, Mode::empty())
+            .map_err(|e| Error::system("open the directory", shown(path), e))?;
+        Self::checked(fd, path, None, is_observed)
+    }
+
+    /// Opens `name` in this directory.
+    pub fn dir(&self, name: &str) -> Result<Self> {
+        let path = self.path.join(name);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let fd = self
+            .open_in(name, flags)
+            .map_err(|e| Error::system("open the directory", shown(&path), e))?;
+        Self::checked(fd, &path, Some(self.owner), self.is_observed)
+    }
+
+    /// The same, made first if it is missing: for who may come into this one, or for its owner alone.
+    pub fn make_dir(&self, name: &str, for_whom: Whom) -> Result<Self> {
+        self.check_ours("make the directory", name)?;
+        let mode = match for_whom {
+            Whom::All => self.mode,
+            Whom::Owner => self.mode & Mode::S_IRWXU,
+        };
+        let path = self.path.join(name);
+        make_dir(self.fd.as_fd(), Path::new(name), &path, Some(mode))?;
+        self.dir(name)
+    }
+
+    /// Opens a name in here, without following links, and without waiting for who serves another filesystem.
+    fn open_in(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let resolve = ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        let how = OpenHow::new().flags(flags).resolve(resolve);
+        match openat2(&self.fd, name, how) {
+            // Before Linux 5.6, or not allowed where this runs.
+            Err(Errno::ENOSYS | Errno::EPERM) => openat(&self.fd, name, flags, Mode::empty()),
+            opened => opened,
+        }
+    }
+
+    /// Whether it is only looked at.
+    pub fn is_observed(&self) -> bool {
+        self.is_observed
+    }
+
+    fn check_ours(&self, tried: &'static str, name: &str) -> Result<()> {
+        match self.is_observed {
+            false => Ok(()),
+            true => Err(observed(tried, &self.shown(name))),
+        }
+    }
+
+    fn checked(fd: OwnedFd, path: &Path, owner: Option<u32>, is_observed: bool) -> Result<Self> {
+        let tried = "open the directory";
         let stat = fstat(&fd).map_err(|e| Error::system(tried, shown(path), e))?;
-        check_owner(&stat, tried, path)?;
+        let owner = match is_observed {
+            true => owner.unwrap_or(stat.st_uid),
+            false => Uid::effective().as_raw(),
+        };
+        check_owner(&stat, owner, tried, path)?;
         if stat.st_mode & 0o022 != 0 {
             return Err(Error::new(
                 ErrorKind::ForeignOwner,
@@ -128,6 +176,8 @@ impl Dir {
             fd,
             path: path.to_owned(),
             mode,
+            owner,
+            is_observed,
         })
     }
 
@@ -165,8 +215,9 @@ impl Dir {
         plan: &Plan<'_>,
         init: impl FnMut(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
+        self.check_ours(plan.tried, name)?;
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_TMPFILE;
-        match openat(&self.fd, ".", flags, self.rights()) {
+        match openat(&self.fd, ".", flags, self.rights(plan)) {
             Ok(fd) => self.finish(fd, None, name, plan, init),
             // The filesystem knows no files without a name.
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
@@ -187,7 +238,7 @@ impl Dir {
             let failed = |e: io::Error| Error::system(plan.tried, self.shown(name), e);
             let draft = format!("{DRAFT}{:016x}", random().map_err(failed)?);
             let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_CREAT | OFlag::O_EXCL;
-            let fd = openat(&self.fd, draft.as_str(), flags, self.rights())
+            let fd = openat(&self.fd, draft.as_str(), flags, self.rights(plan))
                 .map_err(|e| failed(e.into()))?;
             let made = self.finish(fd, Some(&draft), name, plan, &mut init);
             if let Ok(Some(_)) = made {
@@ -257,8 +308,11 @@ impl Dir {
         }
     }
 
-    fn rights(&self) -> Mode {
-        Mode::from_bits_truncate(self.mode.bits() & 0o666)
+    /// Who may come into the directory may read what says something; what processes agree by is its owner's alone.
+    fn rights(&self, plan: &Plan<'_>) -> Mode {
+        let is_said = SAID.iter().any(|kind| *kind as u32 == plan.identity.kind);
+        let rights = if is_said { 0o666 } else { 0o600 };
+        Mode::from_bits_truncate(self.mode.bits() & rights)
     }
 
     fn fill(&self, fd: &OwnedFd, plan: &Plan<'_>) -> nix::Result<()> {
@@ -287,18 +341,23 @@ impl Dir {
         } else {
             OFlag::O_RDONLY
         };
-        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let fd = match openat(&self.fd, name, flags, Mode::empty()) {
+        if write {
+            self.check_ours(tried, name)?;
+        }
+        let fd = match self.open_in(name, access) {
             Ok(fd) => fd,
             Err(Errno::ENOENT) => return Ok(None),
             Err(Errno::ELOOP) => return Err(not_buslane(&path, "it is a symbolic link")),
+            Err(Errno::EXDEV) => {
+                return Err(not_buslane(&path, "another filesystem is mounted there"));
+            }
             Err(e) => return Err(Error::system(tried, shown(&path), e)),
         };
         let stat = fstat(&fd).map_err(|e| Error::system(tried, shown(&path), e))?;
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
             return Err(not_buslane(&path, "it is no regular file"));
         }
-        check_owner(&stat, tried, &path)?;
+        check_owner(&stat, self.owner, tried, &path)?;
         match stat.st_nlink {
             0 => return Ok(None),
             1 => {}
@@ -341,6 +400,7 @@ impl Dir {
 
     /// Removes `name`; whether it was there.
     pub fn remove(&self, name: &str) -> Result<bool> {
+        self.check_ours("remove", name)?;
         match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
@@ -352,6 +412,7 @@ impl Dir {
 impl Dir {
     /// Gives `name` in here another name, that nothing has. `false`: there is no such name, or the other is taken.
     pub fn rename(&self, name: &str, to: &str) -> Result<bool> {
+        self.check_ours("rename", name)?;
         match renameat2(&self.fd, name, &self.fd, to, RenameFlags::RENAME_NOREPLACE) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT | Errno::EEXIST) => Ok(false),
@@ -361,6 +422,7 @@ impl Dir {
 
     /// Removes the directory `name` in here, if it is empty.
     pub fn remove_empty(&self, name: &str) -> Result<()> {
+        self.check_ours("remove", name)?;
         match unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir) {
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
             Err(e) => Err(Error::system("remove", self.shown(name), e)),
@@ -369,7 +431,8 @@ impl Dir {
 
     /// Removes the directory `name` in here, and all that is in it.
     pub fn remove_all(&self, name: &str) -> Result<()> {
-        let dir = match self.dir(name, false) {
+        self.check_ours("remove", name)?;
+        let dir = match self.dir(name) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             dir => dir?,
         };
@@ -405,6 +468,18 @@ impl AsFd for Dir {
     }
 }
 
+/// What others may read, if they are let in.
+const SAID: [Kind; 3] = [Kind::Bus, Kind::Topic, Kind::Lane];
+
+/// For whom a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom {
+    /// Who may come into the one that it is in.
+    All,
+    /// Its owner alone.
+    Owner,
+}
+
 /// What a file is called until it is whole, where it can't be without a name.
 pub const DRAFT: &str = ".draft.";
 
@@ -425,6 +500,9 @@ const REFUSED: [(i64, &str); 13] = [
     (0x6367_7270, "cgroup2"),
 ];
 
+/// The largest number in a name: as many bytes as a file has that can be locked.
+const MAX_NUMBER: u64 = i64::MAX as u64 - 1;
+
 /// The numbers `n` of the names `{prefix}n` among these, ascending.
 pub fn numbers_among(names: &[String], prefix: &str) -> Vec<u64> {
     let mut numbers: Vec<u64> = names
@@ -433,7 +511,7 @@ pub fn numbers_among(names: &[String], prefix: &str) -> Vec<u64> {
             let digits = name.strip_prefix(prefix)?;
             let number: u64 = digits.parse().ok()?;
             // One name for each number.
-            (number.to_string() == digits).then_some(number)
+            (number <= MAX_NUMBER && number.to_string() == digits).then_some(number)
         })
         .collect();
     numbers.sort_unstable();
@@ -463,17 +541,39 @@ fn not_buslane(path: &Path, why: impl Into<std::borrow::Cow<'static, str>>) -> E
         .advise("if nobody needs it, remove it; buslane makes its own")
 }
 
-fn check_owner(stat: &FileStat, tried: &'static str, path: &Path) -> Result<()> {
-    let me = Uid::effective();
-    if stat.st_uid == me.as_raw() {
+fn check_owner(stat: &FileStat, owner: u32, tried: &'static str, path: &Path) -> Result<()> {
+    if stat.st_uid == owner {
         return Ok(());
     }
-    let why = format!(
-        "it belongs to user {}, and this process runs as user {me}",
-        stat.st_uid
-    );
-    Err(Error::new(ErrorKind::ForeignOwner, tried, shown(path), why)
-        .advise("run as its owner, or use another bus (BUSLANE_DIR sets where buses are)"))
+    let why = match owner == Uid::effective().as_raw() {
+        true => format!(
+            "it belongs to user {}, and this process runs as user {owner}",
+            stat.st_uid
+        ),
+        false => format!(
+            "it belongs to user {}, and the bus to user {owner}",
+            stat.st_uid
+        ),
+    };
+    Err(
+        Error::new(ErrorKind::ForeignOwner, tried, shown(path), why).advise(
+            "run as its owner, only look at it (Bus::observe), or use another bus (BUSLANE_DIR sets where buses are)",
+        ),
+    )
+}
+
+/// What to say to who would change something on a bus that is only observed.
+pub fn observed(tried: &'static str, on: &str) -> Error {
+    let why = "the bus is only observed: nothing on it is changed";
+    Error::new(ErrorKind::Unsupported, tried, on, why)
+        .advise("open it as its owner (Bus::at); to answer, publish on a bus of your own")
+}
+
+fn make_dir(at: BorrowedFd<'_>, name: &Path, path: &Path, mode: Option<Mode>) -> Result<()> {
+    match mode.map(|mode| mkdirat(at, name, mode)) {
+        None | Some(Ok(()) | Err(Errno::EEXIST)) => Ok(()),
+        Some(Err(e)) => Err(Error::system("make the directory", shown(path), e)),
+    }
 }
 
 fn check_identity(identity: &Identity, kind: Kind, file_size: u64, path: &Path) -> Result<()> {
@@ -525,6 +625,20 @@ pub fn write_at(fd: &impl AsFd, mut offset: u64, mut bytes: &[u8]) -> nix::Resul
         let written = retry(|| nix::sys::uio::pwrite(fd, bytes, offset as i64))?;
         bytes = &bytes[written..];
         offset += written as u64;
+    }
+    Ok(())
+}
+
+/// Fills `bytes` from `offset` on. An error if they are not all there.
+pub fn read_whole_at(fd: &impl AsFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match retry(|| nix::sys::uio::pread(fd, bytes, offset as i64))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                bytes = &mut bytes[read..];
+                offset += read as u64;
+            }
+        }
     }
     Ok(())
 }
@@ -591,15 +705,28 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
     }
 }
 
+/// One byte of a file; there may be none.
+fn byte(number: u64, kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_start: number as libc::off_t,
+        l_len: 1,
+        ..whole_file(kind)
+    }
+}
+
 /// Locks the file for this open descriptor, until it is closed in every process that inherited it. `false`: somebody
 /// else holds it.
 pub fn try_lock(fd: &impl AsFd) -> nix::Result<bool> {
-    match retry(|| {
-        fcntl(
-            fd.as_fd(),
-            FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)),
-        )
-    }) {
+    set_lock(fd, &whole_file(libc::F_WRLCK))
+}
+
+/// The same of one byte, with a number up to [`MAX_NUMBER`].
+pub fn try_lock_byte(fd: &impl AsFd, number: u64) -> nix::Result<bool> {
+    set_lock(fd, &byte(number, libc::F_WRLCK))
+}
+
+fn set_lock(fd: &impl AsFd, lock: &libc::flock) -> nix::Result<bool> {
+    match retry(|| fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(lock))) {
         Ok(_) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(e) => Err(e),
@@ -617,7 +744,15 @@ pub fn unlock(fd: &impl AsFd) {
 
 /// Whether somebody holds the file's lock.
 pub fn is_locked(fd: &impl AsFd) -> nix::Result<bool> {
-    let mut lock = whole_file(libc::F_WRLCK);
+    has_lock(fd, whole_file(libc::F_WRLCK))
+}
+
+/// The same of one byte.
+pub fn is_byte_locked(fd: &impl AsFd, number: u64) -> nix::Result<bool> {
+    has_lock(fd, byte(number, libc::F_WRLCK))
+}
+
+fn has_lock(fd: &impl AsFd, mut lock: libc::flock) -> nix::Result<bool> {
     retry(|| fcntl(fd.as_fd(), FcntlArg::F_OFD_GETLK(&mut lock)))?;
     Ok(lock.l_type != libc::F_UNLCK as i16)
 }

@@ -19,6 +19,13 @@ impl<T> View<T> {
     }
 }
 
+impl<T> View<T> {
+    /// It is shared: there is nothing to be read anew.
+    pub fn refresh(&self) -> bool {
+        true
+    }
+}
+
 impl<T> View<[T]> {
     /// Pages that hold `values`.
     pub fn all(values: Vec<T>) -> Self {
@@ -102,6 +109,11 @@ impl Ring {
     /// There is nothing that it is not in reach of.
     pub fn arrive(&self, _position: u64) -> bool {
         true
+    }
+
+    /// It is shared.
+    pub fn is_foreign(&self) -> bool {
+        false
     }
 
     /// Nothing goes to a disk.
@@ -198,9 +210,10 @@ impl Ring {
     }
 
     /// Copies the `len` bytes at `position`, whole words, that may be overwritten meanwhile.
-    pub fn copy_out(&self, position: u64, len: usize, to: &mut Vec<u64>) {
+    pub fn copy_out(&self, position: u64, len: usize, to: &mut Vec<u64>) -> bool {
         to.clear();
         to.extend(self.unwatched().read(position, len / 8));
+        true
     }
 }
 

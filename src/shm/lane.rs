@@ -224,6 +224,9 @@ fn see_what_is_behind() {
 /// The frame at `position`, padding or message; `None` while there is none.
 #[inline]
 pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+    if ring.is_foreign() {
+        return frame_of_another(ring, position);
+    }
     let word = load_word(ring, position);
     if word.is_message_without_checksum() && ring.holds(position, word.len()) {
         see_what_is_behind();
@@ -239,7 +242,20 @@ fn frame_rarely(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     if !ring.arrive(position) {
         return Err(Corrupt { position, word: 0 });
     }
-    let word = load_word(ring, position);
+    check_frame(ring, position, load_word(ring, position))
+}
+
+/// The same in another user's lane.
+#[inline(never)]
+fn frame_of_another(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+    let mut word = Vec::with_capacity(1);
+    match ring.copy_out(position, 8, &mut word) {
+        true => check_frame(ring, position, Word(word[0])),
+        false => Err(Corrupt { position, word: 0 }),
+    }
+}
+
+fn check_frame(ring: &Ring, position: u64, word: Word) -> Result<Option<Found>, Corrupt> {
     if word.0 == 0 {
         return Ok(None);
     }
@@ -1107,7 +1123,7 @@ fn show(head: &AtomicU64, word: Word) {
 }
 
 /// The end of a lane without a writer, and the index of its newest boundary record.
-fn find_tail(header: &LaneHeader, ring: &Ring) -> Result<(usize, Boundary), Corrupt> {
+fn find_tail(header: &View<LaneHeader>, ring: &Ring) -> Result<(usize, Boundary), Corrupt> {
     let newest = Outside { header, ring }.newest();
     let (index, mut tail) = newest.ok_or(Corrupt {
         position: 0,
@@ -1123,7 +1139,7 @@ fn find_tail(header: &LaneHeader, ring: &Ring) -> Result<(usize, Boundary), Corr
 }
 
 /// The end of a lane without a writer.
-pub fn tail(header: &LaneHeader, ring: &Ring) -> Result<u64, Corrupt> {
+pub fn tail(header: &View<LaneHeader>, ring: &Ring) -> Result<u64, Corrupt> {
     find_tail(header, ring).map(|(_, tail)| tail.position)
 }
 
@@ -1690,6 +1706,7 @@ impl Reader {
             copied.at.pass(found);
             copied.found = None;
         }
+        let mut contradictions = 0;
         for _ in 0..CATCH_UPS {
             let at = copied.at;
             let outside = Outside {
@@ -1698,11 +1715,16 @@ impl Reader {
             };
             let seen = frame_at(ring, at.position);
             let is_next = |found: &Found| found.word.sequence() == at.sequence as u32;
+            let mut is_there = true;
             if let Ok(Some(found)) = seen
                 && is_next(&found)
                 && found.word.is_message()
             {
-                ring.copy_out(found.body(), found.word.len() as usize, &mut copied.words);
+                let len = found.word.len() as usize;
+                is_there = ring.copy_out(found.body(), len, &mut copied.words);
+            }
+            if ring.is_foreign() {
+                outside.check_foreign(at.position, is_there, &seen)?;
             }
             if outside.holds(at.position) {
                 match seen? {
@@ -1730,9 +1752,17 @@ impl Reader {
                     copied.missed = Some(missed);
                     return Err(Trouble::Missed(missed));
                 }
+            } else if ring.is_foreign() && !outside.has_floor() {
+                contradictions += 1;
             }
         }
-        Ok(None)
+        match contradictions {
+            CATCH_UPS => Err(Corrupt {
+                position: copied.at.position,
+                word: 0,
+            })?,
+            _ => Ok(None),
+        }
     }
 
     fn next_followed(&mut self) -> Result<Option<Found>, Trouble> {
@@ -1921,6 +1951,7 @@ impl Reader {
 
     /// See [`is_closed`].
     pub fn is_closed(&self) -> bool {
+        self.track.header.refresh();
         is_closed(&self.track.header)
     }
 }
@@ -2124,8 +2155,8 @@ impl Boundary {
 /// the floor has not passed it.
 #[derive(Debug)]
 pub struct Outside<'a> {
-    /// The lane's header.
-    pub header: &'a LaneHeader,
+    /// The lane's header. (That of another user's is a copy, which is read anew before, or instead of, each fence.)
+    pub header: &'a View<LaneHeader>,
     /// Its ring.
     pub ring: &'a Ring,
 }
@@ -2135,15 +2166,57 @@ impl Outside<'_> {
     pub fn holds(&self, position: u64) -> bool {
         // Pairs with the fence in `Writer::raise_floor`.
         fence(Ordering::Acquire);
-        position >= self.header.floor.load(Ordering::Relaxed)
+        self.header.refresh() && position >= self.floor()
+    }
+
+    fn limit(&self) -> u64 {
+        self.header.limit.load(Ordering::Relaxed)
+    }
+
+    fn floor(&self) -> u64 {
+        self.header.floor.load(Ordering::Relaxed)
+    }
+
+    /// Whether the floor can be one.
+    fn has_floor(&self) -> bool {
+        let floor = self.floor();
+        floor.is_multiple_of(SLOT) && floor <= self.limit()
+    }
+
+    /// Whether another user has taken away what was seen at `position`, or would have been.
+    fn check_foreign(
+        &self,
+        position: u64,
+        is_there: bool,
+        seen: &Result<Option<Found>, Corrupt>,
+    ) -> Result<(), Corrupt> {
+        let gone = Err(Corrupt { position, word: 0 });
+        if !is_there || !self.header.refresh() {
+            return gone;
+        }
+        let records = self.header.records.iter();
+        let mut records = records.map(|record| record.position.load(Ordering::Relaxed));
+        // Of a writer who keeps the protocol, no record comes before the words that it is behind.
+        let was_more = self.limit() < position
+            || records.any(|record| (position + 1..MAX_POSITION).contains(&record));
+        let is_hole = matches!(seen, Ok(None))
+            && was_more
+            && frame_at(self.ring, position)?.is_none()
+            && self.holds(position);
+        match is_hole {
+            true => gone,
+            false => Ok(()),
+        }
     }
 
     /// The boundary record at `index`, if it holds.
     pub fn record(&self, index: usize) -> Option<Boundary> {
         let record = &self.header.records[index];
+        self.header.refresh();
         let position = record.position.load(Ordering::Relaxed);
         // Pairs with the `Release` of the position.
         fence(Ordering::Acquire);
+        self.header.refresh();
         let sequence = record.sequence.load(Ordering::Relaxed);
         let bytes = record.bytes.load(Ordering::Relaxed);
         // In files, one that is replaced may be above the floor.
@@ -2254,14 +2327,15 @@ impl Outside<'_> {
     /// The boundary at the floor: the oldest message that is held. `None`: the writer went on while we looked.
     pub fn at_floor(&self) -> Option<Boundary> {
         // Its record, once it is found, brings the words behind it.
-        let floor = self.header.floor.load(Ordering::Relaxed);
+        self.header.refresh();
+        let floor = self.floor();
         self.boundaries()
             .find(|boundary| boundary.position == floor)
     }
 
     /// Where a reader at `position` whom nobody waits for can go on: what lies before may be overwritten.
     pub fn held_from(&self, position: u64) -> u64 {
-        position.max(self.header.floor.load(Ordering::Relaxed))
+        position.max(self.floor())
     }
 
     /// The end of a lane in data files, as it is written: from a boundary on, or from a newer one that is known.
@@ -2311,7 +2385,8 @@ impl Outside<'_> {
     #[cfg(not(loom))]
     pub fn end_now(&self) -> (Boundary, Option<u64>) {
         // No writer is farther than it wished to come. Without this, one that goes on would be followed, and held up.
-        let limit = self.header.limit.load(Ordering::Relaxed);
+        self.header.refresh();
+        let limit = self.limit();
         let mut at = self.newest().map_or_else(Boundary::default, |(_, at)| at);
         let until = limit.min(at.position.saturating_add(self.ring.reach()));
         let mut message = None;
@@ -2339,7 +2414,9 @@ impl Outside<'_> {
         let sent_ns = match has_envelope {
             true => {
                 let at = found.body() + offset_of!(EnvelopeHead, sent_ns) as u64;
-                self.ring.word(at).load(Ordering::Relaxed)
+                let mut word = Vec::with_capacity(1);
+                self.ring.copy_out(at, 8, &mut word);
+                word[0]
             }
             false => 0,
         };
@@ -2355,8 +2432,8 @@ impl Outside<'_> {
         }
         let len = found.word.len() as usize;
         let mut words = Vec::new();
-        self.ring.copy_out(found.body(), len, &mut words);
+        let is_there = self.ring.copy_out(found.body(), len, &mut words);
         let body = words.as_bytes()[..len].to_vec();
-        self.holds(position).then_some((found, body))
+        (is_there && self.holds(position)).then_some((found, body))
     }
 }

@@ -61,6 +61,8 @@ pub enum Kind {
     Data = 9,
     /// `topics/<name>/subscription.<name>`
     Subscription = 10,
+    /// `topics/<name>/locks`
+    Locks = 11,
 }
 
 /// How a topic's messages are delivered.

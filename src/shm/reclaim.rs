@@ -73,7 +73,7 @@ pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclai
 
 /// Whether the dead still hold something here.
 fn sweep_topic(topics: &Dir, name: &str, dead: &[u64], found: &mut Reclaimed) -> Result<bool> {
-    let Some(topic) = TopicFiles::open(topics.dir(name, false)?, name)? else {
+    let Some(topic) = TopicFiles::open(topics.dir(name)?, name)? else {
         if is_inbox(name) {
             // Its client may have died before it was one; or be about to make it one, and begins anew.
             topics.remove_empty(name)?;
@@ -295,7 +295,7 @@ fn finish_removals(topics: &Dir) -> Result<()> {
         .iter()
         .filter(|name| name.starts_with(DRAFT))
     {
-        let Ok(dir) = topics.dir(name, false) else {
+        let Ok(dir) = topics.dir(name) else {
             continue;
         };
         // With somebody in it, its remover, if that lives, is about to give it back its name.

@@ -39,7 +39,7 @@ pub fn recover(topics: &Dir, control: &BusControl) -> Result<Vec<Cut>> {
     let is_same_boot = now != 0 && roster::recovered_in(control) == now;
     let mut cuts = Vec::new();
     for name in reclaim::names(topics)? {
-        let topic = skip_damaged(TopicFiles::open(topics.dir(&name, false)?, &name))?;
+        let topic = skip_damaged(TopicFiles::open(topics.dir(&name)?, &name))?;
         if let Some(topic) = topic {
             recover_topic(&topic, is_same_boot, &mut cuts)?;
         }

@@ -2,15 +2,15 @@
 //!
 //! The risk of a mapping, stated once: its bytes may change at any time (so a view only offers types in which any
 //! bytes are valid and every field is an atomic), and its file may be truncated by its owner (so only files of our own user, allocated
-//! to their whole size, are mapped). Whoever truncates them is our own user, and could as well use `ptrace`.
+//! to their whole size, are mapped). Whoever truncates them is our own user, and could as well use `ptrace`. Of another user's files
+//! there are [copies](Mapping::copy), which are read anew where an algorithm loads.
 
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, align_of, size_of};
 use std::ops::Deref;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -38,6 +38,42 @@ enum Map {
     File(MmapRaw),
     /// Addresses at which parts of files are mapped one after the other. Where none is, there are zeros to be read.
     Space(Space),
+    /// Memory of our own, with what a part of a file was when it was read last.
+    Copy(Copy),
+}
+
+/// A part of a file, from `from` on, and memory for it.
+struct Copy {
+    memory: MmapRaw,
+    file: OwnedFd,
+    from: u64,
+}
+
+impl Copy {
+    /// Reads `len` bytes at `offset` anew. `false`: they are not all there.
+    fn refresh(&self, mut offset: usize, mut len: usize) -> bool {
+        while len > 0 {
+            // SAFETY: the mapping's `refresh` checked that the `len` bytes at `offset` are in its memory, which is mapped writable.
+            // The kernel stores there as another process would into a shared mapping: views of it offer atomics alone.
+            let read = unsafe {
+                libc::pread(
+                    self.file.as_raw_fd(),
+                    self.memory.as_mut_ptr().add(offset).cast(),
+                    len,
+                    (self.from + offset as u64) as libc::off_t,
+                )
+            };
+            match read {
+                1.. => {
+                    offset += read as usize;
+                    len -= read as usize;
+                }
+                -1 if nix::errno::Errno::last() == nix::errno::Errno::EINTR => {}
+                _ => return false,
+            }
+        }
+        true
+    }
 }
 
 /// Addresses that nothing else gets.
@@ -67,6 +103,9 @@ impl Map {
         match self {
             Self::File(map) => NonNull::new(map.as_mut_ptr()).expect("a mapping is never at 0"),
             Self::Space(space) => space.start,
+            Self::Copy(copy) => {
+                NonNull::new(copy.memory.as_mut_ptr()).expect("a mapping is never at 0")
+            }
         }
     }
 
@@ -74,6 +113,7 @@ impl Map {
         match self {
             Self::File(map) => map.len(),
             Self::Space(space) => space.len,
+            Self::Copy(copy) => copy.memory.len(),
         }
     }
 }
@@ -118,6 +158,47 @@ impl Mapping {
             map: ManuallyDrop::new(Map::Space(Space { start, len })),
             region: ManuallyDrop::new(region),
         }))
+    }
+
+    /// Memory of this process's own with a copy of `len` bytes at `from` of a file, in which the caller has found them to lie: for
+    /// files that may be truncated, where a load from a mapping would be a SIGBUS. It is as old as the last
+    /// [`refresh`](View::refresh); what is stored in it reaches nobody.
+    pub fn copy(file: impl AsFd, from: u64, len: usize) -> io::Result<Arc<Self>> {
+        let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        let region = Region::inherited(memory.as_ptr().expose_provenance(), len);
+        let file = file.as_fd().try_clone_to_owned()?;
+        let copy = Copy { memory, file, from };
+        let is_whole = copy.refresh(0, len);
+        let mapping = Self {
+            map: ManuallyDrop::new(Map::Copy(copy)),
+            region: ManuallyDrop::new(region),
+        };
+        match is_whole {
+            true => Ok(Arc::new(mapping)),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Memory of this process's own, zeroed, for what others would be told by shared memory.
+    pub fn private(len: usize) -> io::Result<Arc<Self>> {
+        let map = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        let region = Region::inherited(map.as_ptr().expose_provenance(), len);
+        Ok(Arc::new(Self {
+            map: ManuallyDrop::new(Map::File(map)),
+            region: ManuallyDrop::new(region),
+        }))
+    }
+
+    /// Has `len` bytes at `at` of a copy read anew, if this is one. `false`: they are not all there any more.
+    fn refresh(&self, at: NonNull<()>, len: usize) -> bool {
+        match &*self.map {
+            Map::Copy(copy) => {
+                let offset = at.addr().get() - self.map.start().addr().get();
+                self.at(offset, len, 1);
+                copy.refresh(offset, len)
+            }
+            Map::File(_) | Map::Space(_) => true,
+        }
     }
 
     /// Maps `len` bytes at `from` of a file, in which the caller has found them to lie, at `offset` of a space.
@@ -272,6 +353,13 @@ pub struct View<T: ?Sized> {
 unsafe impl<T: ?Sized + Sync> Send for View<T> {}
 // SAFETY: as above; `&View<T>` gives no more than `&T`.
 unsafe impl<T: ?Sized + Sync> Sync for View<T> {}
+
+impl<T> View<T> {
+    /// Has what is seen read anew, where this is a copy. `false`: it is not all there any more.
+    pub fn refresh(&self) -> bool {
+        self.map.refresh(self.at, size_of::<T>())
+    }
+}
 
 impl<T: ?Sized> Clone for View<T> {
     fn clone(&self) -> Self {

@@ -31,8 +31,11 @@ pub const SUBSCRIPTION: &str = "subscription.";
 /// What tables are called, before their number.
 pub const TABLE: &str = "table.";
 const TOPIC: &str = "topic";
+const LOCKS: &str = "locks";
 /// How often a named writer tries to take up the lane that is kept for it, a millisecond apart.
 const ADOPTIONS: u32 = 100;
+/// Bytes in the file of a cursor.
+const CURSOR_SIZE: usize = PAGE + CURSOR_SLOTS * size_of::<Slot>();
 /// Bytes in the file of a bus: identity, and control page.
 pub const BUS_SIZE: u64 = 2 * PAGE as u64;
 
@@ -68,7 +71,8 @@ pub struct LaneFile {
 impl TopicFiles {
     /// Opens the topic in `dir`. `None`: there is none.
     pub fn open(dir: Dir, name: &str) -> Result<Option<Self>> {
-        let Some((file, identity)) = dir.open_file(TOPIC, Kind::Topic, true)? else {
+        let write = !dir.is_observed();
+        let Some((file, identity)) = dir.open_file(TOPIC, Kind::Topic, write)? else {
             return Ok(None);
         };
         let corrupt = |why: String| {
@@ -94,7 +98,17 @@ impl TopicFiles {
                 config.pattern
             ))
         })?;
-        let map = map(name, &file, PAGE as u64, PAGE, Access::Write)?;
+        let is_observable =
+            matches!(pattern, Pattern::Lossless | Pattern::Lossy) && config.logged == 0;
+        if dir.is_observed() && !is_observable {
+            let why = "messages of a topic that is not durable can be observed, and nothing else";
+            return Err(Error::new(ErrorKind::Unsupported, "observe", name, why)
+                .advise("have its owner publish there what others may know"));
+        }
+        let map = match dir.is_observed() {
+            true => copy(name, &file, PAGE as u64, PAGE)?,
+            false => map(name, &file, PAGE as u64, PAGE, Access::Write)?,
+        };
         Ok(Some(Self {
             dir: Arc::new(dir),
             control: map.view(0),
@@ -142,9 +156,63 @@ impl TopicFiles {
         &self.dir
     }
 
+    /// Whether it is only looked at: what is mapped of it are copies.
+    pub fn is_observed(&self) -> bool {
+        self.dir.is_observed()
+    }
+
     /// Whether it was not removed meanwhile.
     pub fn exists(&self) -> Result<bool> {
         files::is_named(&self.dir).map_err(|e| Error::system("look at the topic", &*self.name, e))
+    }
+
+    // ------------------------------------------------------------------------------------------------------ locks
+
+    /// The file of locks: while a lane or a table has a writer, that one holds the lock of the byte with its number here. `None`:
+    /// none ever had one. Whoever can read a file can hold a lock on it, and so seem to live, or keep others from locking it:
+    /// lanes and tables may be read by other users, this file by none.
+    fn locks(&self, write: bool) -> Result<Option<OwnedFd>> {
+        let opened = self.dir.open_file(LOCKS, Kind::Locks, write)?;
+        Ok(opened.map(|(file, _)| file))
+    }
+
+    /// The lock of the writer of the lane or table with this number. `None`: somebody has it.
+    fn lock(&self, number: u64) -> Result<Option<Held>> {
+        let failed = |e: nix::Error| Error::system("lock a file of", &*self.name, e);
+        let locks = loop {
+            if let Some(locks) = self.locks(true)? {
+                break locks;
+            }
+            let size = size_of::<Identity>() as u64;
+            let plan = Plan {
+                tried: "make the file of locks",
+                identity: Identity::new(Kind::Locks, size, 0, 0),
+                allocate: size,
+                content: &[],
+                lock: false,
+            };
+            if let Some((locks, ())) = self.dir.create(LOCKS, &plan, |_| Ok(()))? {
+                break locks;
+            }
+        };
+        let ours = files::try_lock_byte(&locks, number).map_err(failed)?;
+        Ok(ours.then(|| Held::new(locks)))
+    }
+
+    /// Whether a lane or a table has a writer who lives.
+    pub fn has_writer(&self, number: u64) -> Result<bool> {
+        let failed = |e: nix::Error| Error::system("look at a lock of", &*self.name, e);
+        let locks = skip_damaged(self.locks(false))?;
+        locks.map_or(Ok(false), |locks| {
+            files::is_byte_locked(&locks, number).map_err(failed)
+        })
+    }
+
+    /// A number for a new lane or table, and its lock.
+    fn new_number(&self, what: &str) -> Result<(u64, Held)> {
+        let id = roster::next_id(&self.control);
+        let lock = self.lock(id)?.ok_or_else(|| self.taken(what, id))?;
+        Ok((id, lock))
     }
 
     // ------------------------------------------------------------------------------------------------------ lanes
@@ -168,7 +236,7 @@ impl TopicFiles {
             // Somebody who tidies up has it for a moment.
             thread::sleep(Duration::from_millis(1));
         }
-        let id = roster::next_id(&self.control);
+        let (id, lock) = self.new_number("lane")?;
         let size = self.lane_size(capacity) as u64;
         let identity = Identity::new(Kind::Lane, size, id, capacity as u64);
         let plan = Plan {
@@ -176,7 +244,7 @@ impl TopicFiles {
             identity,
             allocate: size,
             content: &[],
-            lock: true,
+            lock: false,
         };
         let made = self.dir.create(&format!("{LANE}{id}"), &plan, |file| {
             let (header, ring) =
@@ -198,11 +266,11 @@ impl TopicFiles {
             }
             Ok(writer)
         })?;
-        let (file, writer) = made.ok_or_else(|| self.taken("lane", id))?;
+        let (_, writer) = made.ok_or_else(|| self.taken("lane", id))?;
         if self.is_logged() {
             self.dir.sync()?;
         }
-        Ok((Held::new(file), id, writer))
+        Ok((lock, id, writer))
     }
 
     /// Whether there is a lane that is kept for a writer of this name, and has none.
@@ -274,9 +342,9 @@ impl TopicFiles {
             return Ok(None);
         };
         // Named still, once we hold the lock: whoever removes it holds it, too.
-        let ours =
-            files::try_lock(&file).map_err(failed)? && files::is_named(&file).map_err(failed)?;
-        Ok(ours.then(|| (Held::new(file), lane)))
+        let lock = self.lock(id)?;
+        let is_named = lock.is_some() && files::is_named(&file).map_err(failed)?;
+        Ok(lock.filter(|_| is_named).map(|lock| (lock, lane)))
     }
 
     /// The lane with this number, to be read. `None`: there is none any more.
@@ -289,7 +357,7 @@ impl TopicFiles {
     /// The same, to be followed by a subscriber. Its ring is mapped writable although nobody writes there: some
     /// processors (AMD's of the Zen 4 kind, as measured) hand a line over in 0.6 of the time if its page is.
     pub fn lane_to_follow(&self, id: u64) -> Result<Option<LaneFile>> {
-        let ring = match self.is_logged() {
+        let ring = match self.is_logged() || self.is_observed() {
             true => Access::Read,
             false => Access::Write,
         };
@@ -339,6 +407,13 @@ impl TopicFiles {
         capacity: usize,
         (header, ring): (Access, Access),
     ) -> Result<(View<LaneHeader>, Ring)> {
+        if self.is_observed() {
+            let failed = |e: std::io::Error| Error::system("read a lane of", &*self.name, e);
+            let header = copy(&self.name, file, 0, PAGE)?.view(0);
+            let file = file.try_clone().map_err(failed)?;
+            let ring = Ring::of_another(file, capacity).map_err(failed)?;
+            return Ok((header, ring));
+        }
         let header = map(&self.name, file, 0, PAGE, header)?.view(0);
         if self.is_logged() {
             let log = Log::new(&self.dir, &self.name, id, capacity as u64, ring)?;
@@ -410,7 +485,7 @@ impl TopicFiles {
         mut init: impl FnMut(&Cursor),
     ) -> Result<(Held, Cursor)> {
         let id = roster::next_id(&self.control);
-        let size = (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64;
+        let size = CURSOR_SIZE as u64;
         let identity = Identity::new(Kind::Cursor, size, id, CURSOR_SLOTS as u64);
         let plan = Plan {
             tried: "make a cursor",
@@ -430,8 +505,29 @@ impl TopicFiles {
         Ok((Held::new(file), cursor))
     }
 
-    /// Makes sure that slot `index` of a cursor of ours may be touched.
-    pub fn allocate_slot(&self, file: &impl AsFd, index: usize) -> Result<()> {
+    /// The cursor of an observer: nobody sees it, or waits for it.
+    pub fn private_cursor(&self) -> Result<Cursor> {
+        let map = Mapping::private(CURSOR_SIZE)
+            .map_err(|e| Error::system("make a cursor for", &*self.name, e))?;
+        let cursor = self.cursor_in(0, &map);
+        cursor.set_lossy();
+        Ok(cursor)
+    }
+
+    /// What is copied of its control page, read anew.
+    pub fn look_again(&self) -> Result<()> {
+        if self.control.refresh() {
+            return Ok(());
+        }
+        let why = "its file was truncated";
+        Err(
+            Error::new(ErrorKind::Corrupt, "observe the topic", &*self.name, why)
+                .advise("ask who runs the bus"),
+        )
+    }
+
+    /// Makes sure that slot `index` of a cursor of ours may be touched, whose file this is; that of an observer has none.
+    pub fn allocate_slot(&self, file: Option<&impl AsFd>, index: usize) -> Result<()> {
         if index >= CURSOR_SLOTS {
             let why = format!("it has more than {CURSOR_SLOTS} publishers");
             return Err(
@@ -439,6 +535,9 @@ impl TopicFiles {
                     .advise("use several topics"),
             );
         }
+        let Some(file) = file else {
+            return Ok(());
+        };
         let offset = PAGE + index * size_of::<Slot>() / PAGE * PAGE;
         files::allocate(file, offset as u64, PAGE as u64)
             .map_err(|e| Error::system("make room in a cursor of", &*self.name, e))
@@ -454,7 +553,7 @@ impl TopicFiles {
         else {
             return Ok(None);
         };
-        if identity.id != id || identity.size != (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64 {
+        if identity.id != id || identity.size != CURSOR_SIZE as u64 {
             let why = format!(
                 "cursor {id} says that it is {}, {} bytes",
                 identity.id, identity.size
@@ -484,7 +583,7 @@ impl TopicFiles {
                 continue;
             }
             let id = roster::next_id(&self.control);
-            let size = (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64;
+            let size = CURSOR_SIZE as u64;
             let plan = Plan {
                 tried: "make a subscription",
                 identity: Identity::new(Kind::Subscription, size, id, CURSOR_SLOTS as u64),
@@ -539,7 +638,7 @@ impl TopicFiles {
         let Some((file, identity)) = file else {
             return Ok(None);
         };
-        if identity.size != (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64 {
+        if identity.size != CURSOR_SIZE as u64 {
             let why = format!("subscription {name} says {} bytes", identity.size);
             return Err(
                 Error::new(ErrorKind::Corrupt, "read the topic", &*self.name, why).advise(
@@ -553,7 +652,7 @@ impl TopicFiles {
 
     /// A place in a lane for a subscription that has none, at its beginning.
     pub(super) fn take_slot(&self, file: &OwnedFd, cursor: &Cursor, lane: u64) -> Result<()> {
-        let slot = cursor.take_slot(|index| self.allocate_slot(file, index))?;
+        let slot = cursor.take_slot(|index| self.allocate_slot(Some(file), index))?;
         roster::enter(&self.control, lane, &cursor.slots[slot], 0);
         Ok(())
     }
@@ -650,23 +749,21 @@ impl TopicFiles {
     }
 
     fn map_cursor(&self, id: u64, file: &OwnedFd, access: Access) -> Result<Cursor> {
-        let map = map(
-            &self.name,
-            file,
-            0,
-            PAGE + CURSOR_SLOTS * size_of::<Slot>(),
-            access,
-        )?;
+        let map = map(&self.name, file, 0, CURSOR_SIZE, access)?;
+        Ok(self.cursor_in(id, &map))
+    }
+
+    fn cursor_in(&self, id: u64, map: &Arc<Mapping>) -> Cursor {
         let role = match self.pattern {
             Pattern::Queue => Role::Consumer,
             _ => Role::Subscriber,
         };
-        Ok(Cursor {
+        Cursor {
             id,
             role,
             header: map.view(0),
             slots: map.views(PAGE, CURSOR_SLOTS),
-        })
+        }
     }
 
     // ----------------------------------------------------------------------------------------------------- tables
@@ -681,40 +778,40 @@ impl TopicFiles {
 
     /// A table to write: one whose writer has gone, with its values, else a new one.
     pub fn table_to_write(&self, member: u64) -> Result<(Held, u64, table::Writer)> {
-        let failed = |e: nix::Error| Error::system("lock a table of", &*self.name, e);
         for id in self.dir.numbers(TABLE)? {
-            if let Some((file, table)) = skip_damaged(self.open_table(id, Access::Write))?
-                && files::try_lock(&file).map_err(failed)?
+            if let Some(table) = skip_damaged(self.open_table(id, Access::Write))?
+                && let Some(lock) = self.lock(id)?
                 && let Some(writer) = table::Writer::own(table, member)
             {
-                return Ok((Held::new(file), id, writer));
+                return Ok((lock, id, writer));
             }
         }
-        let (id, shape) = (roster::next_id(&self.control), self.shape()?);
+        let shape = self.shape()?;
+        let (id, lock) = self.new_number("table")?;
         let size = shape.file_size() as u64;
         let plan = Plan {
             tried: "make a table",
             identity: Identity::new(Kind::Table, size, id, shape.keys as u64),
             allocate: size,
             content: &[],
-            lock: true,
+            lock: false,
         };
         let made = self.dir.create(&format!("{TABLE}{id}"), &plan, |file| {
             let table = self.map_table(file, shape, Access::Write)?;
             Ok(table::Writer::own(table, member))
         })?;
         match made {
-            Some((file, Some(writer))) => Ok((Held::new(file), id, writer)),
+            Some((_, Some(writer))) => Ok((lock, id, writer)),
             _ => Err(self.taken("table", id)),
         }
     }
 
     /// The table with this number, to be read. `None`: there is none.
     pub fn table(&self, id: u64) -> Result<Option<Table>> {
-        Ok(self.open_table(id, Access::Read)?.map(|(_, table)| table))
+        self.open_table(id, Access::Read)
     }
 
-    fn open_table(&self, id: u64, access: Access) -> Result<Option<(OwnedFd, Table)>> {
+    fn open_table(&self, id: u64, access: Access) -> Result<Option<Table>> {
         let name = format!("{TABLE}{id}");
         let Some((file, identity)) =
             self.dir
@@ -733,8 +830,7 @@ impl TopicFiles {
                     .advise("remove the topic when nobody uses it"),
             );
         }
-        let table = self.map_table(&file, shape, access)?;
-        Ok(Some((file, table)))
+        self.map_table(&file, shape, access).map(Some)
     }
 
     fn map_table(&self, file: &OwnedFd, shape: Shape, access: Access) -> Result<Table> {
@@ -817,28 +913,21 @@ impl TopicFiles {
         Ok(count)
     }
 
-    /// Whether a lane has a writer who lives.
-    pub fn has_writer(&self, id: u64) -> Result<bool> {
-        let file = self
-            .dir
-            .open_file(&format!("{LANE}{id}"), Kind::Lane, false)?;
-        file.map_or(Ok(false), |(file, _)| {
-            files::is_locked(&file).map_err(|e| Error::system("look at a lock of", &*self.name, e))
-        })
-    }
-
     /// Whether somebody who lives reads or writes here: holds the lock of a cursor or a lane.
     pub fn is_used(&self) -> Result<bool> {
-        for (prefix, kind) in [(CURSOR, Kind::Cursor), (LANE, Kind::Lane)] {
-            for id in self.dir.numbers(prefix)? {
-                let name = format!("{prefix}{id}");
-                let file = skip_damaged(self.dir.open_file(&name, kind, false))?;
-                if let Some((file, _)) = file
-                    && files::is_locked(&file)
-                        .map_err(|e| Error::system("look at a lock of", &*self.name, e))?
-                {
-                    return Ok(true);
-                }
+        for id in self.dir.numbers(CURSOR)? {
+            let name = format!("{CURSOR}{id}");
+            let file = skip_damaged(self.dir.open_file(&name, Kind::Cursor, false))?;
+            if let Some((file, _)) = file
+                && files::is_locked(&file)
+                    .map_err(|e| Error::system("look at a lock of", &*self.name, e))?
+            {
+                return Ok(true);
+            }
+        }
+        for id in self.dir.numbers(LANE)? {
+            if self.has_writer(id)? {
+                return Ok(true);
             }
         }
         for name in self.subscription_names()? {
@@ -898,15 +987,23 @@ pub fn check_capacity(capacity: u64) -> Result<usize, String> {
     }
 }
 
-/// The control page of the bus whose file this is.
-pub fn map_bus(name: &str, file: &OwnedFd, identity: &Identity) -> Result<View<BusControl>> {
+/// The control page of the bus whose file this is; a copy of it, if it is only looked at.
+pub fn map_bus(
+    name: &str,
+    file: &OwnedFd,
+    identity: &Identity,
+    is_observed: bool,
+) -> Result<View<BusControl>> {
     let size = BUS_SIZE;
     if identity.size != size {
         let why = format!("its file says {} bytes, not {size}", identity.size);
         return Err(Error::new(ErrorKind::Corrupt, "open the bus", name, why)
             .advise("remove the bus when nobody uses it"));
     }
-    let map = Mapping::new(file, PAGE as u64, PAGE, Access::Write);
+    let map = match is_observed {
+        true => Mapping::copy(file, PAGE as u64, PAGE),
+        false => Mapping::new(file, PAGE as u64, PAGE, Access::Write),
+    };
     let map = map.map_err(|e| Error::system("map the file of the bus", name, e))?;
     Ok(map.view(0))
 }
@@ -920,4 +1017,8 @@ pub(super) fn map(
 ) -> Result<Arc<Mapping>> {
     Mapping::new(file, offset, len, access)
         .map_err(|e| Error::system("map a file of the topic", name, e))
+}
+
+fn copy(name: &str, file: &OwnedFd, offset: u64, len: usize) -> Result<Arc<Mapping>> {
+    Mapping::copy(file, offset, len).map_err(|e| Error::system("read a file of the topic", name, e))
 }

@@ -1,7 +1,10 @@
 //! Private buses, and real child processes: the test binary runs itself again with one role.
 #![allow(dead_code)]
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -13,6 +16,8 @@ use tempfile::TempDir;
 
 /// Only against hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Another user's number.
+const STRANGER: u32 = 12345;
 const BUS: &str = "BUSLANE_TEST_BUS";
 const ARGUMENT: &str = "BUSLANE_TEST_ARGUMENT";
 
@@ -54,6 +59,31 @@ impl Private {
     pub fn child(&self, role: &str, argument: impl ToString) -> Process {
         Process::start(&self.path, &format!("child::{role}"), &argument.to_string())
     }
+    /// The same as another user, who may come as far as the bus, if it lets him in. `None`: only root can.
+    pub fn stranger(&self, role: &str, argument: impl ToString) -> Option<Process> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: only root can be another user");
+            return None;
+        }
+        std::fs::set_permissions(self.dir.path(), Permissions::from_mode(0o755)).unwrap();
+        // Where this is built, he may not come.
+        let program = self.dir.path().join("program");
+        if !program.exists() {
+            // By another process: a descriptor of ours that can write to it may be in a child that is just being started.
+            let mut copy = Command::new("cp");
+            let copied = copy.args([&std::env::current_exe().unwrap(), &program]);
+            assert!(copied.status().unwrap().success());
+        }
+        let mut command = Command::new(program);
+        command.uid(STRANGER).gid(STRANGER).current_dir("/");
+        let test = format!("child::{role}");
+        Some(Process::spawn(
+            command,
+            &self.path,
+            &test,
+            &argument.to_string(),
+        ))
+    }
     /// A test of this binary, alone in a process, where it has a role.
     pub fn child_test(&self, test: &str) -> Process {
         Process::start(&self.path, test, "")
@@ -77,7 +107,12 @@ pub struct Process {
 
 impl Process {
     fn start(path: &Path, test: &str, argument: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let program = Command::new(std::env::current_exe().unwrap());
+        Self::spawn(program, path, test, argument)
+    }
+
+    fn spawn(mut program: Command, path: &Path, test: &str, argument: &str) -> Self {
+        let mut child = program
             .args(["--exact", test, "--nocapture"])
             .env(BUS, path)
             .env(ARGUMENT, argument)
