@@ -35,6 +35,8 @@ use crate::wait::WaitStrategy;
 pub const DEFAULT_CAPACITY: usize = 4 << 20;
 /// Where buses are, unless `BUSLANE_DIR` says otherwise: `buslane-<uid>` in here.
 const ROOT: &str = "/dev/shm";
+/// How often an observer looks, whom nobody wakes.
+pub(crate) const OBSERVED_EVERY: Duration = Duration::from_millis(1);
 /// How often an inbox is made that is taken away before it is one.
 const INBOX_TRIES: u32 = 100;
 /// What a file name holds.
@@ -292,6 +294,8 @@ impl Bus {
     /// A number that has changed when a topic was made, or removed, since it was read before. No system call.
     #[must_use]
     pub fn topics_version(&self) -> u64 {
+        // What is observed and was truncated is as it was.
+        self.0.control.refresh();
         roster::topics(&self.0.control)
     }
 
@@ -447,6 +451,11 @@ impl Bus {
     #[must_use]
     pub fn is_observed(&self) -> bool {
         self.0.joined.is_none()
+    }
+
+    /// When an observer, whom nobody wakes, is to look again.
+    pub(crate) fn observed_again(&self) -> Option<Instant> {
+        self.is_observed().then(|| Instant::now() + OBSERVED_EVERY)
     }
 
     pub(crate) fn member(&self) -> Result<u64> {
@@ -660,8 +669,9 @@ impl BusBuilder {
         self
     }
 
-    /// The mode of the bus directory, if this makes it; files get the same without the execute bits. By default
-    /// `0o700`: nobody else. Others may be let read, never write.
+    /// The mode of the bus directory, if this makes it: by default `0o700`, nobody else. Others may be let in to look
+    /// ([`Bus::observe`]), never to write: by `0o750` the directory's group, by `0o755` all. The files of topics and lanes get the
+    /// same without the execute bits; what processes agree by is the owner's alone in any case.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self

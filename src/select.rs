@@ -14,7 +14,6 @@ use crate::pubsub::{Frame, Start, Subscriber};
 use crate::reactor::{Ready, Sleep};
 use crate::shm::lane::Found;
 use crate::shm::park::{Signal, Ticket};
-use crate::shm::roster;
 use crate::wait::Waitable;
 use crate::waitset::WaitSet;
 
@@ -78,7 +77,7 @@ impl<T: ?Sized + Payload> Topics<T> {
     /// reported when all are looked at, once.
     fn refresh(&mut self, start: Start) -> Result<()> {
         // Read before listing, so that what comes later changes it once more.
-        self.seen = roster::topics(self.bus.control());
+        self.seen = self.bus.topics_version();
         let mut outcome = Ok(());
         let mut names = self.bus.topic_dirs()?;
         names.retain(|(_, name)| self.names.match_any(name));
@@ -93,6 +92,8 @@ impl<T: ?Sized + Payload> Topics<T> {
             match self.join(&name, start) {
                 Ok(joined) => self.joined.push(joined),
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Mismatch) => {}
+                // An observer sees messages alone.
+                Err(e) if self.bus.is_observed() && e.kind() == ErrorKind::Unsupported => {}
                 Err(e) => outcome = outcome.and(Err(e)),
             }
         }
@@ -115,7 +116,7 @@ impl<T: ?Sized + Payload> Topics<T> {
     /// Joins and leaves topics, if the list of them has changed.
     fn keep_up(&mut self) -> Result<()> {
         self.bus.check_fork()?;
-        if self.seen == roster::topics(self.bus.control()) {
+        if self.seen == self.bus.topics_version() {
             return Ok(());
         }
         self.refresh(Start::Oldest)
@@ -221,6 +222,10 @@ impl<T: ?Sized + Payload> Waitable for Topics<T> {
         for joined in &mut self.joined {
             joined.subscriber.disarm();
         }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.bus.observed_again()
     }
 }
 
@@ -349,6 +354,10 @@ impl<T: ?Sized + Payload> Waitable for Selection<T> {
 
     fn disarm(&mut self) {
         self.topics.disarm();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.topics.due()
     }
 }
 

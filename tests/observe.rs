@@ -1,6 +1,6 @@
 //! Looking at a bus without taking part in it, as another user if this runs as root; and what another user may try who is let in
 //! to look. Each attack must fail.
-#![allow(unsafe_code, missing_docs)]
+#![allow(unsafe_code, missing_docs, clippy::disallowed_types)]
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use buslane::{Bus, ErrorKind, Publisher, Start, Subscriber};
 use common::{PATIENCE, Private, check, fill, length, private};
@@ -21,6 +21,7 @@ mod child {
     use nix::libc;
     use std::fs::{File, OpenOptions};
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     /// Follows a topic, and says how far it came.
     #[test]
@@ -153,6 +154,24 @@ mod child {
         }
         loop {
             nix::unistd::pause();
+        }
+    }
+
+    /// One of our own, who says without end that somebody has joined.
+    #[test]
+    fn bumping() {
+        let Some((path, _)) = role() else { return };
+        let mut open = OpenOptions::new();
+        let file = open.read(true).write(true).open(path_of(&path, "topic"));
+        let mut page = memmap2::MmapOptions::new();
+        let map = page.offset(4096).len(4096).map_raw(&file.unwrap()).unwrap();
+        // SAFETY: the page is mapped, writable, for as long as this process lives; both words are aligned, and atomics to all.
+        let word = |at| unsafe { AtomicU64::from_ptr(map.as_mut_ptr().add(at).cast()) };
+        let (attention, roster) = (word(0), word(256));
+        say("ready");
+        loop {
+            roster.fetch_add(1, Ordering::Release);
+            attention.fetch_add(1, Ordering::Release);
         }
     }
 
@@ -482,6 +501,28 @@ fn a_stolen_sleeper_is_late_but_not_lost() {
         send(&mut publisher, i);
     }
     reading.join().unwrap();
+}
+
+/// A process of our own user can make all others look who is there, before each message. They do, and lose nothing.
+#[test]
+fn a_roster_that_is_bumped_without_end_slows_but_loses_nothing() {
+    let private = private();
+    let topic = private.bus().topic("t").unwrap();
+    let (mut publisher, mut subscriber) = (topic.publisher().unwrap(), topic.subscriber().unwrap());
+    let mut round = || {
+        let began = Instant::now();
+        for i in 0..2000 {
+            send(&mut publisher, i);
+            assert_eq!(next(&mut subscriber), (1, i));
+        }
+        began.elapsed() / 2000
+    };
+    let before = round();
+    let mut bumping = private.child("bumping", "");
+    bumping.hear();
+    let meanwhile = round();
+    bumping.kill();
+    println!("a message takes {before:?}, and {meanwhile:?} while the roster is bumped");
 }
 
 // ------------------------------------------------------------------------------ attacks by the owner of what is observed

@@ -40,7 +40,7 @@ mod work;
 use std::io::Write;
 use std::process::ExitCode;
 
-use buslane::{Bus, BusBuilder, Cut};
+use buslane::{Bus, BusBuilder, Cut, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use failure::Failure;
@@ -91,6 +91,16 @@ struct Common {
 }
 
 impl Common {
+    /// Opens the bus, as `builder` says, or only observes it, if it is another user's.
+    fn open_or_observe(&self, builder: BusBuilder) -> Result<Bus, buslane::Error> {
+        match self.open(builder.clone()) {
+            Err(e) if e.kind() == ErrorKind::ForeignOwner && self.bus.contains('/') => {
+                builder.observe(&self.bus).map_err(|_| e)
+            }
+            opened => opened,
+        }
+    }
+
     /// Opens the bus, as `builder` says.
     fn open(&self, builder: BusBuilder) -> Result<Bus, buslane::Error> {
         let builder = builder.durable(self.durable);

@@ -109,7 +109,8 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
 
 /// Opens the bus for a look at it, which makes none, and changes nothing: what the dead have left is to be seen.
 pub fn open_to_look(common: &Common) -> Result<Bus, Failure> {
-    open(common, Bus::builder().create(false).reclaim(false))
+    let builder = Bus::builder().create(false).reclaim(false);
+    explained(common, common.open_or_observe(builder))
 }
 
 /// Opens a bus that is there.
@@ -119,7 +120,11 @@ pub fn open_existing(common: &Common) -> Result<Bus, Failure> {
 
 /// The same, as `builder` says.
 pub fn open(common: &Common, builder: BusBuilder) -> Result<Bus, Failure> {
-    common.open(builder).map_err(|error| match error.kind() {
+    explained(common, common.open(builder))
+}
+
+fn explained(common: &Common, opened: buslane::Result<Bus>) -> Result<Bus, Failure> {
+    opened.map_err(|error| match error.kind() {
         ErrorKind::NotFound => Failure::Error(format!(
             "there is no bus {}; the first `buslane send` or `buslane recv` makes it, or name another with --bus",
             common.bus
@@ -134,6 +139,8 @@ fn look(bus: &Bus, names: &[String], must_exist: bool) -> Result<Vec<TopicReport
     for name in names {
         match bus.inspect(name) {
             Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => {}
+            // Of another user's bus, messages alone can be seen.
+            Err(error) if error.kind() == ErrorKind::Unsupported && !must_exist => {}
             report => reports.push(report?),
         }
     }

@@ -94,7 +94,7 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
         subscription,
         skip_damaged,
     } = args;
-    let bus = common.open(Bus::builder())?;
+    let bus = common.open_or_observe(Bus::builder())?;
     let mut sink = Sink {
         out: stdout(stop)?,
         framing: (!common.json).then_some(*frame),
@@ -120,7 +120,9 @@ pub fn run(common: &Common, args: &Args, stop: &Stop) -> Result<(), Failure> {
     }
     // As a FIFO would be there before anyone writes to it.
     for name in topics.iter().filter(|name| !name.contains('*')) {
-        bus.topic(name)?;
+        if !bus.is_observed() {
+            bus.topic(name)?;
+        }
     }
     let patterns: Vec<&str> = topics.iter().map(String::as_str).collect();
     let mut selection = bus.select_from(&patterns, from.start())?;

@@ -1173,3 +1173,33 @@ fn groups_get_all_and_are_removed_when_abandoned() {
         Some(1)
     );
 }
+
+#[test]
+fn another_users_bus_is_looked_at() {
+    let stage = Stage::new();
+    let bus = Bus::builder().mode(0o755).at(stage.bus()).unwrap();
+    let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
+    drop(bus.queue("q").unwrap());
+    publisher.send(b"one").unwrap();
+    publisher.send(b"two").unwrap();
+    // From now on it is not ours.
+    let given = Command::new("chown")
+        .args(["-R", "12345"])
+        .arg(stage.bus())
+        .status();
+    if !given.unwrap().success() {
+        return println!("skipped: chown is not allowed here");
+    }
+    assert_eq!(stage.json(&["ls", "--json"]).len(), 1);
+    assert_eq!(stage.json(&["inspect", "t", "--json"])[0]["messages"], 2);
+    let arguments = ["recv", "t", "--from", "oldest", "--count", "2"];
+    let received = stage.run(&arguments, b"");
+    assert_eq!(text(&received.stdout), "one\ntwo\n");
+    let sent = stage.run(&["send", "t", "--no-wait"], b"three\n");
+    assert_eq!(sent.status.code(), Some(1));
+    assert!(
+        stderr(&sent).contains("belongs to user 12345"),
+        "{}",
+        stderr(&sent)
+    );
+}

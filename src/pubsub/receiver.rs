@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::pace::Pace;
 use super::sources::{Source, Sources};
-use crate::bus::{TopicInner, escape, forked};
+use crate::bus::{OBSERVED_EVERY, TopicInner, escape, forked};
 use crate::error::{Error, ErrorKind, Lost, Result};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Boundary, Found, Missed, NotPlain, Outside, Reader, Trouble, Unread};
@@ -22,9 +22,6 @@ const TURN: u64 = 65_536;
 
 /// Far longer than a store takes to become visible.
 const INTRODUCTION: Duration = Duration::from_millis(1);
-
-/// How often an observer looks, whom nobody wakes.
-const OBSERVED_EVERY: Duration = Duration::from_millis(1);
 
 /// Looks at one source before the others, the roster and the clock are looked at again.
 const CLOSE_LOOKS: u32 = 32;
@@ -752,8 +749,7 @@ impl Waitable for Receiver {
     }
 
     fn due(&self) -> Option<Instant> {
-        let is_observer = self.lock.is_none();
-        is_observer.then(|| Instant::now() + OBSERVED_EVERY)
+        self.topic.bus.observed_again()
     }
 }
 
