@@ -633,6 +633,20 @@ mod child {
         thread::sleep(PATIENCE);
     }
 
+    /// Says who it is, takes one message, and acknowledges it.
+    #[test]
+    fn late() {
+        let Some((path, said)) = role() else { return };
+        let queue = Bus::at(path).unwrap().queue("jobs").unwrap();
+        let mut consumer = queue.consumer().unwrap();
+        let draft = format!("{said}.draft");
+        std::fs::write(&draft, std::process::id().to_string()).unwrap();
+        std::fs::rename(draft, said).unwrap();
+        let delivery = next(&mut consumer);
+        assert_eq!(number(&delivery), 1000);
+        delivery.ack().unwrap();
+    }
+
     /// Pushes, and logs what was pushed.
     #[test]
     fn producer() {
@@ -804,6 +818,64 @@ fn what_a_killed_consumer_held_goes_to_another() {
         waits[10], waits[19]
     );
     assert!(consumer.is_empty().unwrap());
+}
+
+/// Stopped where it has not found the group's claims on a new lane, and goes on when another consumer has made them, and the
+/// producer a lap of its ring.
+#[test]
+fn a_consumer_that_is_late_for_a_new_lane() {
+    use std::process::{Command, Stdio};
+    let strace = || Command::new("strace");
+    if strace().arg("-V").stdout(Stdio::null()).status().is_err() {
+        println!("skipped: there is no strace here");
+        return;
+    }
+    let private = private();
+    let bus = private.bus();
+    let queue = bus.queue_builder("jobs").capacity(4096).open().unwrap();
+    let (said, log) = (
+        private.path.with_file_name("said"),
+        private.path.with_file_name("log"),
+    );
+    let mut late = strace()
+        .args([
+            "-f",
+            "-qq",
+            "-P",
+            "claims.0.2",
+            "-e",
+            "inject=openat:signal=STOP:when=1",
+            "-o",
+        ])
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "child::late", "--nocapture"])
+        .env("BUSLANE_TEST_BUS", &private.path)
+        .env("BUSLANE_TEST_ARGUMENT", &said)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = |done: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    until(&|| said.exists());
+    let mut producer = queue.producer().unwrap();
+    let text = |path| std::fs::read_to_string(path).unwrap();
+    until(&|| text(&log).contains("stopped by SIGSTOP"));
+    let mut consumer = queue.consumer().unwrap();
+    for n in 0..1000 {
+        push(&mut producer, n);
+        next(&mut consumer).ack().unwrap();
+    }
+    push(&mut producer, 1000);
+    drop(consumer);
+    let pid = nix::unistd::Pid::from_raw(text(&said).parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert!(late.wait().unwrap().success());
 }
 
 #[test]
