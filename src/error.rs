@@ -87,7 +87,7 @@ pub struct Error(Box<Inner>);
 pub struct Lost {
     /// How many messages.
     pub messages: u64,
-    /// The bytes in them.
+    /// The bytes in them, envelopes included.
     pub bytes: u64,
     /// The number of the publisher's lane; see [`Frame::lane`](crate::Frame::lane).
     pub lane: u64,

@@ -113,7 +113,7 @@ pub struct LaneReport {
     pub position: u64,
     /// How many messages were sent through it.
     pub messages: u64,
-    /// How many bytes of payload.
+    /// How many bytes of payload, and of envelopes.
     pub bytes: u64,
     /// Whether its publisher has left.
     pub closed: bool,

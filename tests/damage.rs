@@ -2,30 +2,19 @@
 
 mod common;
 
-use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use buslane::{Bus, Envelope, ErrorKind, Kind, Start, Subscriber};
-use common::{Private, Process, check, fill, length, private, role, say};
+use common::{Private, private, role, say};
 
 /// Bytes in a data file: few, so that there are many of them.
 const FILE: usize = 4096;
 
-/// The same, while many processes come and go.
-const STORM_FILE: usize = 16 * FILE;
-
 fn open(path: &Path) -> Bus {
-    open_of(path, FILE)
-}
-
-fn open_of(path: &Path, capacity: usize) -> Bus {
-    let builder = Bus::builder().durable(true).capacity(capacity);
+    let builder = Bus::builder().durable(true).capacity(FILE);
     builder.at(path).unwrap()
 }
 
@@ -501,240 +490,6 @@ fn a_sync_that_fails_poisons_the_topic() {
     println!("{} syncs failed, each in turn", nth - 1);
 }
 
-#[test]
-fn killed_at_random() {
-    let private = private();
-    let seconds =
-        std::env::var("BUSLANE_STORM_SECONDS").map_or(4, |seconds| seconds.parse().unwrap());
-    let seed = std::env::var("BUSLANE_SEED").map_or(7, |seed| seed.parse().unwrap());
-    println!("{seconds} s, seed {seed}");
-    drop(
-        open_of(&private.path, STORM_FILE)
-            .topic("t")
-            .unwrap()
-            .subscription("0")
-            .unwrap(),
-    );
-    drop(
-        open_of(&private.path, STORM_FILE)
-            .topic("t")
-            .unwrap()
-            .subscription("1")
-            .unwrap(),
-    );
-    let mut storm = Storm::new(&private.path, seed);
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(seconds) {
-        storm.step();
-    }
-    storm.settle();
-}
-
-/// Writers and readers that are killed, and what they have said.
-struct Storm<'a> {
-    path: &'a Path,
-    random: u64,
-    writers: Vec<Told>,
-    readers: Vec<Told>,
-    incarnations: u64,
-    kills: u64,
-    /// Of each incarnation of a writer: how many messages are known to be sent.
-    sent: HashMap<u64, u64>,
-    received: [HashMap<u64, Received>; 2],
-}
-
-/// How many messages of an incarnation a reader has received: since it was started, acknowledged as far as it could say so, and at
-/// most.
-#[derive(Clone, Copy, Default)]
-struct Received {
-    now: u64,
-    acked: u64,
-    most: u64,
-}
-
-/// A process, and what it says.
-struct Told {
-    process: Process,
-    said: Receiver<String>,
-    ear: Option<JoinHandle<()>>,
-}
-
-impl Told {
-    fn start(path: &Path, role: &str, argument: u64) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &format!("child::{role}"), "--nocapture"])
-            .env("BUSLANE_TEST_BUS", path)
-            .env("BUSLANE_TEST_ARGUMENT", argument.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let out = child.stdout.take().unwrap();
-        let (tell, said) = channel();
-        let ear = thread::spawn(move || {
-            use std::io::{BufRead, BufReader};
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                // A line that was cut off by the kill has no end.
-                if let Some(line) = line
-                    .split_once('@')
-                    .and_then(|(_, line)| line.strip_suffix('.'))
-                {
-                    let _ = tell.send(line.to_owned());
-                }
-            }
-        });
-        let process = Process::of(child);
-        let ear = Some(ear);
-        Self { process, said, ear }
-    }
-
-    /// Kills it. All that it had said is heard.
-    fn kill(&mut self) {
-        self.process.kill();
-        self.ear.take().unwrap().join().unwrap();
-    }
-}
-
-impl<'a> Storm<'a> {
-    fn new(path: &'a Path, random: u64) -> Self {
-        let mut storm = Self {
-            path,
-            random,
-            writers: Vec::new(),
-            readers: Vec::new(),
-            incarnations: 0,
-            kills: 0,
-            sent: HashMap::new(),
-            received: Default::default(),
-        };
-        for _ in 0..2 {
-            let writer = storm.writer();
-            storm.writers.push(writer);
-        }
-        storm.readers = (0..2).map(|n| Told::start(path, "reads", n)).collect();
-        storm
-    }
-
-    fn writer(&mut self) -> Told {
-        self.incarnations += 1;
-        Told::start(self.path, "writes", self.incarnations)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.random = self
-            .random
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.random >> 33) % n
-    }
-
-    /// Kills one, or all, and starts others.
-    fn step(&mut self) {
-        let pause = self.below(60);
-        thread::sleep(Duration::from_millis(pause));
-        let which = self.below(5);
-        for n in 0..4 {
-            if which != 4 && which != n {
-                continue;
-            }
-            let told = match n {
-                0 | 1 => &mut self.writers[n as usize],
-                _ => &mut self.readers[n as usize - 2],
-            };
-            told.kill();
-            self.kills += 1;
-        }
-        self.listen();
-        for n in 0..4 {
-            if which != 4 && which != n {
-                continue;
-            }
-            match n {
-                0 | 1 => self.writers[n as usize] = self.writer(),
-                _ => self.readers[n as usize - 2] = Told::start(self.path, "reads", n - 2),
-            }
-        }
-    }
-
-    /// Whether anything was said.
-    fn listen(&mut self) -> bool {
-        let mut any = false;
-        for told in &self.writers {
-            while let Ok(said) = told.said.recv_timeout(Duration::from_millis(1)) {
-                let (incarnation, n) = two(&said);
-                self.sent.insert(incarnation, n + 1);
-                any = true;
-            }
-        }
-        for (told, received) in self.readers.iter().zip(&mut self.received) {
-            while let Ok(said) = told.said.recv_timeout(Duration::from_millis(1)) {
-                any = true;
-                if said == "ack" {
-                    received.values_mut().for_each(|of| of.acked = of.now);
-                    continue;
-                }
-                if said == "new" {
-                    // It begins behind what was acknowledged.
-                    received.values_mut().for_each(|of| of.now = of.acked);
-                    continue;
-                }
-                let (incarnation, n) = two(&said);
-                let of = received.entry(incarnation).or_default();
-                let Received { now, acked, most } = *of;
-                assert!(
-                    n >= acked,
-                    "{incarnation}/{n} comes again, of which {acked} were acknowledged"
-                );
-                // What a reader had acknowledged before it was killed, and could not say, does not come again.
-                let is_next = n == now || (now == acked && n <= most);
-                assert!(is_next, "{incarnation}/{n} comes after {now}");
-                (of.now, of.most) = (n + 1, most.max(n + 1));
-            }
-        }
-        any
-    }
-
-    fn is_all_received(&self) -> bool {
-        let has = |received: &HashMap<u64, Received>, (incarnation, sent): (&u64, &u64)| {
-            received.get(incarnation).is_some_and(|of| of.most >= *sent)
-        };
-        self.received
-            .iter()
-            .all(|received| self.sent.iter().all(|sent| has(received, sent)))
-    }
-
-    fn settle(mut self) {
-        for writer in &mut self.writers {
-            writer.kill();
-        }
-        let started = Instant::now();
-        // As long as more comes, and then a little.
-        let mut quiet = Instant::now();
-        while !self.is_all_received() && quiet.elapsed() < common::PATIENCE / 3 {
-            if self.listen() {
-                quiet = Instant::now();
-            }
-        }
-        println!("settled in {:?}", started.elapsed());
-        let total: u64 = self.sent.values().sum();
-        println!(
-            "{} kills, {total} messages known to be sent by {} writers",
-            self.kills, self.incarnations
-        );
-        for received in &self.received {
-            for (incarnation, sent) in &self.sent {
-                let got = received.get(incarnation).map_or(0, |of| of.most);
-                assert!(got >= *sent, "{got} of {sent} that {incarnation} has sent");
-            }
-        }
-        assert!(total > 0 && self.kills > 0);
-    }
-}
-
-fn two(said: &str) -> (u64, u64) {
-    let (a, b) = said.split_once(' ').unwrap();
-    (a.parse().unwrap(), b.parse().unwrap())
-}
-
 mod child {
     use super::*;
 
@@ -766,60 +521,6 @@ mod child {
                     assert_eq!(then.kind(), ErrorKind::Poisoned, "{then}");
                     return say("poisoned");
                 }
-            }
-        }
-    }
-
-    /// Sends numbered messages, and says which it has sent.
-    #[test]
-    fn writes() {
-        let Some((path, incarnation)) = role() else {
-            return;
-        };
-        let incarnation: u64 = incarnation.parse().unwrap();
-        let bus = open_of(&path, STORM_FILE);
-        let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
-        let mut message = [0; 1000];
-        for n in 0.. {
-            let message = &mut message[..length(n)];
-            fill(message, incarnation, n);
-            publisher.send(message).unwrap();
-            if n % 8 == 0 {
-                say(format_args!("{incarnation} {n}."));
-            }
-            if n % 100 == 99 {
-                publisher.sync().unwrap();
-                // Readers have more to do, and are killed, too.
-                thread::sleep(Duration::from_millis(20));
-            }
-        }
-    }
-
-    /// Receives, and says what.
-    #[test]
-    fn reads() {
-        let Some((path, name)) = role() else { return };
-        let bus = open_of(&path, STORM_FILE);
-        let topic = bus.topic("t").unwrap();
-        let mut subscription = loop {
-            match topic.subscription_builder(&name).by_ack(true).open() {
-                Ok(subscription) => break subscription,
-                // The one that was killed is just going.
-                Err(e) => assert_eq!(e.kind(), ErrorKind::InUse, "{e}"),
-            }
-        };
-        say("new.");
-        for i in 1.. {
-            let (incarnation, n) = loop {
-                match subscription.recv() {
-                    Ok(frame) => break check(&frame),
-                    Err(e) => assert_eq!(e.kind(), ErrorKind::Ended, "{e}"),
-                }
-            };
-            say(format_args!("{incarnation} {n}."));
-            if i % 16 == 0 {
-                subscription.ack().unwrap();
-                say("ack.");
             }
         }
     }

@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use buslane::{Bus, Consumer, DeadLetter, Delivery, ErrorKind, Producer, Queue};
-use common::{PATIENCE, Process, private, role, say};
+use common::{PATIENCE, private, role, say};
 
 fn queue(private: &common::Private) -> Queue {
     private.bus().queue("jobs").unwrap()
@@ -569,55 +569,6 @@ fn unacknowledged_messages_survive_everyone() {
 
 // ------------------------------------------------------------------------------------------------------- processes
 
-/// What a child logs, with one write each: what happened, to which message, when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    Pushed = 1,
-    Delivered = 2,
-    Acked = 3,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    what: u64,
-    producer: u64,
-    n: u64,
-    attempts: u64,
-    time_ns: u64,
-}
-
-struct Log(std::fs::File);
-
-impl Log {
-    fn open(path: &std::path::Path) -> Self {
-        let mut options = std::fs::OpenOptions::new();
-        Self(options.create(true).append(true).open(path).unwrap())
-    }
-
-    fn write(&mut self, what: What, (producer, n): (u64, u64), attempts: u64) {
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-        let time_ns = Duration::from(now).as_nanos() as u64;
-        let entry = [what as u64, producer, n, attempts, time_ns];
-        let bytes: Vec<u8> = entry.iter().flat_map(|word| word.to_le_bytes()).collect();
-        std::io::Write::write_all(&mut self.0, &bytes).unwrap();
-    }
-
-    fn read(path: &std::path::Path) -> Vec<Entry> {
-        let bytes = std::fs::read(path).unwrap();
-        let word = |chunk: &[u8], i: usize| number(&chunk[i * 8..]);
-        bytes
-            .chunks_exact(40)
-            .map(|chunk| Entry {
-                what: word(chunk, 0),
-                producer: word(chunk, 1),
-                n: word(chunk, 2),
-                attempts: word(chunk, 3),
-                time_ns: word(chunk, 4),
-            })
-            .collect()
-    }
-}
-
 mod child {
     use super::*;
 
@@ -636,77 +587,18 @@ mod child {
         thread::sleep(PATIENCE);
     }
 
-    /// Pushes, and logs what was pushed.
+    /// Says who it is, takes one message, and acknowledges it.
     #[test]
-    fn producer() {
-        push_for_ever(Duration::ZERO);
-    }
-
-    /// The same, slowly.
-    #[test]
-    fn trickle() {
-        push_for_ever(Duration::from_micros(1));
-    }
-
-    fn push_for_ever(pause: Duration) {
-        let Some((path, id)) = role() else { return };
-        let mut log = Log::open(&path.with_file_name(format!("log.{id}")));
-        let id = id.parse().unwrap();
-        let mut producer = Bus::at(path)
-            .unwrap()
-            .queue("jobs")
-            .unwrap()
-            .producer()
-            .unwrap();
-        let mut bytes = [0; 1000];
-        for n in 0.. {
-            let message = &mut bytes[..common::length(n)];
-            common::fill(message, id, n);
-            producer.push(message).unwrap();
-            log.write(What::Pushed, (id, n), 0);
-            if !pause.is_zero() {
-                thread::sleep(pause);
-            }
-        }
-    }
-
-    /// Takes, logs, acknowledges, logs; now and then gives back, puts off, or holds several.
-    #[test]
-    fn consumer() {
-        let Some((path, id)) = role() else { return };
-        let mut log = Log::open(&path.with_file_name(format!("log.{id}")));
-        let mut consumer = Bus::at(path)
-            .unwrap()
-            .queue("jobs")
-            .unwrap()
-            .consumer()
-            .unwrap();
-        let mut held = Vec::new();
-        for turn in 0_u64.. {
-            let delivery = next(&mut consumer);
-            log.write(
-                What::Delivered,
-                common::check(&delivery),
-                delivery.attempts(),
-            );
-            match turn % 16 {
-                3 => drop(delivery),
-                7 => delivery.retry(Duration::from_millis(turn % 5)).unwrap(),
-                9 | 11 => held.push(delivery),
-                _ => {
-                    let which = common::check(&delivery);
-                    delivery.ack().unwrap();
-                    log.write(What::Acked, which, 0);
-                }
-            }
-            if turn % 64 == 63 {
-                for delivery in held.drain(..).rev() {
-                    let which = common::check(&delivery);
-                    delivery.ack().unwrap();
-                    log.write(What::Acked, which, 0);
-                }
-            }
-        }
+    fn late() {
+        let Some((path, said)) = role() else { return };
+        let queue = Bus::at(path).unwrap().queue("jobs").unwrap();
+        let mut consumer = queue.consumer().unwrap();
+        let draft = format!("{said}.draft");
+        std::fs::write(&draft, std::process::id().to_string()).unwrap();
+        std::fs::rename(draft, said).unwrap();
+        let delivery = next(&mut consumer);
+        assert_eq!(number(&delivery), 1000);
+        delivery.ack().unwrap();
     }
 
     /// What a forked child has of its parent does nothing.
@@ -750,31 +642,6 @@ mod child {
         drop((producer, consumer, writer, reader));
         std::process::exit(0);
     }
-
-    /// Puts everything off four times, then acknowledges.
-    #[test]
-    fn postponer() {
-        let Some((path, id)) = role() else { return };
-        let mut log = Log::open(&path.with_file_name(format!("log.{id}")));
-        let mut consumer = Bus::at(path)
-            .unwrap()
-            .queue("jobs")
-            .unwrap()
-            .consumer()
-            .unwrap();
-        loop {
-            let delivery = next(&mut consumer);
-            let which = common::check(&delivery);
-            log.write(What::Delivered, which, delivery.attempts());
-            if delivery.attempts() < 5 {
-                // The retry topic may be full: then it is given back.
-                let _ = delivery.retry(Duration::from_micros(1));
-            } else {
-                delivery.ack().unwrap();
-                log.write(What::Acked, which, 0);
-            }
-        }
-    }
 }
 
 #[test]
@@ -809,6 +676,64 @@ fn what_a_killed_consumer_held_goes_to_another() {
     assert!(consumer.is_empty().unwrap());
 }
 
+/// Stopped where it has not found the group's claims on a new lane, and goes on when another consumer has made them, and the
+/// producer a lap of its ring.
+#[test]
+fn a_consumer_that_is_late_for_a_new_lane() {
+    use std::process::{Command, Stdio};
+    let strace = || Command::new("strace");
+    if strace().arg("-V").stdout(Stdio::null()).status().is_err() {
+        println!("skipped: there is no strace here");
+        return;
+    }
+    let private = private();
+    let bus = private.bus();
+    let queue = bus.queue_builder("jobs").capacity(4096).open().unwrap();
+    let (said, log) = (
+        private.path.with_file_name("said"),
+        private.path.with_file_name("log"),
+    );
+    let mut late = strace()
+        .args([
+            "-f",
+            "-qq",
+            "-P",
+            "claims.0.2",
+            "-e",
+            "inject=openat:signal=STOP:when=1",
+            "-o",
+        ])
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "child::late", "--nocapture"])
+        .env("BUSLANE_TEST_BUS", &private.path)
+        .env("BUSLANE_TEST_ARGUMENT", &said)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = |done: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    until(&|| said.exists());
+    let mut producer = queue.producer().unwrap();
+    let text = |path| std::fs::read_to_string(path).unwrap();
+    until(&|| text(&log).contains("stopped by SIGSTOP"));
+    let mut consumer = queue.consumer().unwrap();
+    for n in 0..1000 {
+        push(&mut producer, n);
+        next(&mut consumer).ack().unwrap();
+    }
+    push(&mut producer, 1000);
+    drop(consumer);
+    let pid = nix::unistd::Pid::from_raw(text(&said).parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert!(late.wait().unwrap().success());
+}
+
 #[test]
 fn a_forked_child_touches_nothing() {
     let private = private();
@@ -817,121 +742,6 @@ fn a_forked_child_touches_nothing() {
         private.names("topics/jobs"),
         ["group.default", "locks", "topic"]
     );
-}
-
-/// Who dies while it puts a message off has either done so, or not.
-#[test]
-fn a_storm_of_kills_while_putting_off() {
-    storm(&["trickle", "postponer", "postponer", "postponer"]);
-}
-
-#[test]
-fn a_storm_of_kills() {
-    storm(&["producer", "producer", "consumer", "consumer", "consumer"]);
-}
-
-fn storm(roles: &[&str]) {
-    let seconds = std::env::var("BUSLANE_STORM_SECONDS").map_or(4, |s| s.parse().unwrap());
-    let private = private();
-    let bus = private.bus();
-    let queue = bus.queue("jobs").unwrap();
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
-    let mut ids = 0;
-    let mut start = |role: &str| {
-        ids += 1;
-        (private.child(role, ids), ids)
-    };
-    let mut processes: Vec<(Process, u64)> = roles.iter().map(|role| start(role)).collect();
-    let end = Instant::now() + Duration::from_secs(seconds);
-    while Instant::now() < end {
-        thread::sleep(Duration::from_millis(5 + random(60)));
-        let victim = random(roles.len() as u64) as usize;
-        processes[victim].0.kill();
-        processes[victim] = start(roles[victim]);
-    }
-    for (mut process, _) in processes {
-        process.kill();
-    }
-    let mut log = Log::open(&private.path.with_file_name("log.0"));
-    let mut consumer = queue.consumer().unwrap();
-    while !consumer.is_empty().unwrap() {
-        if let Some(delivery) = consumer.recv_timeout(Duration::from_millis(100)).unwrap() {
-            let which = common::check(&delivery);
-            log.write(What::Delivered, which, delivery.attempts());
-            delivery.ack().unwrap();
-            log.write(What::Acked, which, 0);
-        }
-    }
-    check_history(&private, ids);
-    drop(consumer);
-    bus.reclaim().unwrap();
-    assert_eq!(
-        private.names("topics/jobs"),
-        ["group.default", "locks", "topic"]
-    );
-}
-
-fn check_history(private: &common::Private, ids: u64) {
-    let mut pushed = HashSet::new();
-    let mut delivered: HashMap<(u64, u64), u64> = HashMap::new();
-    let mut acked = HashMap::new();
-    for id in 0..=ids {
-        let path = private.path.with_file_name(format!("log.{id}"));
-        if !path.exists() {
-            continue;
-        }
-        let mut last = HashMap::new();
-        for Entry {
-            what,
-            producer,
-            n,
-            attempts,
-            time_ns,
-        } in Log::read(&path)
-        {
-            let which = (producer, n);
-            if what == What::Pushed as u64 {
-                pushed.insert(which);
-            } else if what == What::Delivered as u64 {
-                let latest = delivered.entry(which).or_default();
-                *latest = time_ns.max(*latest);
-                if attempts == 1 {
-                    let before = last.insert(producer, n);
-                    assert!(
-                        before.is_none_or(|before| before < n),
-                        "{which:?} after {before:?}"
-                    );
-                }
-            } else {
-                assert!(
-                    acked.insert(which, time_ns).is_none(),
-                    "{which:?} was acknowledged twice"
-                );
-            }
-        }
-    }
-    println!(
-        "{} pushed, {} delivered, {} acknowledged",
-        pushed.len(),
-        delivered.len(),
-        acked.len()
-    );
-    assert!(!acked.is_empty());
-    for which in &pushed {
-        assert!(
-            delivered.contains_key(which),
-            "{which:?} was never delivered"
-        );
-    }
-    for (which, time_ns) in &acked {
-        assert!(delivered[which] <= *time_ns, "{which:?} came back");
-    }
 }
 
 // ------------------------------------------------------------------------------------------- beside others, as tasks

@@ -404,7 +404,11 @@ impl TopicFiles {
                 return Ok(Some(claims));
             }
             if !claims::has_waited(&lane.header, &lane.ring) {
-                // Removed with its lane; else it would be there.
+                // Another consumer was faster, and the writer went on for that one.
+                if self.all_claims()?.contains(&(group, lane.id)) {
+                    continue;
+                }
+                // Removed with its lane, and after it; else it would be there.
                 return if self.has_lane(lane.id)? {
                     let why = String::from("its writer went on before a group had joined");
                     Err(self.corrupt_lane(lane.id, why))

@@ -495,11 +495,11 @@ pub struct Slot {
     pub position: AtomicU64,
     /// Messages that were overwritten before this reader came to them; only on a lossy topic.
     pub missed: AtomicU64,
-    /// The payload bytes in them.
+    /// The bytes in them: payloads, and envelopes.
     pub missed_bytes: AtomicU64,
     /// In a lane in data files: the number of the message at the position.
     pub sequence: AtomicU64,
-    /// The same: payload bytes in all messages before it.
+    /// The same: bytes in all messages before it.
     pub bytes: AtomicU64,
 }
 
