@@ -86,6 +86,11 @@ pub fn has_waited(lane: &LaneHeader, ring: &Ring) -> bool {
     }
 }
 
+/// Whether nobody of those that live (their numbers) is moving this message, so that whoever was has gone.
+pub fn is_orphan(moving: Claim, living: &[u64]) -> bool {
+    !living.iter().any(|id| id & Claim::OWNERS == moving.owner())
+}
+
 impl Claims {
     #[inline]
     fn word(&self, sequence: u32) -> &AtomicU64 {
@@ -302,6 +307,15 @@ impl Claims {
         park::ring(control);
     }
 
+    /// Puts away what a consumer held that has gone, and does what it may have left undone, so that [*nothing is
+    /// stuck*](self): by the holder of its cursor's lock. Who dies over it leaves it to be done again.
+    pub fn put_away(&self, owner: u64, control: &Control) {
+        self.free_all_of(owner);
+        // In any case: it may have died before it told of what it gave back.
+        self.offer(control);
+        self.repair();
+    }
+
     /// Ends all claims of a consumer that has gone, but what it was moving; whether one is free now. What was done with by
     /// this is behind the head only after [`advance`](Self::advance).
     pub fn free_all_of(&self, owner: u64) -> bool {
@@ -310,15 +324,28 @@ impl Claims {
             .all()
             .filter(|claim| claim.owner() == owner & Claim::OWNERS)
         {
-            if held.is(Fate::Claimed) {
-                freed |= self.free(held);
-            } else if held.is(Fate::Once) {
-                self.end(held, Fate::Died);
-            } else if held.is(Fate::Cancelled) {
-                self.ack(held);
+            match Self::of_the_dead(held) {
+                Some(Fate::Free) => freed |= self.free(held),
+                Some(fate) => {
+                    self.end(held, fate);
+                }
+                None => {}
             }
         }
         freed
+    }
+
+    /// What becomes of a claim whose owner has gone. `None`: it stays.
+    fn of_the_dead(held: Claim) -> Option<Fate> {
+        if held.is(Fate::Claimed) {
+            Some(Fate::Free)
+        } else if held.is(Fate::Once) {
+            Some(Fate::Died)
+        } else if held.is(Fate::Cancelled) {
+            Some(Fate::Acked)
+        } else {
+            None
+        }
     }
 
     /// What there is of claims, somebody's or not.
@@ -482,16 +509,10 @@ impl Claims {
         for word in self.table.iter() {
             let claim = Claim(word.load(Ordering::Relaxed));
             let is_open = claim.sequence().wrapping_sub(first) < open;
-            let renewed = if !is_open {
-                0
-            } else if claim.is(Fate::Claimed) {
-                claim.with(Fate::Free).0
-            } else if claim.is(Fate::Once) {
-                claim.with(Fate::Died).0
-            } else if claim.is(Fate::Cancelled) {
-                claim.with(Fate::Acked).0
-            } else {
-                claim.0
+            let renewed = match Self::of_the_dead(claim) {
+                _ if !is_open => 0,
+                Some(fate) => claim.with(fate).0,
+                None => claim.0,
             };
             if renewed != claim.0 {
                 word.store(renewed, Ordering::Relaxed);
@@ -689,3 +710,6 @@ impl Walk {
         ours.then_some(claim)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod explored;
