@@ -383,6 +383,11 @@ impl Bus {
         self.0.member.id()
     }
 
+    /// Whether a member is there, and lives.
+    pub(crate) fn lives(&self, member: u64) -> Result<bool> {
+        Ok(members::owner(&self.0.members, member)?.alive)
+    }
+
     /// Has this process learn of deaths from now on.
     pub(crate) fn listen(&self) -> Result<()> {
         self.check_fork()?;

@@ -564,7 +564,6 @@ impl TopicFiles {
             for claims in self.claims_on(lane)? {
                 claims.repair();
             }
-            claims.repair();
         }
         Ok(())
     }

@@ -223,6 +223,7 @@ pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
             // It is kept, for its readers and for the next writer.
             return Ok(changed);
         }
+        topic.repair_claims_on(&lane)?;
         let removed = is_drained(topic, &lane)? && topic.dir().remove(&name)?;
         drop(lock);
         if removed {
@@ -244,12 +245,14 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
     };
     // What is no cursor waits for nothing.
     let readers = topic.list_cursors(lane.id, &[])?.new;
-    Ok(readers.iter().all(|reader| {
-        reader.role == Role::Consumer
-            || reader
-                .position_in(lane.id)
-                .is_some_and(|position| position & LEFT != 0 || position >= tail)
-    }))
+    Ok(readers
+        .iter()
+        .all(|reader| reader.role == Role::Consumer || has_read(reader.position_in(lane.id), tail)))
+}
+
+/// Whether a reader at this position (`None`: it has not joined the lane yet) needs nothing of a lane that ends at `tail`.
+fn has_read(position: Option<u64>, tail: u64) -> bool {
+    position.is_some_and(|position| position & LEFT != 0 || position >= tail)
 }
 
 /// What an inbox's directory is called; no topic's is.
@@ -319,3 +322,6 @@ fn tidy_drafts(dir: &Dir) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod explored;
