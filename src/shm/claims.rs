@@ -30,6 +30,11 @@
 //! *cancelled*, and acknowledges it in any case. Of what is to be done at most once, the owner says *once* before it shows
 //! it to anyone: a death ends such a claim, and does not free it.
 //!
+//! # What holds, whoever dies at whatever step
+//!
+//! Seven invariants, each named at the function that keeps it. `claims/explored.rs` says what they mean, and looks at every state
+//! that a few processes can reach.
+//!
 //! # Every shared word, its writers and its ordering
 //!
 //! | word | written by | ordering and its partner |
@@ -206,7 +211,7 @@ impl Claims {
         self.end(claim, Fate::Acked)
     }
 
-    /// Marks a message as done with in another way, unless it was cancelled; as [`ack`](Self::ack).
+    /// Marks a message as done with in another way, unless it was cancelled; as [`ack`](Self::ack). *Done is done.*
     #[inline]
     pub fn end(&self, claim: Claim, fate: Fate) -> bool {
         let cancelled = claim.with(Fate::Cancelled);
@@ -235,7 +240,7 @@ impl Claims {
         false
     }
 
-    /// Its owner's: nobody else is to get it. `None`: it was lost, or cancelled.
+    /// Its owner's: nobody else is to get it (*at most once*). `None`: it was lost, or cancelled.
     pub fn begin_once(&self, claim: Claim) -> Option<Claim> {
         let once = claim.with(Fate::Once);
         self.swap(claim, claim.sequence(), once).then_some(once)
@@ -266,7 +271,7 @@ impl Claims {
         withdrawn.then_some(attempts)
     }
 
-    /// Its sender's: if nobody has it, nobody gets it; else who has it may see that it is not wanted.
+    /// Its sender's: if nobody has it, nobody gets it; else who has it may see that it is not wanted, and is the last (*cancelled*).
     pub fn cancel(&self, sequence: u32) {
         while self.withdraw(sequence).is_none() {
             let claim = self.claim(sequence);
@@ -282,7 +287,7 @@ impl Claims {
     }
 
     /// Says that its owner copies a message elsewhere, to acknowledge it then: its claim from now on. Should the owner die,
-    /// nobody gets the message before it is known whether the copy is there. `None`: the claim was lost.
+    /// nobody gets the message before it is known whether the copy is there (*put off is there once*). `None`: the claim was lost.
     pub fn begin_move(&self, claim: Claim) -> Option<Claim> {
         let moving = claim.with(Fate::Moving);
         self.swap(claim, claim.sequence(), moving).then_some(moving)
@@ -307,8 +312,8 @@ impl Claims {
         park::ring(control);
     }
 
-    /// Puts away what a consumer held that has gone, and does what it may have left undone, so that [*nothing is
-    /// stuck*](self): by the holder of its cursor's lock. Who dies over it leaves it to be done again.
+    /// Puts away what a consumer held that has gone, and does what it may have left undone (*nothing is stuck*): by the holder of its
+    /// cursor's lock. Who dies over it leaves it to be done again.
     pub fn put_away(&self, owner: u64, control: &Control) {
         self.free_all_of(owner);
         // In any case: it may have died before it told of what it gave back.
@@ -359,7 +364,8 @@ impl Claims {
         self.all().filter(move |claim| claim.is(fate))
     }
 
-    /// Moves the head over all that is acknowledged, after [`ack`](Self::ack), and wakes the writer if that was waited for.
+    /// Moves the head over all that is acknowledged (*nothing is passed* that is not), after [`ack`](Self::ack), and wakes the writer
+    /// if that was waited for.
     #[inline(never)]
     pub fn advance(&self) {
         // Total order with the fence of who acknowledges a neighbour: one of us sees the other's claim.
@@ -695,7 +701,7 @@ impl Walk {
         self.claims.ring.word(at).load(Ordering::Relaxed)
     }
 
-    /// Claims what was found, for a consumer. `None`: somebody was faster.
+    /// Claims what was found, for a consumer (*held once*). `None`: somebody was faster.
     #[inline(always)]
     pub fn take(&mut self, offer: Offer, owner: u64) -> Option<Claim> {
         let Offer {

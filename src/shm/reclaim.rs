@@ -3,6 +3,9 @@
 //!
 //! Each step may be the last one before a `SIGKILL`; running it all again finishes it. A cursor first stops gating,
 //! then loses its name. A lane is first closed, and loses its name only when every reader has drained it.
+//!
+//! Four invariants hold, whoever dies at whatever step, each named at the function that keeps it. `reclaim/explored.rs` says what they
+//! mean, and looks at every state that a few processes can reach.
 
 use std::thread;
 
@@ -29,7 +32,7 @@ pub struct Reclaimed {
     pub lingering: usize,
 }
 
-/// If a member has died, puts away all that has no living owner, in every topic of the bus.
+/// If a member has died, puts away all that has no living owner, in every topic of the bus (*nothing is left*).
 ///
 /// The kernel drops the locks of a process that ends one after the other, so some may still be held when the member's is
 /// gone: they are asked for again.
@@ -210,7 +213,8 @@ pub fn leave(topic: &TopicFiles, cursor: &roster::Cursor) -> Result<bool> {
     topic.dir().remove(&format!("{CURSOR}{}", cursor.id))
 }
 
-/// Closes a lane without a writer, and removes it, unless it is kept, when every cursor has drained it. Whether anything changed.
+/// Closes a lane without a writer, and removes it, unless it is kept, when every cursor has drained it (*nothing is lost*). Whether
+/// anything changed.
 pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
     let name = format!("{LANE}{id}");
     let mut changed = false;

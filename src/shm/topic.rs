@@ -150,7 +150,7 @@ impl TopicFiles {
     // ------------------------------------------------------------------------------------------------------ lanes
 
     /// A lane to write: one whose writer, of the same name, has gone, if there is one of that capacity, else a new one, so that
-    /// what has a name is [*kept for its name*](super::reclaim). `lives` says whether a member does.
+    /// what has a name is *kept for its name*. `lives` says whether a member does.
     pub fn lane_to_write(
         &self,
         member: u64,
@@ -272,7 +272,7 @@ impl TopicFiles {
         Ok(Some((lock, writer)))
     }
 
-    /// A lane whose writer has gone, with its lock. `None`: there is none, or it has a writer.
+    /// A lane whose writer has gone, with its lock (*one writer*). `None`: there is none, or it has a writer.
     pub fn lane_to_close(&self, id: u64) -> Result<Option<(Held, LaneFile)>> {
         let failed = |e: nix::Error| Error::system("lock a lane of", &*self.name, e);
         let Some((file, lane)) = self.open_lane(id, Access::Write, Access::Write)? else {
