@@ -462,6 +462,11 @@ impl Bus {
         Ok(self.joined("take part in")?.member.id())
     }
 
+    /// Whether a member is there, and lives.
+    pub(crate) fn lives(&self, member: u64) -> Result<bool> {
+        Ok(self.owner(member)?.alive)
+    }
+
     /// Has this process learn of deaths from now on.
     pub(crate) fn listen(&self) -> Result<()> {
         self.check_fork()?;

@@ -26,6 +26,10 @@ use loom::sync::atomic::AtomicU64;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use loom::thread;
 
+#[path = "model/deaths.rs"]
+mod deaths;
+#[path = "model/files.rs"]
+mod files;
 #[path = "model/lossy.rs"]
 mod lossy;
 #[path = "model/queue.rs"]

@@ -48,7 +48,9 @@ impl Sender {
     pub(super) fn join(topic: &Arc<TopicInner>, name: u64) -> Result<Self> {
         topic.bus.listen()?;
         let files = &topic.files;
-        let (lock, id, lane) = files.lane_to_write(topic.bus.member()?, name, files.capacity)?;
+        let lives = |member| topic.bus.lives(member);
+        let member = topic.bus.member()?;
+        let (lock, id, lane) = files.lane_to_write(member, name, files.capacity, lives)?;
         // After the lane has its name, and before the cursors are listed.
         roster::changed(&files.control);
         let max_len = max_len(lane.capacity()) as usize;

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::futures::{MessageStream, Receive};
 use crate::message::Payload;
 use crate::reactor::{Ready, Sleep};
-use crate::shm::claims::{Offer, Walk};
+use crate::shm::claims::{self, Offer, Walk};
 use crate::shm::lane::{self, Corrupt};
 use crate::shm::layout::{Claim, EnvelopeHead, Fate, GroupConfig, LEFT};
 use crate::shm::park::Ticket;
@@ -484,6 +484,8 @@ struct Inbox {
     cursors: Vec<u64>,
     /// One of them has gone since what the dead were moving was last looked for.
     has_lost: bool,
+    /// What the dead were moving was looked for, since when we may be moving something.
+    has_looked: bool,
 }
 
 impl Inbox {
@@ -497,6 +499,7 @@ impl Inbox {
             damaged: Vec::new(),
             cursors: Vec::new(),
             has_lost: true,
+            has_looked: false,
         }
     }
 
@@ -508,8 +511,10 @@ impl Inbox {
             orphans.extend(moving.map(|claim| (Arc::clone(share), claim)));
         }
         // Listed after the claims were seen: who lives, and made one of them, is there.
-        let living = self.seat.topic.files.dir().numbers(CURSOR)?;
-        orphans.retain(|(_, claim)| !living.iter().any(|id| id & Claim::OWNERS == claim.owner()));
+        let mut living = self.seat.topic.files.dir().numbers(CURSOR)?;
+        // Not ours yet: what has our number is of another, long ago, whose number was cut to the same.
+        living.retain(|&id| self.has_looked || id != self.seat.cursor.id);
+        orphans.retain(|(_, claim)| claims::is_orphan(*claim, &living));
         Ok(orphans)
     }
 
@@ -943,6 +948,17 @@ impl Desk {
     /// given back.
     #[cold]
     fn end_moves(&mut self) -> Result<()> {
+        // First: who is found to have gone meanwhile is for the next time.
+        self.inboxes().for_each(|inbox| inbox.has_lost = false);
+        let ended = self.end_moves_of_the_dead();
+        for inbox in self.inboxes() {
+            inbox.has_lost |= ended.is_err();
+            inbox.has_looked |= !inbox.has_lost;
+        }
+        ended
+    }
+
+    fn end_moves_of_the_dead(&mut self) -> Result<()> {
         let mut orphans = Vec::new();
         for inbox in self.inboxes() {
             orphans.extend(inbox.orphans()?);
@@ -959,7 +975,6 @@ impl Desk {
                 share.offer();
             }
         }
-        self.inboxes().for_each(|inbox| inbox.has_lost = false);
         Ok(())
     }
 

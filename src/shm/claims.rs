@@ -30,6 +30,11 @@
 //! *cancelled*, and acknowledges it in any case. Of what is to be done at most once, the owner says *once* before it shows
 //! it to anyone: a death ends such a claim, and does not free it.
 //!
+//! # What holds, whoever dies at whatever step
+//!
+//! Seven invariants, each named at the function that keeps it. `claims/explored.rs` says what they mean, and looks at every state
+//! that a few processes can reach.
+//!
 //! # Every shared word, its writers and its ordering
 //!
 //! | word | written by | ordering and its partner |
@@ -84,6 +89,11 @@ pub fn has_waited(lane: &LaneHeader, ring: &Ring) -> bool {
         true => lane.floor.load(Ordering::Relaxed) == 0,
         false => lane.limit.load(Ordering::Relaxed) <= ring.capacity(),
     }
+}
+
+/// Whether nobody of those that live (their numbers) is moving this message, so that whoever was has gone.
+pub fn is_orphan(moving: Claim, living: &[u64]) -> bool {
+    !living.iter().any(|id| id & Claim::OWNERS == moving.owner())
 }
 
 impl Claims {
@@ -201,7 +211,7 @@ impl Claims {
         self.end(claim, Fate::Acked)
     }
 
-    /// Marks a message as done with in another way, unless it was cancelled; as [`ack`](Self::ack).
+    /// Marks a message as done with in another way, unless it was cancelled; as [`ack`](Self::ack). *Done is done.*
     #[inline]
     pub fn end(&self, claim: Claim, fate: Fate) -> bool {
         let cancelled = claim.with(Fate::Cancelled);
@@ -230,7 +240,7 @@ impl Claims {
         false
     }
 
-    /// Its owner's: nobody else is to get it. `None`: it was lost, or cancelled.
+    /// Its owner's: nobody else is to get it (*at most once*). `None`: it was lost, or cancelled.
     pub fn begin_once(&self, claim: Claim) -> Option<Claim> {
         let once = claim.with(Fate::Once);
         self.swap(claim, claim.sequence(), once).then_some(once)
@@ -261,7 +271,7 @@ impl Claims {
         withdrawn.then_some(attempts)
     }
 
-    /// Its sender's: if nobody has it, nobody gets it; else who has it may see that it is not wanted.
+    /// Its sender's: if nobody has it, nobody gets it; else who has it may see that it is not wanted, and is the last (*cancelled*).
     pub fn cancel(&self, sequence: u32) {
         while self.withdraw(sequence).is_none() {
             let claim = self.claim(sequence);
@@ -277,7 +287,7 @@ impl Claims {
     }
 
     /// Says that its owner copies a message elsewhere, to acknowledge it then: its claim from now on. Should the owner die,
-    /// nobody gets the message before it is known whether the copy is there. `None`: the claim was lost.
+    /// nobody gets the message before it is known whether the copy is there (*put off is there once*). `None`: the claim was lost.
     pub fn begin_move(&self, claim: Claim) -> Option<Claim> {
         let moving = claim.with(Fate::Moving);
         self.swap(claim, claim.sequence(), moving).then_some(moving)
@@ -302,6 +312,15 @@ impl Claims {
         park::ring(control);
     }
 
+    /// Puts away what a consumer held that has gone, and does what it may have left undone (*nothing is stuck*): by the holder of its
+    /// cursor's lock. Who dies over it leaves it to be done again.
+    pub fn put_away(&self, owner: u64, control: &Control) {
+        self.free_all_of(owner);
+        // In any case: it may have died before it told of what it gave back.
+        self.offer(control);
+        self.repair();
+    }
+
     /// Ends all claims of a consumer that has gone, but what it was moving; whether one is free now. What was done with by
     /// this is behind the head only after [`advance`](Self::advance).
     pub fn free_all_of(&self, owner: u64) -> bool {
@@ -310,15 +329,28 @@ impl Claims {
             .all()
             .filter(|claim| claim.owner() == owner & Claim::OWNERS)
         {
-            if held.is(Fate::Claimed) {
-                freed |= self.free(held);
-            } else if held.is(Fate::Once) {
-                self.end(held, Fate::Died);
-            } else if held.is(Fate::Cancelled) {
-                self.ack(held);
+            match Self::of_the_dead(held) {
+                Some(Fate::Free) => freed |= self.free(held),
+                Some(fate) => {
+                    self.end(held, fate);
+                }
+                None => {}
             }
         }
         freed
+    }
+
+    /// What becomes of a claim whose owner has gone. `None`: it stays.
+    fn of_the_dead(held: Claim) -> Option<Fate> {
+        if held.is(Fate::Claimed) {
+            Some(Fate::Free)
+        } else if held.is(Fate::Once) {
+            Some(Fate::Died)
+        } else if held.is(Fate::Cancelled) {
+            Some(Fate::Acked)
+        } else {
+            None
+        }
     }
 
     /// What there is of claims, somebody's or not.
@@ -332,7 +364,8 @@ impl Claims {
         self.all().filter(move |claim| claim.is(fate))
     }
 
-    /// Moves the head over all that is acknowledged, after [`ack`](Self::ack), and wakes the writer if that was waited for.
+    /// Moves the head over all that is acknowledged (*nothing is passed* that is not), after [`ack`](Self::ack), and wakes the writer
+    /// if that was waited for.
     #[inline(never)]
     pub fn advance(&self) {
         // Total order with the fence of who acknowledges a neighbour: one of us sees the other's claim.
@@ -482,16 +515,10 @@ impl Claims {
         for word in self.table.iter() {
             let claim = Claim(word.load(Ordering::Relaxed));
             let is_open = claim.sequence().wrapping_sub(first) < open;
-            let renewed = if !is_open {
-                0
-            } else if claim.is(Fate::Claimed) {
-                claim.with(Fate::Free).0
-            } else if claim.is(Fate::Once) {
-                claim.with(Fate::Died).0
-            } else if claim.is(Fate::Cancelled) {
-                claim.with(Fate::Acked).0
-            } else {
-                claim.0
+            let renewed = match Self::of_the_dead(claim) {
+                _ if !is_open => 0,
+                Some(fate) => claim.with(fate).0,
+                None => claim.0,
             };
             if renewed != claim.0 {
                 word.store(renewed, Ordering::Relaxed);
@@ -674,7 +701,7 @@ impl Walk {
         self.claims.ring.word(at).load(Ordering::Relaxed)
     }
 
-    /// Claims what was found, for a consumer. `None`: somebody was faster.
+    /// Claims what was found, for a consumer (*held once*). `None`: somebody was faster.
     #[inline(always)]
     pub fn take(&mut self, offer: Offer, owner: u64) -> Option<Claim> {
         let Offer {
@@ -689,3 +716,6 @@ impl Walk {
         ours.then_some(claim)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod explored;

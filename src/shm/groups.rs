@@ -557,10 +557,17 @@ impl TopicFiles {
             let Some(claims) = skip_damaged(self.claims(group, &lane))? else {
                 continue;
             };
-            if claims.free_all_of(consumer) {
-                claims.offer(&self.control);
+            claims.put_away(consumer, &self.control);
+        }
+        Ok(())
+    }
+
+    /// Does what the writer of a lane may have left undone that has gone, as it withdrew a message.
+    pub(super) fn repair_claims_on(&self, lane: &LaneFile) -> Result<()> {
+        if self.pattern == Pattern::Queue {
+            for claims in self.claims_on(lane)? {
+                claims.repair();
             }
-            claims.repair();
         }
         Ok(())
     }

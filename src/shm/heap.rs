@@ -63,6 +63,7 @@ pub struct Ring {
     words: Arc<[AtomicU64]>,
     /// One for each word; `None` for who reads what may be overwritten meanwhile.
     watched: Option<Arc<[UnsafeCell<()>]>>,
+    is_checked: bool,
 }
 
 impl fmt::Debug for Ring {
@@ -85,6 +86,15 @@ impl Ring {
         Self {
             words,
             watched: Some(watched),
+            is_checked: false,
+        }
+    }
+
+    /// One that stands for a data file, in which all there is to come is written.
+    pub fn checked(words: impl IntoIterator<Item = u64>) -> Self {
+        Self {
+            is_checked: true,
+            ..Self::new(words)
         }
     }
 
@@ -93,6 +103,7 @@ impl Ring {
         Self {
             words: Arc::clone(&self.words),
             watched: None,
+            is_checked: self.is_checked,
         }
     }
 
@@ -127,9 +138,9 @@ impl Ring {
         None
     }
 
-    /// Its frames have no checksums.
+    /// Whether its frames have checksums, which nobody computes here.
     pub fn is_checked(&self) -> bool {
-        false
+        self.is_checked
     }
 
     /// There are no files.

@@ -73,6 +73,8 @@ pub mod segment;
 pub mod topic;
 
 #[cfg(all(test, not(loom)))]
+mod explored;
+#[cfg(all(test, not(loom)))]
 mod images;
 #[cfg(all(test, not(loom)))]
 mod props;

@@ -3,6 +3,9 @@
 //!
 //! Each step may be the last one before a `SIGKILL`; running it all again finishes it. A cursor first stops gating,
 //! then loses its name. A lane is first closed, and loses its name only when every reader has drained it.
+//!
+//! Four invariants hold, whoever dies at whatever step, each named at the function that keeps it. `reclaim/explored.rs` says what they
+//! mean, and looks at every state that a few processes can reach.
 
 use std::thread;
 
@@ -29,7 +32,7 @@ pub struct Reclaimed {
     pub lingering: usize,
 }
 
-/// If a member has died, puts away all that has no living owner, in every topic of the bus.
+/// If a member has died, puts away all that has no living owner, in every topic of the bus (*nothing is left*).
 ///
 /// The kernel drops the locks of a process that ends one after the other, so some may still be held when the member's is
 /// gone: they are asked for again.
@@ -210,7 +213,8 @@ pub fn leave(topic: &TopicFiles, cursor: &roster::Cursor) -> Result<bool> {
     topic.dir().remove(&format!("{CURSOR}{}", cursor.id))
 }
 
-/// Closes a lane without a writer, and removes it, unless it is kept, when every cursor has drained it. Whether anything changed.
+/// Closes a lane without a writer, and removes it, unless it is kept, when every cursor has drained it (*nothing is lost*). Whether
+/// anything changed.
 pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
     let name = format!("{LANE}{id}");
     let mut changed = false;
@@ -223,6 +227,7 @@ pub fn tidy_lane(topic: &TopicFiles, id: u64) -> Result<bool> {
             // It is kept, for its readers and for the next writer.
             return Ok(changed);
         }
+        topic.repair_claims_on(&lane)?;
         let removed = is_drained(topic, &lane)? && topic.dir().remove(&name)?;
         drop(lock);
         if removed {
@@ -244,12 +249,14 @@ fn is_drained(topic: &TopicFiles, lane: &LaneFile) -> Result<bool> {
     };
     // What is no cursor waits for nothing.
     let readers = topic.list_cursors(lane.id, &[])?.new;
-    Ok(readers.iter().all(|reader| {
-        reader.role == Role::Consumer
-            || reader
-                .position_in(lane.id)
-                .is_some_and(|position| position & LEFT != 0 || position >= tail)
-    }))
+    Ok(readers
+        .iter()
+        .all(|reader| reader.role == Role::Consumer || has_read(reader.position_in(lane.id), tail)))
+}
+
+/// Whether a reader at this position (`None`: it has not joined the lane yet) needs nothing of a lane that ends at `tail`.
+fn has_read(position: Option<u64>, tail: u64) -> bool {
+    position.is_some_and(|position| position & LEFT != 0 || position >= tail)
 }
 
 /// What an inbox's directory is called; no topic's is.
@@ -319,3 +326,6 @@ fn tidy_drafts(dir: &Dir) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod explored;

@@ -1,7 +1,8 @@
 //! The atomics of the core: the processor's, or loom's when a model runs.
 //!
 //! Under `--cfg loom` every operation also asks whether it is the one that the mutation run wants weakened: the run
-//! names a place in the source and a way, and the operation there is carried out with the weaker ordering.
+//! names a place in the source and a way, and the operation there is carried out with the weaker ordering, or not at all. And
+//! a model may have a thread [die](die_after) before any of its stores, as a process may.
 
 #[cfg(not(loom))]
 pub use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -42,7 +43,7 @@ pub fn heavy_fence() {
 pub use std::sync::atomic::Ordering;
 #[cfg(loom)]
 pub use weakened::{
-    AtomicU64, begin, begin_threads, fence, heavy_fence, light_fence, swap_fence, trace,
+    AtomicU64, begin, begin_threads, die_after, fence, heavy_fence, light_fence, swap_fence, trace,
 };
 
 #[cfg(loom)]
@@ -58,7 +59,14 @@ mod weakened {
         file: String,
         line: u32,
         column: u32,
-        how: Option<Ordering>,
+        how: How,
+    }
+
+    #[derive(Clone, Copy)]
+    enum How {
+        With(Ordering),
+        /// A fence or a store that is not there.
+        Drop,
     }
 
     /// `BUSLANE_WEAKEN=file:line:column=how`: the one operation to weaken, and how (`relaxed`, `acquire`, `release`,
@@ -70,11 +78,11 @@ mod weakened {
             panic!("file:line:column")
         };
         let how = match how {
-            "relaxed" => Some(Relaxed),
-            "acquire" => Some(Acquire),
-            "release" => Some(Release),
-            "acqrel" => Some(AcqRel),
-            "none" => None,
+            "relaxed" => How::With(Relaxed),
+            "acquire" => How::With(Acquire),
+            "release" => How::With(Release),
+            "acqrel" => How::With(AcqRel),
+            "none" => How::Drop,
             _ => panic!("no such way: {how}"),
         };
         Some(Wish {
@@ -85,7 +93,7 @@ mod weakened {
         })
     });
 
-    /// `BUSLANE_SITES=FILE`: where each place that was met with an ordering that could be weakened is appended.
+    /// `BUSLANE_SITES=FILE`: where each place that was met with an ordering that could be weakened is appended, and each store.
     static SITES: LazyLock<Option<(std::fs::File, Mutex<BTreeSet<String>>)>> =
         LazyLock::new(|| {
             let path = std::env::var_os("BUSLANE_SITES")?;
@@ -97,12 +105,12 @@ mod weakened {
             Some((file, Mutex::default()))
         });
 
-    /// The ordering to use here in place of `order`; `None`: no fence.
+    /// The ordering to use here in place of `order`; `None`: the operation is not to be carried out.
     #[track_caller]
     fn chosen(what: &str, order: Ordering) -> Option<Ordering> {
         let at = Location::caller();
         if let Some((file, seen)) = &*SITES
-            && order != Relaxed
+            && (order != Relaxed || what != "load")
         {
             let line = format!(
                 "{}:{}:{} {what} {order:?}\n",
@@ -121,10 +129,49 @@ mod weakened {
                     && wish.column == at.column()
                     && wish.file == at.file() =>
             {
-                wish.how
+                match wish.how {
+                    How::With(order) => Some(order),
+                    How::Drop => None,
+                }
             }
             _ => Some(order),
         }
+    }
+
+    thread_local! {
+        /// Which thread of the model dies, and after how many more changes. (They are all in one thread of the system.)
+        static DIES: std::cell::Cell<Option<(loom::thread::ThreadId, usize)>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// What a thread that dies unwinds with.
+    struct Died;
+
+    /// Runs `body`, which stands for a process that is killed when it comes to one more than so many changes of shared words, if it
+    /// does: whether it was. One at a time.
+    pub fn die_after(changes: usize, body: impl FnOnce()) -> bool {
+        DIES.set(Some((loom::thread::current().id(), changes)));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        DIES.set(None);
+        match done {
+            Ok(()) => false,
+            Err(panic) if panic.is::<Died>() => true,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// A shared word is about to be changed.
+    fn live_or_die() {
+        let Some((who, left)) = DIES.get() else {
+            return;
+        };
+        if who != loom::thread::current().id() || std::thread::panicking() {
+            return;
+        }
+        if left == 0 {
+            trace(format_args!("dies"));
+            std::panic::resume_unwind(Box::new(Died));
+        }
+        DIES.set(Some((who, left - 1)));
     }
 
     static STEPS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -194,32 +241,39 @@ mod weakened {
                 Some((by, value)) if by == loom::thread::current().id() => return value,
                 _ => {}
             }
-            let value = self.word.load(chosen("load", order).unwrap_or(Relaxed));
+            let value = self.word.load(chosen("load", order).unwrap_or(order));
             trace(format_args!("load {value}"));
             value
         }
         #[track_caller]
         pub fn store(&self, value: u64, order: Ordering) {
-            self.word
-                .store(value, chosen("store", order).unwrap_or(Relaxed));
+            live_or_die();
+            let Some(order) = chosen("store", order) else {
+                return;
+            };
+            self.word.store(value, order);
             let has_begun = HAS_BEGUN.get();
             *self.own.lock().unwrap() = has_begun.then(|| (loom::thread::current().id(), value));
             trace(format_args!("store {value}"));
         }
         #[track_caller]
         pub fn fetch_add(&self, by: u64, order: Ordering) -> u64 {
-            let old = self
-                .word
-                .fetch_add(by, chosen("rmw", order).unwrap_or(Relaxed));
+            live_or_die();
+            let Some(order) = chosen("rmw", order) else {
+                return self.word.load(Relaxed);
+            };
+            let old = self.word.fetch_add(by, order);
             *self.own.lock().unwrap() = None;
             trace(format_args!("{old} + {by}"));
             old
         }
         #[track_caller]
         pub fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
-            let old = self
-                .word
-                .fetch_max(value, chosen("rmw", order).unwrap_or(Relaxed));
+            live_or_die();
+            let Some(order) = chosen("rmw", order) else {
+                return self.word.load(Relaxed);
+            };
+            let old = self.word.fetch_max(value, order);
             *self.own.lock().unwrap() = None;
             trace(format_args!("{old} or {value}"));
             old
@@ -233,7 +287,8 @@ mod weakened {
             order: Ordering,
             _: Ordering,
         ) -> Result<u64, u64> {
-            let order = chosen("rmw", order).unwrap_or(Relaxed);
+            live_or_die();
+            let order = chosen("swap", order).unwrap_or(order);
             let swapped = self.word.compare_exchange(old, new, order, Relaxed);
             *self.own.lock().unwrap() = None;
             trace(format_args!("{old} -> {new}: {swapped:?}"));

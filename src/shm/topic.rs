@@ -217,12 +217,14 @@ impl TopicFiles {
 
     // ------------------------------------------------------------------------------------------------------ lanes
 
-    /// A lane to write: one whose writer, of the same name, has gone, if there is one of that capacity, else a new one.
+    /// A lane to write: one whose writer, of the same name, has gone, if there is one of that capacity, else a new one, so that
+    /// what has a name is *kept for its name*. `lives` says whether a member does.
     pub fn lane_to_write(
         &self,
         member: u64,
         name: u64,
         capacity: usize,
+        lives: impl Fn(u64) -> Result<bool>,
     ) -> Result<(Held, u64, Writer)> {
         for _ in 0..ADOPTIONS {
             for id in self.dir.numbers(LANE)? {
@@ -230,7 +232,7 @@ impl TopicFiles {
                     return Ok((lock, id, writer));
                 }
             }
-            if name == 0 || !self.has_lane_left(name)? {
+            if name == 0 || !self.has_lane_left(name, &lives)? {
                 break;
             }
             // Somebody who tidies up has it for a moment.
@@ -274,12 +276,14 @@ impl TopicFiles {
     }
 
     /// Whether there is a lane that is kept for a writer of this name, and has none.
-    fn has_lane_left(&self, name: u64) -> Result<bool> {
+    fn has_lane_left(&self, name: u64, lives: impl Fn(u64) -> Result<bool>) -> Result<bool> {
         for id in self.dir.numbers(LANE)? {
-            let lane = skip_damaged(self.lane(id))?;
-            let is_left =
-                |lane: &LaneFile| lane::name(&lane.header) == name && lane::is_closed(&lane.header);
-            if lane.is_some_and(|lane| is_left(&lane)) {
+            let Some(LaneFile { header, .. }) = skip_damaged(self.lane(id))? else {
+                continue;
+            };
+            if lane::name(&header) == name
+                && is_left(lane::is_closed(&header), lives(lane::owner(&header))?)
+            {
                 return Ok(true);
             }
         }
@@ -320,6 +324,7 @@ impl TopicFiles {
         if !is_ours(&lane) {
             return Ok(None);
         }
+        self.repair_claims_on(&lane)?;
         let LaneFile { header, ring, .. } = lane;
         lane::own(&header, member, name, !futex::has_barrier());
         ring.touch();
@@ -335,7 +340,7 @@ impl TopicFiles {
         Ok(Some((lock, writer)))
     }
 
-    /// A lane whose writer has gone, with its lock. `None`: there is none, or it has a writer.
+    /// A lane whose writer has gone, with its lock (*one writer*). `None`: there is none, or it has a writer.
     pub fn lane_to_close(&self, id: u64) -> Result<Option<(Held, LaneFile)>> {
         let failed = |e: nix::Error| Error::system("lock a lane of", &*self.name, e);
         let Some((file, lane)) = self.open_lane(id, Access::Write, Access::Write)? else {
@@ -971,6 +976,11 @@ impl TopicFiles {
         Error::new(ErrorKind::Corrupt, "join the topic", &*self.name, why)
             .advise("remove the topic when nobody uses it")
     }
+}
+
+/// Whether a lane has no writer, also while somebody else has its lock to close it.
+pub(super) fn is_left(is_closed: bool, owner_lives: bool) -> bool {
+    is_closed || !owner_lives
 }
 
 /// Whether a capacity is one that a ring may have; else why not.

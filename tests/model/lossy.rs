@@ -7,7 +7,8 @@ use std::sync::Arc;
 use buslane::shm::View;
 use buslane::shm::lane::{Boundary, Outside, Reader, Trouble, Writer};
 use buslane::shm::layout::Slot;
-use buslane::shm::roster::Lowest;
+use buslane::shm::roster::{self, Lowest};
+use buslane::shm::sync::Ordering;
 
 use super::{CAPACITY, LARGE, LaneFile, SMALL, Sender, Topic, content, model, spawn};
 
@@ -48,7 +49,30 @@ struct Counting {
 
 impl Counting {
     fn new(file: &LaneFile, at: Boundary) -> Self {
-        let slots = View::all(vec![Slot::default()]);
+        Self::with(file, View::all(vec![Slot::default()]), at)
+    }
+
+    /// `pubsub::Receiver` of a lossy subscriber, joining a lossless lane: at its end, or, if it came later, at its beginning.
+    fn join(topic: &Topic, is_first: bool) -> Self {
+        let (cursor, file) = (&topic.cursors[0], &topic.lanes[0]);
+        let Ok(slot) = cursor.take_slot(|_| Ok::<_, Infallible>(()));
+        let outside = Outside {
+            header: &file.header,
+            ring: &file.ring.unwatched(),
+        };
+        let at = match is_first {
+            true => outside.start(0, 0).unwrap(),
+            false => Boundary::default(),
+        };
+        roster::enter(&topic.control, 1, &cursor.slots[slot], at.position);
+        let mut counting = Self::with(file, cursor.slots.clone(), at);
+        counting.reader.track().publish();
+        cursor.set_joined();
+        roster::changed(&topic.control);
+        counting
+    }
+
+    fn with(file: &LaneFile, slots: View<[Slot]>, at: Boundary) -> Self {
         let ring = file.ring.unwatched();
         Self {
             reader: Reader::copying(file.header.clone(), ring, slots, 0, at, false),
@@ -179,4 +203,56 @@ fn join_from_the_oldest() {
         let first = reader.join().unwrap().drain(sender.sent);
         assert!(first < sender.sent, "nothing of what was held");
     });
+}
+
+/// A subscriber of a lossless topic that asks nobody to wait for it: together with what it is told that it missed, it gets all that
+/// is sent once it has joined, and the writer, which goes on, is held up by it only until then.
+fn lossy_subscriber(is_first: bool) {
+    model(1, move || {
+        let topic = Topic::new(1, 1, CAPACITY);
+        let cursor = &topic.cursors[0];
+        cursor.set_lossy();
+        cursor.header.used.store(0, Ordering::Relaxed);
+        let mut sender = Sender::create(&topic, 0);
+        let link = |topic: &Topic| {
+            topic.cursor_names.link(0);
+            roster::changed(&topic.control);
+        };
+        if is_first {
+            sender.enter();
+            sender.send(SMALL);
+        } else {
+            link(&topic);
+            sender.enter();
+        }
+        let reader = spawn({
+            let topic = Arc::clone(&topic);
+            move || {
+                if is_first {
+                    link(&topic);
+                }
+                let mut reader = Counting::join(&topic, is_first);
+                reader.look();
+                reader
+            }
+        });
+        for _ in 0..3 {
+            sender.try_send(SMALL);
+        }
+        let reader = reader.join().unwrap();
+        for _ in 0..4 {
+            assert!(sender.try_send(SMALL), "it is waited for");
+        }
+        reader.drain(sender.sent, sender.sent * 8);
+    });
+}
+
+#[test]
+fn lossy_subscriber_joins() {
+    lossy_subscriber(true);
+}
+
+#[test]
+fn lossy_subscriber_joins_a_lane_that_came_later() {
+    lossy_subscriber(false);
 }

@@ -113,13 +113,13 @@ impl Consumer {
         acked
     }
 
-    fn give_back(&self, claim: Claim) {
+    pub(super) fn give_back(&self, claim: Claim) {
         assert!(self.claims.free(claim));
         self.claims.offer(&self.topic.control);
     }
 
     /// Takes and acknowledges all that is there: their numbers.
-    fn drain(&mut self) -> Vec<u32> {
+    pub(super) fn drain(&mut self) -> Vec<u32> {
         let mut got = Vec::new();
         while let Some(claim) = self.take() {
             assert!(self.finish(claim));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use buslane::shm::claims::{Claims, Progress};
+use buslane::shm::claims::Progress;
 use buslane::shm::layout::{Claim, Fate};
 use buslane::shm::roster;
 use loom::cell::UnsafeCell;
@@ -124,12 +124,6 @@ fn request_is_told_to_have_ended_when_it_has() {
     });
 }
 
-/// What becomes of a request whose server has died at some step, as who puts it away sees it.
-fn put_away(claims: &Claims, server: &Consumer) {
-    claims.free_all_of(server.id());
-    claims.repair();
-}
-
 /// How far a server comes with a request before it dies: claimed, said *once*, replied, acknowledged.
 fn serve_until(server: &mut Consumer, inbox: &Inbox, is_once: bool, steps: u32) {
     let Some(claim) = server.take().filter(|_| steps > 0) else {
@@ -173,7 +167,7 @@ fn request_survives_its_server() {
                 queue.claims.cancel(0);
             }
             let dead = serving.join().unwrap();
-            put_away(&queue.claims, &dead);
+            queue.claims.put_away(dead.id(), &queue.topic.control);
             let again = heir.take();
             if let Some(claim) = again {
                 assert!(!cancelled, "it was cancelled");
@@ -206,8 +200,8 @@ fn request_is_cancelled_and_put_away() {
             if is_once {
                 server.claims.begin_once(claim).unwrap();
             }
-            let claims = queue.claims.clone();
-            let sweeping = spawn(move || put_away(&claims, &server));
+            let (claims, topic) = (queue.claims.clone(), Arc::clone(&queue.topic));
+            let sweeping = spawn(move || claims.put_away(server.id(), &topic.control));
             queue.claims.cancel(0);
             sweeping.join().unwrap();
             thread::yield_now();
