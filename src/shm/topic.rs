@@ -168,7 +168,7 @@ impl TopicFiles {
             // Somebody who tidies up has it for a moment.
             thread::sleep(Duration::from_millis(1));
         }
-        let id = roster::next_id(&self.control);
+        let id = self.next_id()?;
         let size = self.lane_size(capacity) as u64;
         let identity = Identity::new(Kind::Lane, size, id, capacity as u64);
         let plan = Plan {
@@ -409,7 +409,7 @@ impl TopicFiles {
         member: u64,
         mut init: impl FnMut(&Cursor),
     ) -> Result<(Held, Cursor)> {
-        let id = roster::next_id(&self.control);
+        let id = self.next_id()?;
         let size = (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64;
         let identity = Identity::new(Kind::Cursor, size, id, CURSOR_SLOTS as u64);
         let plan = Plan {
@@ -483,7 +483,7 @@ impl TopicFiles {
                 self.dir.remove(&file_name)?;
                 continue;
             }
-            let id = roster::next_id(&self.control);
+            let id = self.next_id()?;
             let size = (PAGE + CURSOR_SLOTS * size_of::<Slot>()) as u64;
             let plan = Plan {
                 tried: "make a subscription",
@@ -566,7 +566,7 @@ impl TopicFiles {
     /// Removes a named subscription, by the holder of its lock: nobody waits for it any more.
     pub fn remove_subscription(&self, name: &str, cursor: &Cursor) -> Result<()> {
         self.dir.remove(&format!("{SUBSCRIPTION}{name}"))?;
-        for slot in cursor.used() {
+        for slot in cursor.taken() {
             lane::leave(slot);
         }
         roster::changed(&self.control);
@@ -690,7 +690,7 @@ impl TopicFiles {
                 return Ok((Held::new(file), id, writer));
             }
         }
-        let (id, shape) = (roster::next_id(&self.control), self.shape()?);
+        let (id, shape) = (self.next_id()?, self.shape()?);
         let size = shape.file_size() as u64;
         let plan = Plan {
             tried: "make a table",
@@ -875,6 +875,15 @@ impl TopicFiles {
             }
         }
         Ok(false)
+    }
+
+    /// A number for a new lane, cursor, table or group.
+    pub(super) fn next_id(&self) -> Result<u64> {
+        roster::next_id(&self.control).ok_or_else(|| {
+            let why = "it says that it has had as many lanes and cursors as there are numbers";
+            Error::new(ErrorKind::Corrupt, "join the topic", &*self.name, why)
+                .advise("remove the topic when nobody uses it")
+        })
     }
 
     pub(super) fn taken(&self, what: &str, id: u64) -> Error {
