@@ -506,7 +506,9 @@ impl TopicReport {
             let Some(mut at) = before else {
                 continue;
             };
-            while at.position < report.position {
+            // No more than there is room for, whatever is said of where it ends.
+            let until = at.position.saturating_add(lane.ring.reach());
+            while at.position < report.position.min(until) {
                 let wanted = at.sequence >= first;
                 let Some((found, body)) = outside.frame(at.position, wanted) else {
                     break;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use buslane::{Bus, Envelope, Error, ErrorKind, Kind, Message};
+use buslane::{Bus, Envelope, Error, ErrorKind, Kind, Message, Start};
 use common::{PATIENCE, Private, names, private};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -426,8 +426,8 @@ fn a_word_that_changes_within_a_batch() {
 #[test]
 fn a_header_far_beyond_what_can_be() {
     let far = [u64::MAX, u64::MAX - 1, u64::MAX - 15, 1 << 63, 1 << 62];
-    // The mark, and position, sequence number and bytes of two of the records.
-    let words = [256, 768, 776, 784, 928, 936, 944];
+    // The mark, the limit, the floor, and position, sequence number and bytes of two of the records.
+    let words = [256, 384, 512, 768, 776, 784, 928, 936, 944];
     for (value, at) in far.into_iter().flat_map(|far| words.map(|at| (far, at))) {
         let private = private();
         let bus = private.bus();
@@ -439,15 +439,152 @@ fn a_header_far_beyond_what_can_be() {
             lane.write_all_at(&value.to_le_bytes(), at).unwrap();
         };
         write();
-        if let Ok(mut second) = topic.subscriber() {
-            let _ = second.try_recv();
+        for start in [Start::Now, Start::Oldest, Start::Last(1)] {
+            if let Ok(mut second) = topic.subscriber_from(start) {
+                let _ = second.try_recv();
+            }
         }
+        write();
+        let _ = bus.inspect("t").map(|report| report.tail(3));
         write();
         if let Ok(mut publisher) = topic.publisher() {
             for _ in 0..600 {
                 let _ = publisher.try_send(&[0; 20]);
                 while let Ok(Some(_)) = first.try_recv() {}
             }
+        }
+    }
+}
+
+/// Has one word in each slot of a lane's ring, and behind it another one: a ring that has no end.
+fn fill_ring(lane: &fs::File, word: u64, behind: u64) {
+    for slot in 0..256 {
+        for (at, word) in [(0, word), (8, behind)] {
+            lane.write_all_at(&word.to_le_bytes(), 4096 + slot * 16 + at)
+                .unwrap();
+        }
+    }
+}
+
+/// The word of a message of 8 bytes.
+const EIGHT_BYTES: u64 = (8 << 4) | 1;
+
+/// Who looks back goes by what the lane's records say, and comes to an end.
+#[test]
+fn records_that_are_farther_apart_than_the_ring_is_long() {
+    let private = private();
+    let bus = private.bus();
+    let topic = bus.topic_builder("t").capacity(4096).open().unwrap();
+    let _publisher = topic.publisher().unwrap();
+    let lane = newest_lane(&private);
+    fill_ring(&lane, EIGHT_BYTES, 0);
+    // The second record, and the sequence number there.
+    for (word, at) in [(1_u64 << 50, 800), (1 << 20, 808)] {
+        lane.write_all_at(&word.to_le_bytes(), at).unwrap();
+    }
+    assert!(bus.inspect("t").unwrap().tail(usize::MAX).len() <= 256);
+}
+
+/// The number that was given last is a word that every member may write.
+#[test]
+fn numbers_that_have_run_out() {
+    let private = private();
+    let bus = private.bus();
+    let queue = bus.queue("t").unwrap();
+    let control = private.path.join("topics/t/topic");
+    let control = fs::OpenOptions::new().write(true).open(control).unwrap();
+    for last in [u64::MAX, 1 << 63] {
+        let run_out = || {
+            control
+                .write_all_at(&last.to_le_bytes(), 4096 + 384)
+                .unwrap();
+        };
+        run_out();
+        assert_eq!(kind(queue.producer()), ErrorKind::Corrupt);
+        run_out();
+        assert_eq!(kind(queue.consumer()), ErrorKind::Corrupt);
+        run_out();
+        let builder = queue.consumer_builder().group("new");
+        assert_eq!(kind(builder.open()), ErrorKind::Corrupt);
+    }
+}
+
+/// Who takes only some messages, or not yet, passes the others; in a ring that has no end, too, it comes to an end.
+#[test]
+fn a_ring_without_end_of_messages_that_nobody_wants() {
+    let private = private();
+    let bus = private.bus();
+    let service = bus.service_builder("t").capacity(4096).open().unwrap();
+    let _producer = service.producer().unwrap();
+    let builder = service.server_builder().kinds(&[Kind::Command]);
+    let mut server = builder.open().unwrap();
+    fill_ring(&newest_lane(&private), EIGHT_BYTES, 0);
+    assert!(server.try_recv().unwrap().is_none());
+
+    let queue = bus.queue_builder("q").capacity(4096).open().unwrap();
+    queue.producer().unwrap().push(b"later").unwrap();
+    let mut consumer = queue.consumer().unwrap();
+    let hour = Duration::from_secs(3600);
+    consumer.recv().unwrap().retry(hour).unwrap();
+    let retries = private.path.join("topics/q.default.retry");
+    let names = names(&retries).into_iter();
+    let name = names.rev().find(|name| name.starts_with("lane.")).unwrap();
+    let lane = fs::OpenOptions::new().write(true).open(retries.join(name));
+    // Each of them is due when nobody is there any more.
+    let lane = lane.unwrap();
+    for slot in 0..512 {
+        for (at, word) in [(0, EIGHT_BYTES), (8, u64::MAX - 1)] {
+            lane.write_all_at(&word.to_le_bytes(), 4096 + slot * 16 + at)
+                .unwrap();
+        }
+    }
+    assert!(consumer.try_recv().unwrap().is_none());
+}
+
+/// Places in a durable lane that no lane reaches: where it is kept from, where a subscription was, what a file is called.
+#[test]
+fn durable_places_far_beyond_what_can_be() {
+    for far in [u64::MAX, u64::MAX - 15, u64::MAX - 1, 1 << 63, 8] {
+        let private = private();
+        let bus = Bus::builder().durable(true).at(&private.path).unwrap();
+        let topic = bus.topic_builder("t").capacity(4096).open().unwrap();
+        let mut named = topic.subscription("n").unwrap();
+        topic.publisher().unwrap().send(b"message").unwrap();
+        drop(named.try_recv().unwrap());
+        drop(named);
+        let dir = private.path.join("topics/t");
+        let open = |name: &str| {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(dir.join(name))
+                .unwrap()
+        };
+        open("subscription.n")
+            .write_all_at(&far.to_le_bytes(), 4096 + 8)
+            .unwrap();
+        if let Ok(mut named) = topic.subscription("n") {
+            let _ = named.try_recv().map(drop);
+            let _ = named.skip_damaged();
+        }
+        for name in names(&dir) {
+            if let Some(lane) = name.strip_suffix(".0") {
+                fs::copy(dir.join(&name), dir.join(format!("{lane}.{far}"))).unwrap();
+            } else if name.starts_with("lane.") {
+                open(&name).write_all_at(&far.to_le_bytes(), 512).unwrap();
+            }
+        }
+        for start in [Start::Now, Start::Oldest, Start::Last(1)] {
+            if let Ok(mut subscriber) = topic.subscriber_from(start) {
+                let _ = subscriber.try_recv().map(drop);
+            }
+        }
+        println!("{:?}", bus.inspect("t").map(|report| report.tail(3).len()));
+        println!("{:?}", bus.verify("t").map(drop));
+        drop((topic, bus));
+        if let Ok(bus) = Bus::builder().durable(true).at(&private.path) {
+            let _ = bus
+                .topic("t")
+                .and_then(|topic| topic.publisher()?.send(b"x"));
         }
     }
 }

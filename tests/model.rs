@@ -568,9 +568,12 @@ impl Receiver {
                 ring: &ring,
             };
             let choose = |from| choose(&outside, from);
-            roster::join(control, &header, capacity, id, place, choose).0
+            roster::join(control, &header, capacity, id, place, choose)
+                .unwrap()
+                .0
         } else if by_mark {
-            let (mark, limit) = roster::join(control, &header, capacity, id, place, |_| None);
+            let (mark, limit) =
+                roster::join(control, &header, capacity, id, place, |_| None).unwrap();
             lane::walk(&ring, mark, limit, |_| {}).unwrap()
         } else {
             assert!(

@@ -11,6 +11,7 @@ use crate::bus::{OBSERVED_EVERY, TopicInner, escape, forked};
 use crate::error::{Error, ErrorKind, Lost, Result};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Boundary, Found, Missed, NotPlain, Outside, Reader, Trouble, Unread};
+use crate::shm::layout::Slot;
 use crate::shm::park::{self, Ticket};
 use crate::shm::roster::{self, Cursor};
 use crate::shm::topic::{LaneFile, TopicFiles};
@@ -207,7 +208,7 @@ impl Receiver {
     fn begin_turn(&mut self) {
         if let Some(Source { reader, .. }) = self.sources.here() {
             let bytes = TURN.min(reader.capacity() / 4);
-            self.until = reader.position() + bytes;
+            self.until = reader.position().saturating_add(bytes);
             self.plain_until = reader.turn(bytes);
         }
     }
@@ -628,13 +629,10 @@ impl Receiver {
                     roster::enter(control, id, place, 0);
                     Ok(Boundary::default())
                 }
-                Some(start) => loop {
-                    let at = begin_log(files, &outside, id, start)
-                        .inspect_err(|_| lane::leave(place))?;
-                    if roster::join_log(control, &lane.header, id, place, at.position) {
-                        break Ok(at);
-                    }
-                },
+                Some(start) => {
+                    let at = join_log(files, &outside, (id, place), start);
+                    Ok(at.inspect_err(|_| lane::leave(place))?)
+                }
             },
             (true, None) => Ok(Boundary::default()),
             (true, Some(start)) => outside.start(start.back(), 0),
@@ -647,14 +645,14 @@ impl Receiver {
                 Ok(Boundary::default())
             }
             (_, Some(Start::Now)) => {
-                let (mark, limit) =
-                    roster::join(control, &lane.header, capacity, id, place, |_| None);
-                lane::walk(&lane.ring, mark, limit, |_| {}).map(Boundary::without_count)
+                roster::join(control, &lane.header, capacity, id, place, |_| None)
+                    .and_then(|(mark, limit)| lane::walk(&lane.ring, mark, limit, |_| {}))
+                    .map(Boundary::without_count)
             }
             (_, Some(start)) => {
                 let oldest = |from| Some(outside.first_from(from)?.position);
-                let (from, _) = roster::join(control, &lane.header, capacity, id, place, oldest);
-                outside.start(start.back(), from)
+                roster::join(control, &lane.header, capacity, id, place, oldest)
+                    .and_then(|(from, _)| outside.start(start.back(), from))
             }
         };
         let at = at.map_err(|corrupt| {
@@ -691,6 +689,10 @@ impl Receiver {
             ring: &ring,
         };
         let left = lane::left_at(&self.cursor.slots[slot]);
+        if !lane::is_boundary(left.position) {
+            let why = format!("it was left at {}, where nothing is", left.position);
+            return Err(self.topic.files.corrupt_lane(id, why));
+        }
         // What is damaged before it was received already.
         let at = outside.boundary_at(left).unwrap_or(left);
         let (slots, fences) = (self.cursor.slots.clone(), !futex::has_barrier());
@@ -776,6 +778,22 @@ impl Drop for Receiver {
         }
         roster::changed(&files.control);
     }
+}
+
+/// Joins a lane in data files.
+fn join_log(
+    files: &TopicFiles,
+    outside: &Outside<'_>,
+    (lane, place): (u64, &Slot),
+    start: Start,
+) -> Result<Boundary> {
+    for _ in 0..roster::TRIES {
+        let at = begin_log(files, outside, lane, start)?;
+        if roster::join_log(&files.control, outside.header, lane, place, at.position) {
+            return Ok(at);
+        }
+    }
+    Err(files.corrupt_lane(lane, String::from("it says that nothing of it is kept")))
 }
 
 /// Where a new subscriber begins in a lane in data files.

@@ -416,9 +416,13 @@ impl Source {
     #[inline(always)]
     fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
         let kinds = self.share.seat.home.kinds;
-        loop {
+        if kinds == 0 && !self.share.seat.is_for_retries() {
+            return self.walk.find();
+        }
+        let until = self.walk.until();
+        while !self.walk.has_reached(until) {
             let offer = if self.share.seat.is_for_retries() {
-                self.find_due()?
+                self.find_due(until)?
             } else {
                 self.walk.find()?
             };
@@ -429,6 +433,7 @@ impl Source {
                 offer => return Ok(offer),
             }
         }
+        Ok(None)
     }
 
     /// The kind that its envelope says; 0 if it has none.
@@ -450,13 +455,15 @@ impl Source {
         }
     }
 
-    fn find_due(&mut self) -> Result<Option<Offer>, Corrupt> {
+    fn find_due(&mut self, until: u64) -> Result<Option<Offer>, Corrupt> {
         let now_ns = delivery::due_clock(&self.share.seat.topic);
         if self.due_ns <= now_ns {
             self.due_ns = u64::MAX;
             self.walk.rewind();
         }
-        while let Some(offer) = self.walk.find()? {
+        while !self.walk.has_reached(until)
+            && let Some(offer) = self.walk.find()?
+        {
             let due_ns = self.walk.peek(offer, 0);
             if due_ns <= now_ns {
                 return Ok(Some(offer));

@@ -46,10 +46,13 @@
 //! A word that was damaged makes a message stay, or come again; no check of a claim leads anywhere but to a word of this
 //! table.
 
-use super::lane::{Corrupt, Found, MAX_POSITION, frame_at, is_whole};
-use super::layout::{Claim, Control, Fate, LEFT, LaneHeader, Line, SLOT, Slot};
+use super::lane::{Corrupt, Found, frame_at, is_boundary, is_whole};
+use super::layout::{Claim, Control, Fate, LEFT, LaneHeader, Line, Slot};
 use super::sync::{AtomicU64, Ordering, fence, light_fence, swap_fence};
 use super::{Ring, View, futex, park};
+
+/// How often something is tried while others change it: far more often than they do, unless one of them does nothing else.
+const TRIES: usize = 64;
 
 /// The claims of a group on one lane.
 #[derive(Clone, Debug)]
@@ -273,7 +276,10 @@ impl Claims {
 
     /// Its sender's: if nobody has it, nobody gets it; else who has it may see that it is not wanted, and is the last (*cancelled*).
     pub fn cancel(&self, sequence: u32) {
-        while self.withdraw(sequence).is_none() {
+        for _ in 0..TRIES {
+            if self.withdraw(sequence).is_some() {
+                return;
+            }
             let claim = self.claim(sequence);
             let is_held = claim.is(Fate::Claimed) || claim.is(Fate::Once);
             if claim.sequence() == sequence && is_held {
@@ -370,7 +376,8 @@ impl Claims {
     pub fn advance(&self) {
         // Total order with the fence of who acknowledges a neighbour: one of us sees the other's claim.
         swap_fence();
-        loop {
+        // Who has seen the head move twice may leave it: whoever moved it then has looked at the claims after we acknowledged.
+        for _ in 0..TRIES {
             let head = self.head();
             if head & LEFT != 0 {
                 return;
@@ -476,7 +483,7 @@ impl Claims {
     /// its answer counts if it was not.
     pub fn has_unacked(&self, mut is_it: impl FnMut(Found) -> bool) -> bool {
         let mut at = self.head();
-        if at & LEFT != 0 {
+        if !is_boundary(at) {
             return false;
         }
         // What comes later was not there when this began.
@@ -488,6 +495,7 @@ impl Claims {
             fence(Ordering::Acquire);
             let head = self.head();
             match seen {
+                _ if head > at && !is_boundary(head) => return false,
                 _ if head > at => at = head,
                 Ok(Some(_)) if is_it => return true,
                 Ok(Some(found)) => at = at.wrapping_add(found.word.size()),
@@ -612,7 +620,22 @@ impl Walk {
 
     /// Goes back to the head, to look again at what was passed.
     pub fn rewind(&mut self) {
-        self.position = self.claims.head() & !LEFT;
+        let head = self.claims.head();
+        // One that can't be is reported by the next look.
+        self.position = if is_boundary(head) { head } else { 0 };
+    }
+
+    /// Up to where there may be messages that it has not come to. Who passes what is found ends there: a ring of which each word is that
+    /// of a frame has no end.
+    pub fn until(&self) -> u64 {
+        let head = self.claims.head() & !LEFT;
+        head.max(self.position)
+            .saturating_add(self.claims.ring.reach())
+    }
+
+    /// Whether it has come to a position.
+    pub fn has_reached(&self, position: u64) -> bool {
+        self.position >= position
     }
 
     /// Passes what [`find`](Self::find) has found, unclaimed.
@@ -639,7 +662,7 @@ impl Walk {
             if head & LEFT != 0 {
                 return Ok(None);
             }
-            if head >= MAX_POSITION || !head.is_multiple_of(SLOT) {
+            if !is_boundary(head) {
                 return Err(Corrupt {
                     position: head,
                     word: 0,

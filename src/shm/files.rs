@@ -500,8 +500,8 @@ const REFUSED: [(i64, &str); 13] = [
     (0x6367_7270, "cgroup2"),
 ];
 
-/// The largest number in a name: as many bytes as a file has that can be locked.
-const MAX_NUMBER: u64 = i64::MAX as u64 - 1;
+/// The largest number in a name: that of the last byte of a file that can be locked.
+const MAX_NUMBER: u64 = i64::MAX as u64;
 
 /// The numbers `n` of the names `{prefix}n` among these, ascending.
 pub fn numbers_among(names: &[String], prefix: &str) -> Vec<u64> {

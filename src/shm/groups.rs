@@ -225,7 +225,7 @@ impl TopicFiles {
 
     /// A new group, that joins every lane from now on. `None`: somebody was faster.
     fn make_group(&self, name: &str) -> Result<Option<(Held, Group)>> {
-        let id = roster::next_id(&self.control);
+        let id = self.next_id()?;
         let made = self
             .dir
             .create(&format!("{GROUP}{name}"), &plan(id, true), |file| {
@@ -271,9 +271,8 @@ impl TopicFiles {
                 true => self.join_log(&lane, head),
                 false => {
                     let capacity = lane.ring.capacity();
-                    let (mark, limit) =
-                        roster::join(&self.control, &lane.header, capacity, id, head, |_| None);
-                    lane::walk(&lane.ring, mark, limit, |_| {})
+                    roster::join(&self.control, &lane.header, capacity, id, head, |_| None)
+                        .and_then(|(mark, limit)| lane::walk(&lane.ring, mark, limit, |_| {}))
                 }
             };
             match end {
@@ -288,12 +287,14 @@ impl TopicFiles {
     /// Joins a lane in data files at its end.
     fn join_log(&self, lane: &LaneFile, head: &Slot) -> Result<u64, Corrupt> {
         let LaneFile { id, header, ring } = lane;
-        loop {
+        for _ in 0..roster::TRIES {
             let at = Outside { header, ring }.start(0, 0)?.position;
             if roster::join_log(&self.control, header, *id, head, at) {
                 return Ok(at);
             }
         }
+        let (position, word) = (lane::floor(header), 0);
+        Err(Corrupt { position, word })
     }
 
     /// The claims on a lane of all groups that have joined it.

@@ -82,8 +82,9 @@ const MAX_CLEARED: u64 = 8192;
 /// Bytes of the shortest payload that is long: its frame has more than a KiB.
 const LONG: u64 = 1017;
 
-/// No lane comes this far; a position from another process that does is no position.
-pub(super) const MAX_POSITION: u64 = u64::MAX - 4 * super::layout::MAX_CAPACITY as u64;
+/// No lane comes this far; a position from another process that does is no position. Behind it there is room for a few laps of any
+/// lane, in files or not.
+pub(super) const MAX_POSITION: u64 = u64::MAX - 16 * super::layout::MAX_CAPACITY as u64;
 /// The position of a boundary record that was not made yet.
 const UNUSED: u64 = u64::MAX;
 
@@ -283,6 +284,12 @@ pub(super) fn is_whole(_ring: &Ring, _found: Found) -> bool {
     true
 }
 
+/// Whether a frame may begin at a position.
+#[inline]
+pub fn is_boundary(position: u64) -> bool {
+    position < MAX_POSITION && position.is_multiple_of(SLOT)
+}
+
 /// Walks from a frame boundary to the first empty word, or the first boundary at or past `until`.
 pub fn walk(
     ring: &Ring,
@@ -290,7 +297,7 @@ pub fn walk(
     until: u64,
     mut visit: impl FnMut(Found),
 ) -> Result<u64, Corrupt> {
-    if from >= MAX_POSITION || !from.is_multiple_of(SLOT) {
+    if !is_boundary(from) {
         let (position, word) = (from, 0);
         return Err(Corrupt { position, word });
     }
@@ -1780,29 +1787,35 @@ impl Reader {
             }
             follow.go_to(position);
         }
-        loop {
-            let at = follow.at.position;
-            let Some(found) = frame_at(ring, at)? else {
+        for _ in 0..CATCH_UPS {
+            let Some(follow) = &mut track.follow else {
                 break;
             };
-            let is_next = found.word.sequence() == follow.at.sequence as u32;
-            if !is_next || !is_whole(ring, found) {
-                let word = found.word.0;
-                Err(Corrupt { position: at, word })?;
+            loop {
+                let at = follow.at.position;
+                let Some(found) = frame_at(ring, at)? else {
+                    break;
+                };
+                let is_next = found.word.sequence() == follow.at.sequence as u32;
+                if !is_next || !is_whole(ring, found) {
+                    let word = found.word.0;
+                    Err(Corrupt { position: at, word })?;
+                }
+                if found.word.is_message() {
+                    follow.found = Some(found);
+                    return Ok(Some(found));
+                }
+                follow.at.pass(found);
+                track.position = follow.at.position;
+                ring.lift_before(track.position);
             }
-            if found.word.is_message() {
-                follow.found = Some(found);
-                return Ok(Some(found));
-            }
-            follow.at.pass(found);
-            track.position = follow.at.position;
-            ring.lift_before(track.position);
-        }
-        let position = follow.at.position;
-        loop {
+            let position = follow.at.position;
             let floor = track.header.floor.load(Ordering::Relaxed);
             if floor <= position {
-                break;
+                return match is_hole(&track.header, ring, position)? {
+                    true => Err(Corrupt { position, word: 0 })?,
+                    false => Ok(None),
+                };
             }
             let Some(start) = ring.start_at(floor) else {
                 if floor == track.header.floor.load(Ordering::Relaxed) {
@@ -1824,15 +1837,11 @@ impl Reader {
             follow.missed = (missed.messages > 0).then_some(missed);
             track.miss(start.position, missed);
             ring.lift_before(start.position);
-            return match missed.messages {
-                0 => self.next_followed(),
-                _ => Err(Trouble::Missed(missed)),
-            };
+            if missed.messages > 0 {
+                return Err(Trouble::Missed(missed));
+            }
         }
-        match is_hole(&track.header, ring, position)? {
-            true => Err(Corrupt { position, word: 0 })?,
-            false => Ok(None),
-        }
+        Ok(None)
     }
 
     /// Goes on behind what was missed, once that was told.
@@ -2222,10 +2231,7 @@ impl Outside<'_> {
         // In files, one that is replaced may be above the floor.
         let is_same =
             !self.ring.is_checked() || position == record.position.load(Ordering::Relaxed);
-        let holds = is_same
-            && position < MAX_POSITION
-            && position.is_multiple_of(SLOT)
-            && self.holds(position);
+        let holds = is_same && is_boundary(position) && self.holds(position);
         holds.then_some(Boundary {
             position,
             sequence,

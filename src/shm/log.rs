@@ -7,6 +7,8 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+// Of this process's own: not the shared ones.
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -16,7 +18,7 @@ use super::files::{self, Dir, Plan, skip_damaged};
 use super::lane::{self, Boundary, Found};
 use super::layout::{DATA_START, DataStart, Identity, Kind, PAGE, Word};
 use super::segment::{Access, Mapping};
-use super::sync::{AtomicU64, Ordering};
+use super::sync::Ordering;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What data files are called, before their lane's number, a dot, and their own.
@@ -272,7 +274,11 @@ impl Log {
 
     /// The numbers of the files that there are, ascending.
     pub fn numbers(&self) -> Result<Vec<u64>> {
-        self.dir.numbers(&format!("{DATA}{}.", self.lane))
+        let mut numbers = self.dir.numbers(&format!("{DATA}{}.", self.lane))?;
+        // What is called otherwise is none of them.
+        let most = lane::MAX_POSITION / self.capacity;
+        numbers.retain(|number| *number < most);
+        Ok(numbers)
     }
 
     /// Opens a file, and checks it. `None`: it is not there.

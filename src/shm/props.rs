@@ -170,7 +170,8 @@ fn run(capacity: usize, origin: u64, lossy: bool, steps: &[Step]) {
         1,
         &rig.cursor.slots[0],
         |_| None,
-    );
+    )
+    .unwrap();
     assert_eq!(mark, origin);
     let (header, slots) = (rig.lane.view(0), rig.cursor.slots.clone());
     let mut reader = if lossy {

@@ -207,7 +207,7 @@ pub fn trim(topic: &TopicFiles, id: u64) -> Result<bool> {
 /// Takes a cursor away: its reader, or who found that it has died, under its lock.
 pub fn leave(topic: &TopicFiles, cursor: &roster::Cursor) -> Result<bool> {
     topic.free_claims_of(cursor.id)?;
-    for slot in cursor.used() {
+    for slot in cursor.taken() {
         lane::leave(slot);
     }
     topic.dir().remove(&format!("{CURSOR}{}", cursor.id))

@@ -26,6 +26,7 @@
 //! | `ended` | servers | `Release` in [`ended`], with the `Acquire` in [`endings`] |
 //! | `joined` | the reader | `Release` in [`Cursor::set_joined`], with the fence in [`Cursor::is_joined`] |
 
+use super::lane::Corrupt;
 use super::layout::{BusControl, Control, CursorHeader, LEFT, LaneHeader, Slot};
 use super::sync::{Ordering, fence};
 use super::{View, futex};
@@ -116,10 +117,15 @@ pub fn set_recovered_in(control: &BusControl, boot: u64) {
     control.boot.swap(boot, Ordering::Relaxed);
 }
 
-/// A number for a new lane or cursor, never given before in this topic.
-pub fn next_id(control: &Control) -> u64 {
+/// The last number of a lane or cursor: a bit that none of them has is left.
+const MAX_ID: u64 = (1 << 63) - 1;
+
+/// A number for a new lane or cursor, never given before in this topic. `None`: there is none any more; no topic lives so long, so that it
+/// is not what was counted here.
+pub fn next_id(control: &Control) -> Option<u64> {
     // Only uniqueness counts; what is named by it becomes visible through its file's name.
-    control.last_id.fetch_add(1, Ordering::Relaxed) + 1
+    let last = control.last_id.fetch_add(1, Ordering::Relaxed);
+    (last < MAX_ID).then(|| last + 1)
 }
 
 /// What a cursor stands for.
@@ -240,6 +246,12 @@ impl Cursor {
         &self.slots[..self.slots.len().min(used as usize)]
     }
 
+    /// Those of them that stand for a lane.
+    pub fn taken(&self) -> impl Iterator<Item = &Slot> {
+        let is_taken = |slot: &&Slot| slot.lane.load(Ordering::Relaxed) != 0;
+        self.used().iter().filter(is_taken)
+    }
+
     /// Which slot stands for `lane`.
     pub fn slot_of(&self, lane: u64) -> Option<usize> {
         let index = self
@@ -284,6 +296,10 @@ pub fn takes(kinds: u64, kind: u8) -> bool {
     kinds == 0 || kinds & 1 << (kind % 64) != 0
 }
 
+/// How often a boundary is tried by who joins a lane. From the first time on its writer sees the slot, and waits for it: so two or three
+/// are enough, unless the lane contradicts itself.
+pub const TRIES: usize = 64;
+
 /// Joins `lane` at a boundary, and says where that is, and up to where one may have to walk from there. `choose` names
 /// one at or past its argument, below which bytes may have been overwritten, if it knows one; else it is the mark.
 pub fn join(
@@ -293,9 +309,9 @@ pub fn join(
     lane: u64,
     slot: &Slot,
     choose: impl Fn(u64) -> Option<u64>,
-) -> (u64, u64) {
+) -> Result<(u64, u64), Corrupt> {
     let mut limit = header.limit.load(Ordering::Relaxed);
-    loop {
+    for _ in 0..TRIES {
         let from = choose(limit.saturating_sub(capacity))
             .unwrap_or_else(|| header.mark.load(Ordering::Relaxed));
         enter(control, lane, slot, from);
@@ -304,9 +320,11 @@ pub fn join(
         fence(Ordering::SeqCst);
         limit = header.limit.load(Ordering::Relaxed);
         if limit <= from.saturating_add(capacity) {
-            return (from, limit);
+            return Ok((from, limit));
         }
     }
+    let (position, word) = (limit, 0);
+    Err(Corrupt { position, word })
 }
 
 /// Joins a lane in data files at `position`; `false` if what is there may be removed.

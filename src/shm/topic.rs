@@ -210,7 +210,7 @@ impl TopicFiles {
 
     /// A number for a new lane or table, and its lock.
     fn new_number(&self, what: &str) -> Result<(u64, Held)> {
-        let id = roster::next_id(&self.control);
+        let id = self.next_id()?;
         let lock = self.lock(id)?.ok_or_else(|| self.taken(what, id))?;
         Ok((id, lock))
     }
@@ -489,7 +489,7 @@ impl TopicFiles {
         member: u64,
         mut init: impl FnMut(&Cursor),
     ) -> Result<(Held, Cursor)> {
-        let id = roster::next_id(&self.control);
+        let id = self.next_id()?;
         let size = CURSOR_SIZE as u64;
         let identity = Identity::new(Kind::Cursor, size, id, CURSOR_SLOTS as u64);
         let plan = Plan {
@@ -587,7 +587,7 @@ impl TopicFiles {
                 self.dir.remove(&file_name)?;
                 continue;
             }
-            let id = roster::next_id(&self.control);
+            let id = self.next_id()?;
             let size = CURSOR_SIZE as u64;
             let plan = Plan {
                 tried: "make a subscription",
@@ -670,7 +670,7 @@ impl TopicFiles {
     /// Removes a named subscription, by the holder of its lock: nobody waits for it any more.
     pub fn remove_subscription(&self, name: &str, cursor: &Cursor) -> Result<()> {
         self.dir.remove(&format!("{SUBSCRIPTION}{name}"))?;
-        for slot in cursor.used() {
+        for slot in cursor.taken() {
             lane::leave(slot);
         }
         roster::changed(&self.control);
@@ -969,6 +969,15 @@ impl TopicFiles {
             }
         }
         Ok(false)
+    }
+
+    /// A number for a new lane, cursor, table or group.
+    pub(super) fn next_id(&self) -> Result<u64> {
+        roster::next_id(&self.control).ok_or_else(|| {
+            let why = "it says that it has had as many lanes and cursors as there are numbers";
+            Error::new(ErrorKind::Corrupt, "join the topic", &*self.name, why)
+                .advise("remove the topic when nobody uses it")
+        })
     }
 
     pub(super) fn taken(&self, what: &str, id: u64) -> Error {

@@ -325,7 +325,8 @@ fn queue_group_joins() {
         let group = spawn(move || {
             let Claims { lane, slots, .. } = &consumer.claims;
             let (control, capacity) = (&consumer.topic.control, ring.capacity());
-            let (mark, limit) = roster::join(control, lane, capacity, 1, &slots[0], |_| None);
+            let (mark, limit) =
+                roster::join(control, lane, capacity, 1, &slots[0], |_| None).unwrap();
             let end = lane::walk(&ring, mark, limit, |_| {}).unwrap();
             claims::begin(&slots[0], end);
             consumer.walk.rewind();

@@ -25,7 +25,7 @@ use std::hash::Hash;
 use stateright::{Model, Property};
 
 use super::super::explored::{explore, mapping};
-use super::super::layout::{NOBODY, PAGE, Word, claims_of};
+use super::super::layout::{NOBODY, PAGE, SLOT, Word, claims_of};
 use super::*;
 
 /// Bytes in the ring: of four messages, three are kept.
