@@ -589,6 +589,28 @@ fn durable_places_far_beyond_what_can_be() {
     }
 }
 
+/// What a message carries may look like frames all over. Who looks for the next message behind damage looks at each of them.
+#[test]
+fn a_damaged_message_full_of_words_of_long_frames() {
+    let private = private();
+    let bus = Bus::builder().durable(true).at(&private.path).unwrap();
+    let topic = bus.topic_builder("t").capacity(16 << 20).open().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    // With a checksum, of 4 MiB.
+    let word: u64 = (1 << 32) | (4 << 24) | 1 << 3 | 1;
+    publisher.send(&word.to_le_bytes().repeat(700_000)).unwrap();
+    publisher.send(b"behind").unwrap();
+    let dir = private.path.join("topics/t");
+    let mut names = names(&dir).into_iter();
+    let name = names.find(|name| name.ends_with(".0")).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(dir.join(name));
+    file.unwrap().write_all_at(&[0xff; 8], 4096).unwrap();
+    let mut subscriber = topic.subscriber_from(Start::Oldest).unwrap();
+    assert_eq!(kind(subscriber.try_recv().map(drop)), ErrorKind::Corrupt);
+    subscriber.skip_damaged().unwrap();
+    assert_eq!(&*subscriber.recv().unwrap(), b"behind");
+}
+
 #[test]
 fn out_of_descriptors() {
     let private = private();

@@ -543,8 +543,11 @@ impl Claims {
             // Somebody else did.
             return true;
         }
-        let Some(next) = super::lane::next_whole(&self.ring, position).filter(|_| head == position)
-        else {
+        if head < position {
+            return false;
+        }
+        let mut search = super::log::Search::new(&self.ring);
+        let Some(next) = super::lane::next_whole(&mut search, position) else {
             return false;
         };
         self.move_head(head, next.position)

@@ -40,7 +40,7 @@ use super::layout::{
     LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, checked_size, frame_size,
 };
 #[cfg(not(loom))]
-use super::log;
+use super::log::{self, Search};
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
@@ -1284,12 +1284,11 @@ pub fn whole_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
 
 /// The first frame behind a damaged one, in data files, that is as it was written.
 #[cfg(not(loom))]
-pub fn next_whole(ring: &Ring, damaged: u64) -> Option<Found> {
-    let is_good = |found: &Found| is_whole(ring, *found);
-    let found_at = |position| frame_at(ring, position).ok().flatten().filter(is_good);
+pub fn next_whole(search: &mut Search<'_>, damaged: u64) -> Option<Found> {
     // If its word is not what was damaged.
+    let ring = search.ring();
     let behind = frame_at(ring, damaged).ok().flatten();
-    if let Some(found) = behind.and_then(|damaged| found_at(damaged.end())) {
+    if let Some(found) = behind.and_then(|damaged| search.whole_at(damaged.end())) {
         return Some(found);
     }
     // Else anywhere in its file, or a later one.
@@ -1297,20 +1296,18 @@ pub fn next_whole(ring: &Ring, damaged: u64) -> Option<Found> {
     let numbers = ring.log()?.numbers().ok()?;
     numbers.into_iter().find_map(|number| {
         let start = number * ring.capacity();
-        let places = from.max(start)..start + ring.capacity();
-        places.step_by(SLOT as usize).find_map(found_at)
+        let mut places = (from.max(start)..start + ring.capacity()).step_by(SLOT as usize);
+        places.find_map(|position| search.whole_at(position))
     })
 }
 
-/// The end of the last frame in `[from, to)` that is as it was written, wherever it may begin.
+/// The end of the last frame in `[from, to)`, in one data file, that is as it was written, wherever it may begin.
 #[cfg(not(loom))]
 pub fn last_whole(ring: &Ring, from: u64, to: u64) -> Option<u64> {
+    let mut search = Search::new(ring);
     let places = (from..to).step_by(SLOT as usize);
-    let whole = |position| {
-        let found = frame_at(ring, position).ok()??;
-        is_whole(ring, found).then(|| found.end())
-    };
-    places.into_iter().filter_map(whole).last()
+    let whole = |position| Some(search.whole_at(position)?.end());
+    places.filter_map(whole).last()
 }
 
 /// The oldest position that is kept.
@@ -1861,7 +1858,7 @@ impl Reader {
         let Self { ring, track, .. } = self;
         let follow = track.follow.as_mut()?;
         let at = follow.at;
-        let found = next_whole(ring, at.position)?;
+        let found = next_whole(&mut Search::new(ring), at.position)?;
         let messages = found.word.sequence().wrapping_sub(at.sequence as u32);
         let missed = Missed {
             messages: u64::from(messages),
