@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use nix::NixPath;
 use nix::errno::Errno;
 use nix::fcntl::{
-    AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, RenameFlags, fallocate, fcntl, openat,
-    renameat2,
+    AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, RenameFlags, fallocate, fcntl, renameat2,
 };
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::sys::statfs::fstatfs;
@@ -139,7 +139,8 @@ impl Dir {
     /// Refuses filesystems on which shared mappings or locks of other processes are not what they are on a local one.
     pub fn check_filesystem(&self) -> Result<()> {
         let tried = "use the directory";
-        let stat = fstatfs(&self.fd).map_err(|e| Error::system(tried, shown(&self.path), e))?;
+        let stat =
+            retry(|| fstatfs(&self.fd)).map_err(|e| Error::system(tried, shown(&self.path), e))?;
         let kind = stat.filesystem_type().0;
         match REFUSED.iter().find(|(magic, _)| *magic == kind) {
             None => Ok(()),
@@ -314,13 +315,9 @@ impl Dir {
     /// The names in this directory.
     pub fn names(&self) -> Result<Vec<String>> {
         let failed = |e: Errno| Error::system("list the directory", shown(&self.path), e);
-        let mut dir = nix::dir::Dir::openat(
-            &self.fd,
-            ".",
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(failed)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = openat(&self.fd, ".", flags, Mode::empty()).map_err(failed)?;
+        let mut dir = nix::dir::Dir::from_fd(fd).map_err(failed)?;
         let mut names = Vec::new();
         for entry in dir.iter() {
             let name: CString = entry.map_err(failed)?.file_name().to_owned();
@@ -508,6 +505,16 @@ fn check_identity(identity: &Identity, kind: Kind, file_size: u64, path: &Path) 
     )
 }
 
+/// As the system's, but for signals.
+fn openat(
+    at: impl AsFd,
+    path: &(impl NixPath + ?Sized),
+    flags: OFlag,
+    mode: Mode,
+) -> nix::Result<OwnedFd> {
+    retry(|| nix::fcntl::openat(at.as_fd(), path, flags, mode))
+}
+
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
@@ -608,11 +615,9 @@ pub fn try_lock(fd: &impl AsFd) -> nix::Result<bool> {
 
 /// Ends a lock now. Closing the file would not: what is mapped of it keeps it open, and with it the lock.
 pub fn unlock(fd: &impl AsFd) {
+    let unlocked = whole_file(libc::F_UNLCK);
     // Fails only for what is no file of ours.
-    let _ = fcntl(
-        fd.as_fd(),
-        FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)),
-    );
+    let _ = retry(|| fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&unlocked)));
 }
 
 /// Whether somebody holds the file's lock.

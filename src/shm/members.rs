@@ -241,7 +241,7 @@ impl Drop for Doorbell {
             return;
         }
         // A counter at its maximum would be an error, and would be read all the same.
-        let _ = self.stop.write(1);
+        while self.stop.write(1) == Err(Errno::EINTR) {}
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != thread::current().id()
         {
