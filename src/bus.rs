@@ -412,6 +412,14 @@ impl Bus {
         Ok(())
     }
 
+    /// What of ours could not be put away, others put away when this process has left, as if it had died.
+    pub(crate) fn leave_to_others<T>(&self, put_away: Result<T>) {
+        // What is gone need not be.
+        if put_away.is_err_and(|e| e.kind() != ErrorKind::NotFound) {
+            self.0.member.owe();
+        }
+    }
+
     pub(crate) fn check_fork(&self) -> Result<()> {
         if self.0.born == fork::generation() {
             Ok(())
@@ -439,8 +447,11 @@ impl Bus {
             let random = files::random();
             let number = random.map_err(|e| Error::system("make", "an inbox", e))?;
             let name = reclaim::inbox_name(number);
-            let dir = self.0.topics.dir(&name, true)?;
-            let files = TopicFiles::create(dir, &name, capacity, &config)?;
+            let dir = self.0.topics.dir(&name, true);
+            let made = dir.and_then(|dir| TopicFiles::create(dir, &name, capacity, &config));
+            let files = made.inspect_err(|_| {
+                self.leave_to_others(self.remove_inbox(number));
+            })?;
             Ok(files.map(|files| (number, self.inner(files, wait))))
         };
         let mut tries = 0;
