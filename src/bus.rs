@@ -22,7 +22,7 @@ use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
 use crate::select::{Names, Selection};
 use crate::shm::files::{self, Dir, Plan};
 use crate::shm::fork::{self, Held};
-use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, max_len};
+use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, TopicConfig, max_len};
 use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::recover::{Cut, recover};
@@ -35,8 +35,8 @@ use crate::wait::WaitStrategy;
 pub const DEFAULT_CAPACITY: usize = 4 << 20;
 /// Where buses are, unless `BUSLANE_DIR` says otherwise: `buslane-<uid>` in here.
 const ROOT: &str = "/dev/shm";
-/// How often an inbox is made that is taken away before it is one.
-const INBOX_TRIES: u32 = 100;
+/// How often a topic or inbox is made whose directory is taken away before it is one.
+const TRIES: u32 = 100;
 /// What a file name holds.
 const NAME_MAX: usize = 255;
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
@@ -428,6 +428,31 @@ impl Bus {
         }
     }
 
+    /// Makes a topic, unless somebody was faster, and opens it.
+    fn make_topic(
+        &self,
+        escaped: &str,
+        name: &str,
+        capacity: usize,
+        config: &TopicConfig,
+    ) -> Result<Option<TopicFiles>> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let dir = self.0.topics.dir(escaped, true);
+            match dir.and_then(|dir| TopicFiles::create(dir, name, capacity, config)) {
+                // Another one that could not make it has taken the directory away.
+                Err(e) if e.kind() == ErrorKind::NotFound && tries < TRIES => {}
+                Err(e) => {
+                    // It is empty, unless another one is at it.
+                    let _ = self.0.topics.remove_empty(escaped);
+                    return Err(e);
+                }
+                made => return made,
+            }
+        }
+    }
+
     /// Makes an inbox for replies: its number, which is not used again.
     pub(crate) fn make_inbox(
         &self,
@@ -462,7 +487,7 @@ impl Bus {
                 Ok(Some((number, inbox))) if number != 0 => return Ok((number, inbox)),
                 Ok(_) => {}
                 // Who puts away what the dead have left may have taken it for that, while it was empty.
-                Err(e) if e.kind() == ErrorKind::NotFound && tries < INBOX_TRIES => {}
+                Err(e) if e.kind() == ErrorKind::NotFound && tries < TRIES => {}
                 Err(e) => return Err(e),
             }
         }
@@ -965,8 +990,7 @@ impl TopicBuilder<'_> {
                 config.sync_ns = sync.unwrap_or_default().to_ns();
                 (config.keep_bytes, config.keep_ns) = keep.unwrap_or_default().to_sizes();
                 let capacity = capacity.unwrap_or(made_with);
-                let dir = bus.0.topics.dir(&escaped, true)?;
-                let files = TopicFiles::create(dir, &name, capacity, &config)?;
+                let files = bus.make_topic(&escaped, &name, capacity, &config)?;
                 if bus.is_durable() {
                     bus.0.topics.sync()?;
                 }
