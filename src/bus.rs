@@ -352,12 +352,17 @@ impl Bus {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let aside = path.with_file_name(format!(".{name}.removed-{number:016x}"));
         std::fs::rename(path, &aside).map_err(failed)?;
-        // Somebody who had found it just before may have joined meanwhile.
-        let late = others()?;
-        if late > 0 && !force && std::fs::rename(&aside, path).is_ok() {
-            return Err(in_use(late));
-        }
-        std::fs::remove_dir_all(&aside).map_err(failed)
+        let remove = || {
+            // Somebody who had found it just before may have joined meanwhile.
+            let late = if force { 0 } else { others()? };
+            if late > 0 && std::fs::rename(&aside, path).is_ok() {
+                return Err(in_use(late));
+            }
+            Dir::open(&aside, None)?.clear()?;
+            std::fs::remove_dir(&aside).map_err(failed)
+        };
+        // What is left of it is a bus again, unless there is a new one: to be used, or removed again.
+        remove().inspect_err(|_| drop(std::fs::rename(&aside, path)))
     }
 
     /// Puts away what dead processes have left. This is done without being asked, too: when a bus is opened, and soon

@@ -370,14 +370,20 @@ impl Dir {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             dir => dir?,
         };
-        for inner in dir.names()? {
-            match unlinkat(&dir.fd, inner.as_str(), UnlinkatFlags::NoRemoveDir) {
-                Err(Errno::EISDIR) => dir.remove_all(&inner)?,
+        dir.clear()?;
+        self.remove_empty(name)
+    }
+
+    /// Removes all that is in this directory.
+    pub fn clear(&self) -> Result<()> {
+        for name in self.names()? {
+            match unlinkat(&self.fd, name.as_str(), UnlinkatFlags::NoRemoveDir) {
+                Err(Errno::EISDIR) => self.remove_all(&name)?,
                 Ok(()) | Err(Errno::ENOENT) => {}
-                Err(e) => return Err(Error::system("remove", dir.shown(&inner), e)),
+                Err(e) => return Err(Error::system("remove", self.shown(&name), e)),
             }
         }
-        self.remove_empty(name)
+        Ok(())
     }
 }
 
