@@ -287,6 +287,11 @@ fn wait(inotify: Option<&Inotify>, stop: &EventFd, again: bool) -> Option<Rung> 
     };
     match poll(&mut fds, time) {
         Err(Errno::EINTR) => return Some(Rung::Names(BTreeSet::new())),
+        // Out of memory: for a while it is looked from time to time.
+        Err(_) if stop.read().is_err() => {
+            thread::sleep(LOOK_AGAIN);
+            return Some(Rung::Unknown);
+        }
         Err(_) => return None,
         Ok(_) => {}
     }
