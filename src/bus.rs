@@ -22,7 +22,7 @@ use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
 use crate::select::{Names, Selection};
 use crate::shm::files::{self, Dir, Plan, Whom};
 use crate::shm::fork::{self, Held};
-use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, max_len};
+use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, TopicConfig, max_len};
 use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::recover::{Cut, recover};
@@ -37,8 +37,8 @@ pub const DEFAULT_CAPACITY: usize = 4 << 20;
 const ROOT: &str = "/dev/shm";
 /// How often an observer looks, whom nobody wakes.
 pub(crate) const OBSERVED_EVERY: Duration = Duration::from_millis(1);
-/// How often an inbox is made that is taken away before it is one.
-const INBOX_TRIES: u32 = 100;
+/// How often a topic or inbox is made whose directory is taken away before it is one.
+const TRIES: u32 = 100;
 /// What a file name holds.
 const NAME_MAX: usize = 255;
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
@@ -413,12 +413,17 @@ impl Bus {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let aside = path.with_file_name(format!(".{name}.removed-{number:016x}"));
         std::fs::rename(path, &aside).map_err(failed)?;
-        // Somebody who had found it just before may have joined meanwhile.
-        let late = others()?;
-        if late > 0 && !force && std::fs::rename(&aside, path).is_ok() {
-            return Err(in_use(late));
-        }
-        std::fs::remove_dir_all(&aside).map_err(failed)
+        let remove = || {
+            // Somebody who had found it just before may have joined meanwhile.
+            let late = if force { 0 } else { others()? };
+            if late > 0 && std::fs::rename(&aside, path).is_ok() {
+                return Err(in_use(late));
+            }
+            Dir::open(&aside, None)?.clear()?;
+            std::fs::remove_dir(&aside).map_err(failed)
+        };
+        // What is left of it is a bus again, unless there is a new one: to be used, or removed again.
+        remove().inspect_err(|_| drop(std::fs::rename(&aside, path)))
     }
 
     /// Puts away what dead processes have left. This is done without being asked, too: when a bus is opened, and soon
@@ -498,11 +503,46 @@ impl Bus {
         Ok(())
     }
 
+    /// What of ours could not be put away, others put away when this process has left, as if it had died.
+    pub(crate) fn leave_to_others<T>(&self, put_away: Result<T>) {
+        // What is gone need not be.
+        if let Some(joined) = &self.0.joined
+            && put_away.is_err_and(|e| e.kind() != ErrorKind::NotFound)
+        {
+            joined.member.owe();
+        }
+    }
+
     pub(crate) fn check_fork(&self) -> Result<()> {
         if self.0.born == fork::generation() {
             Ok(())
         } else {
             Err(forked("use the bus", &self.0.path.display().to_string()))
+        }
+    }
+
+    /// Makes a topic, unless somebody was faster, and opens it.
+    fn make_topic(
+        &self,
+        escaped: &str,
+        name: &str,
+        capacity: usize,
+        config: &TopicConfig,
+    ) -> Result<Option<TopicFiles>> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let dir = self.0.topics.make_dir(escaped, Whom::All);
+            match dir.and_then(|dir| TopicFiles::create(dir, name, capacity, config)) {
+                // Another one that could not make it has taken the directory away.
+                Err(e) if e.kind() == ErrorKind::NotFound && tries < TRIES => {}
+                Err(e) => {
+                    // It is empty, unless another one is at it.
+                    let _ = self.0.topics.remove_empty(escaped);
+                    return Err(e);
+                }
+                made => return made,
+            }
         }
     }
 
@@ -525,8 +565,11 @@ impl Bus {
             let random = files::random();
             let number = random.map_err(|e| Error::system("make", "an inbox", e))?;
             let name = reclaim::inbox_name(number);
-            let dir = self.0.topics.make_dir(&name, Whom::All)?;
-            let files = TopicFiles::create(dir, &name, capacity, &config)?;
+            let dir = self.0.topics.make_dir(&name, Whom::All);
+            let made = dir.and_then(|dir| TopicFiles::create(dir, &name, capacity, &config));
+            let files = made.inspect_err(|_| {
+                self.leave_to_others(self.remove_inbox(number));
+            })?;
             Ok(files.map(|files| (number, self.inner(files, wait))))
         };
         let mut tries = 0;
@@ -537,7 +580,7 @@ impl Bus {
                 Ok(Some((number, inbox))) if number != 0 => return Ok((number, inbox)),
                 Ok(_) => {}
                 // Who puts away what the dead have left may have taken it for that, while it was empty.
-                Err(e) if e.kind() == ErrorKind::NotFound && tries < INBOX_TRIES => {}
+                Err(e) if e.kind() == ErrorKind::NotFound && tries < TRIES => {}
                 Err(e) => return Err(e),
             }
         }
@@ -1071,8 +1114,7 @@ impl TopicBuilder<'_> {
                 config.sync_ns = sync.unwrap_or_default().to_ns();
                 (config.keep_bytes, config.keep_ns) = keep.unwrap_or_default().to_sizes();
                 let capacity = capacity.unwrap_or(made_with);
-                let dir = bus.0.topics.make_dir(&escaped, Whom::All)?;
-                let files = TopicFiles::create(dir, &name, capacity, &config)?;
+                let files = bus.make_topic(&escaped, &name, capacity, &config)?;
                 if bus.is_durable() {
                     bus.0.topics.sync()?;
                 }

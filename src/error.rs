@@ -61,7 +61,7 @@ pub enum ErrorKind {
     NoSpace,
     /// The handle was made before a `fork`, and this is the child.
     Forked,
-    /// More lanes than one cursor has slots for, or more open files or mappings than the system allows.
+    /// More lanes than one cursor has slots for, or more open files, mappings or threads than the system allows.
     TooMany,
     /// Another failure of the system; see [`source`](StdError::source).
     Io,
@@ -143,6 +143,10 @@ impl Error {
                 "raise the limit of open files (ulimit -n)",
             ),
             Some(libc::ENOMEM) => (ErrorKind::TooMany, "free memory, or raise vm.max_map_count"),
+            Some(libc::EAGAIN) => (
+                ErrorKind::TooMany,
+                "try again, or raise the limit of processes (ulimit -u)",
+            ),
             Some(libc::EACCES | libc::EPERM) => {
                 (ErrorKind::ForeignOwner, "check who owns it and its mode")
             }

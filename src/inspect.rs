@@ -77,6 +77,8 @@ impl Verified {
             let lane = match topic.lane(id) {
                 Ok(Some(lane)) => lane,
                 Ok(None) => continue,
+                // What can't be looked at now may be as it was written.
+                Err(e) if e.errno().is_some() => return Err(e),
                 Err(e) => {
                     let (lane, position, why) = (id, 0, e.to_string());
                     verified.damage.push(Damage {

@@ -1,47 +1,17 @@
-//! Bad names, damaged and foreign files, full filesystems, lying lanes: an error that says what is wrong, or no notice
+//! Bad names, damaged and foreign files, lying lanes: an error that says what is wrong, or no notice
 //! at all; never a panic, a hang or a signal.
-#![allow(unsafe_code, missing_docs)]
+#![allow(missing_docs)]
 
 mod common;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use buslane::{Bus, Envelope, Error, ErrorKind, Kind, Message, Start};
-use common::{PATIENCE, Private, names, private};
+use common::{Private, names, private};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-mod child {
-    use super::common::role;
-    use buslane::Bus;
-
-    #[test]
-    fn without_descriptors() {
-        let Some((path, _)) = role() else { return };
-        let topic = Bus::at(&path).unwrap().topic("t").unwrap();
-        let open = super::names("/proc/self/fd".as_ref()).len() as u64 - 1;
-        let mut failed = 0;
-        for spare in 0..40 {
-            let limit = nix::libc::rlimit {
-                rlim_cur: open + spare,
-                rlim_max: 4096,
-            };
-            // SAFETY: a plain system call on a value of ours.
-            let set = unsafe { nix::libc::setrlimit(nix::libc::RLIMIT_NOFILE, &limit) };
-            assert_eq!(set, 0);
-            failed += u32::from(Bus::at(&path).is_err());
-            failed += u32::from(topic.publisher().is_err());
-            failed += u32::from(topic.subscriber().is_err());
-        }
-        assert!(failed > 3, "only {failed} failed");
-        let mut subscriber = topic.subscriber().unwrap();
-        topic.publisher().unwrap().send(b"on").unwrap();
-        assert_eq!(&*subscriber.recv().unwrap(), b"on");
-    }
-}
 
 fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorKind {
     result.unwrap_err().kind()
@@ -105,54 +75,6 @@ fn a_ring_larger_than_the_machine_is_no_space() {
         .unwrap();
     assert_eq!(kind(topic.publisher()), ErrorKind::NoSpace);
     assert_eq!(private.names("topics/huge"), ["locks", "topic"]);
-}
-
-#[test]
-fn a_full_filesystem() {
-    let private = private();
-    fs::create_dir(&private.path).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=256k,mode=700", "none"])
-        .arg(&private.path)
-        .status();
-    if !mounted.is_ok_and(|status| status.success()) {
-        println!("skipped: mount is not allowed here");
-        return;
-    }
-    let at = private.path.join("bus");
-    let ballast = private.path.join("ballast");
-    let result = std::panic::catch_unwind(|| {
-        // One page less of ballast each time, until all works.
-        for pages in (0..=64).rev() {
-            let _ = fs::remove_file(&ballast);
-            let _ = fs::remove_dir_all(&at);
-            let _ = fs::write(&ballast, vec![1; pages * 4096]);
-            let all = || -> Result<(), Error> {
-                let topic = Bus::builder().capacity(4096).at(&at)?.topic("t")?;
-                let mut subscriber = topic.subscriber()?;
-                let mut publisher = topic.publisher()?;
-                for _ in 0..100 {
-                    publisher.send(&[7; 1000])?;
-                    assert_eq!(&*subscriber.recv()?, [7; 1000]);
-                }
-                Ok(())
-            };
-            match all() {
-                Ok(()) => return println!("works with {pages} pages taken"),
-                Err(e) => assert!(matches!(e.kind(), ErrorKind::NoSpace), "{e}"),
-            }
-        }
-        panic!("never worked");
-    });
-    assert!(
-        Command::new("umount")
-            .arg("-l")
-            .arg(&private.path)
-            .status()
-            .unwrap()
-            .success()
-    );
-    result.unwrap();
 }
 
 /// What [`replace`] puts there.
@@ -609,14 +531,6 @@ fn a_damaged_message_full_of_words_of_long_frames() {
     assert_eq!(kind(subscriber.try_recv().map(drop)), ErrorKind::Corrupt);
     subscriber.skip_damaged().unwrap();
     assert_eq!(&*subscriber.recv().unwrap(), b"behind");
-}
-
-#[test]
-fn out_of_descriptors() {
-    let private = private();
-    private.bus();
-    private.child("without_descriptors", "").join();
-    let _ = PATIENCE;
 }
 
 /// What a queue and a state have beside lanes and cursors.

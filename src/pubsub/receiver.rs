@@ -14,7 +14,7 @@ use crate::shm::lane::{self, Boundary, Found, Missed, NotPlain, Outside, Reader,
 use crate::shm::layout::Slot;
 use crate::shm::park::{self, Ticket};
 use crate::shm::roster::{self, Cursor};
-use crate::shm::topic::{LaneFile, TopicFiles};
+use crate::shm::topic::{LANE, LaneFile, TopicFiles};
 use crate::shm::{futex, reclaim};
 use crate::wait::{Next, Waitable, Waiter};
 
@@ -769,13 +769,17 @@ impl Drop for Receiver {
             roster::changed(&files.control);
             return;
         }
-        // What can't be put away here will be by the next one who opens the bus.
-        let _ = reclaim::leave(files, &self.cursor);
-        for source in self.sources.iter() {
-            if source.reader.is_closed() {
-                let _ = reclaim::tidy_lane(files, source.id);
+        let bus = &self.topic.bus;
+        bus.leave_to_others(reclaim::leave(files, &self.cursor));
+        // Those that it has not come to, too: there may be no other reader.
+        let lanes = files.dir().numbers(LANE);
+        for &id in lanes.iter().flatten() {
+            let mut sources = self.sources.iter();
+            if sources.all(|source| source.id != id || source.reader.is_closed()) {
+                bus.leave_to_others(reclaim::tidy_lane(files, id));
             }
         }
+        bus.leave_to_others(lanes);
         roster::changed(&files.control);
     }
 }

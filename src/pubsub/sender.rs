@@ -640,8 +640,8 @@ impl Drop for Sender {
         drop(self.keeper.take());
         lane::close(self.lane.header());
         drop(self.lock.take());
-        // What can't be put away here will be by its last reader, or the next one who opens the bus.
-        let _ = reclaim::tidy_lane(files, self.id);
+        let tidied = reclaim::tidy_lane(files, self.id);
+        self.topic.bus.leave_to_others(tidied);
         roster::changed(&files.control);
     }
 }

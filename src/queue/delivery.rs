@@ -107,11 +107,13 @@ impl Drop for Seat {
             return;
         }
         let files = &self.topic.files;
-        // What can't be put away here will be by the next one who opens the bus.
-        let _ = reclaim::leave(files, &self.cursor);
-        for lane in files.list_lanes().unwrap_or_default() {
-            let _ = reclaim::tidy_lane(files, lane);
+        let bus = &self.topic.bus;
+        bus.leave_to_others(reclaim::leave(files, &self.cursor));
+        let lanes = files.list_lanes();
+        for &lane in lanes.iter().flatten() {
+            bus.leave_to_others(reclaim::tidy_lane(files, lane));
         }
+        bus.leave_to_others(lanes);
         roster::changed(&files.control);
     }
 }

@@ -178,8 +178,8 @@ impl Post {
             .bus
             .make_inbox(replies, inbox_capacity, service.wait)?;
         let inbox = Subscriber::join(&inbox, Start::Now).inspect_err(|_| {
-            // What was tried has failed already.
-            let _ = service.bus.remove_inbox(number);
+            let bus = &service.bus;
+            bus.leave_to_others(bus.remove_inbox(number));
         })?;
         Ok(Self {
             service: Arc::clone(service),
@@ -522,8 +522,8 @@ impl Post {
 
 impl Drop for Post {
     fn drop(&mut self) {
-        // What can't be removed here, or is not to be, will be by who looks after the dead.
-        let _ = self.service.bus.remove_inbox(self.number);
+        let bus = &self.service.bus;
+        bus.leave_to_others(bus.remove_inbox(self.number));
     }
 }
 

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use nix::NixPath;
 use nix::errno::Errno;
 use nix::fcntl::{
     AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, OpenHow, RenameFlags, ResolveFlag,
-    fallocate, fcntl, openat, openat2, renameat2,
+    fallocate, fcntl, openat2, renameat2,
 };
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::sys::statfs::fstatfs;
@@ -135,7 +136,7 @@ impl Dir {
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let resolve = ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS;
         let how = OpenHow::new().flags(flags).resolve(resolve);
-        match openat2(&self.fd, name, how) {
+        match retry(|| openat2(&self.fd, name, how)) {
             // Before Linux 5.6, or not allowed where this runs.
             Err(Errno::ENOSYS | Errno::EPERM) => openat(&self.fd, name, flags, Mode::empty()),
             opened => opened,
@@ -189,7 +190,8 @@ impl Dir {
     /// Refuses filesystems on which shared mappings or locks of other processes are not what they are on a local one.
     pub fn check_filesystem(&self) -> Result<()> {
         let tried = "use the directory";
-        let stat = fstatfs(&self.fd).map_err(|e| Error::system(tried, shown(&self.path), e))?;
+        let stat =
+            retry(|| fstatfs(&self.fd)).map_err(|e| Error::system(tried, shown(&self.path), e))?;
         let kind = stat.filesystem_type().0;
         match REFUSED.iter().find(|(magic, _)| *magic == kind) {
             None => Ok(()),
@@ -373,13 +375,9 @@ impl Dir {
     /// The names in this directory.
     pub fn names(&self) -> Result<Vec<String>> {
         let failed = |e: Errno| Error::system("list the directory", shown(&self.path), e);
-        let mut dir = nix::dir::Dir::openat(
-            &self.fd,
-            ".",
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(failed)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = openat(&self.fd, ".", flags, Mode::empty()).map_err(failed)?;
+        let mut dir = nix::dir::Dir::from_fd(fd).map_err(failed)?;
         let mut names = Vec::new();
         for entry in dir.iter() {
             let name: CString = entry.map_err(failed)?.file_name().to_owned();
@@ -436,14 +434,20 @@ impl Dir {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             dir => dir?,
         };
-        for inner in dir.names()? {
-            match unlinkat(&dir.fd, inner.as_str(), UnlinkatFlags::NoRemoveDir) {
-                Err(Errno::EISDIR) => dir.remove_all(&inner)?,
+        dir.clear()?;
+        self.remove_empty(name)
+    }
+
+    /// Removes all that is in this directory.
+    pub fn clear(&self) -> Result<()> {
+        for name in self.names()? {
+            match unlinkat(&self.fd, name.as_str(), UnlinkatFlags::NoRemoveDir) {
+                Err(Errno::EISDIR) => self.remove_all(&name)?,
                 Ok(()) | Err(Errno::ENOENT) => {}
-                Err(e) => return Err(Error::system("remove", dir.shown(&inner), e)),
+                Err(e) => return Err(Error::system("remove", self.shown(&name), e)),
             }
         }
-        self.remove_empty(name)
+        Ok(())
     }
 }
 
@@ -608,6 +612,16 @@ fn check_identity(identity: &Identity, kind: Kind, file_size: u64, path: &Path) 
     )
 }
 
+/// As the system's, but for signals.
+fn openat(
+    at: impl AsFd,
+    path: &(impl NixPath + ?Sized),
+    flags: OFlag,
+    mode: Mode,
+) -> nix::Result<OwnedFd> {
+    retry(|| nix::fcntl::openat(at.as_fd(), path, flags, mode))
+}
+
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
@@ -735,11 +749,9 @@ fn set_lock(fd: &impl AsFd, lock: &libc::flock) -> nix::Result<bool> {
 
 /// Ends a lock now. Closing the file would not: what is mapped of it keeps it open, and with it the lock.
 pub fn unlock(fd: &impl AsFd) {
+    let unlocked = whole_file(libc::F_UNLCK);
     // Fails only for what is no file of ours.
-    let _ = fcntl(
-        fd.as_fd(),
-        FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)),
-    );
+    let _ = retry(|| fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&unlocked)));
 }
 
 /// Whether somebody holds the file's lock.

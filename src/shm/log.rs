@@ -619,6 +619,11 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
             at = None;
         }
         match log.start(number) {
+            // All have passed it meanwhile.
+            Ok(None) if log.file(number)?.is_none() => {
+                at = None;
+                continue;
+            }
             // A writer has not come to it yet.
             Ok(None) if i > 0 => {}
             Ok(None) => say(
@@ -640,6 +645,7 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
                     (at, is_exact) = (Some(start.boundary()), true);
                 }
             }
+            Err(e) if e.errno().is_some() => return Err(e),
             Err(e) => {
                 say(begin, e.to_string());
                 continue;

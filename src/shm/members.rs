@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub struct Member {
     id: u64,
     /// Says that we live.
     _lock: Held,
+    /// Something of ours could not be put away: our file stays, for others to do it as if we had died.
+    owes: OnceLock<()>,
     born: u64,
 }
 
@@ -77,6 +79,7 @@ impl Member {
                     dir,
                     id,
                     _lock: Held::new(file),
+                    owes: OnceLock::new(),
                     born: fork::generation(),
                 });
             }
@@ -87,11 +90,16 @@ impl Member {
     pub fn id(&self) -> u64 {
         self.id
     }
+
+    /// Leaves something of ours for others to put away when we have left.
+    pub fn owe(&self) {
+        self.owes.get_or_init(|| ());
+    }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        if self.born == fork::generation() {
+        if self.born == fork::generation() && self.owes.get().is_none() {
             // Best effort: a file without a lock is removed by the next one who looks.
             let _ = self.dir.remove(&file_name(self.id));
         }
@@ -241,7 +249,7 @@ impl Drop for Doorbell {
             return;
         }
         // A counter at its maximum would be an error, and would be read all the same.
-        let _ = self.stop.write(1);
+        while self.stop.write(1) == Err(Errno::EINTR) {}
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != thread::current().id()
         {
@@ -279,6 +287,11 @@ fn wait(inotify: Option<&Inotify>, stop: &EventFd, again: bool) -> Option<Rung> 
     };
     match poll(&mut fds, time) {
         Err(Errno::EINTR) => return Some(Rung::Names(BTreeSet::new())),
+        // Out of memory: for a while it is looked from time to time.
+        Err(_) if stop.read().is_err() => {
+            thread::sleep(LOOK_AGAIN);
+            return Some(Rung::Unknown);
+        }
         Err(_) => return None,
         Ok(_) => {}
     }

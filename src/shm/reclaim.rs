@@ -28,7 +28,8 @@ pub struct Reclaimed {
     pub lanes: usize,
     /// Cursors that were removed.
     pub cursors: usize,
-    /// Dead processes whose locks somebody else still holds, such as a child that they were just starting.
+    /// Dead processes whose locks somebody else still holds, such as a child that they were just starting, or of whom something could
+    /// not be put away.
     pub lingering: usize,
 }
 
@@ -57,6 +58,8 @@ pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclai
                 Ok(true) => held.push(name),
                 // Out of files or memory: somebody must look again.
                 Err(e) if e.kind() == ErrorKind::TooMany => return Err(e),
+                // What the system refuses now it may not refuse later.
+                Err(e) if e.errno().is_some() => held.push(name),
                 // What is no topic stays for a person to look at; the other topics need us.
                 Err(_) => {}
             }
@@ -305,8 +308,9 @@ fn finish_removals(topics: &Dir) -> Result<()> {
         let Ok(dir) = topics.dir(name) else {
             continue;
         };
-        // With somebody in it, its remover, if that lives, is about to give it back its name.
+        // With somebody in it, its remover, if that lives, is about to give it back its name. But not that of an inbox.
         let topic = skip_damaged(TopicFiles::open(dir, name))?;
+        let topic = topic.filter(|topic| topic.pattern != Pattern::Inbox);
         if !topic.map_or(Ok(false), |topic| topic.is_used())? {
             topics.remove_all(name)?;
         }

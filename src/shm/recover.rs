@@ -103,7 +103,7 @@ fn recover_lane(
             false => retire(topic, lane, log).map(Some),
         };
     };
-    let Whole { tail, is_damaged } = lane::follow_whole(&lane.ring, from);
+    let Whole { tail, is_damaged } = follow(lane, log, from)?;
     let file_end = tail.position + lane.ring.to_end(tail.position);
     let numbers = log.numbers()?;
     let behind = numbers
@@ -144,6 +144,20 @@ fn recover_lane(
     let oldest = skip_damaged(log.start(first / log.capacity()))?.map(|start| start.boundary());
     hold_readers(topic, lane, oldest, tail)?;
     Ok(found_to.map(|to| (tail.position, to)))
+}
+
+/// Follows the frames as far as they are whole.
+fn follow(lane: &LaneFile, log: &Log, mut from: Boundary) -> Result<Whole> {
+    loop {
+        let whole = lane::follow_whole(&lane.ring, from);
+        let at = whole.tail.position;
+        // What could not be opened is not damaged.
+        let is_away = whole.is_damaged && !log.is_here(at);
+        if !is_away || skip_damaged(log.arrive(at).map(Some))?.is_none() {
+            return Ok(whole);
+        }
+        from = whole.tail;
+    }
 }
 
 /// From where on the frames are followed.

@@ -92,9 +92,8 @@ unsafe impl Sync for Space {}
 impl Drop for Space {
     fn drop(&mut self) {
         // SAFETY: the addresses are this space's own, and nothing that lies there is used after it: who uses it keeps the
-        // `Mapping`.
-        let result = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
-        debug_assert_eq!(result, 0, "a whole mapping is unmapped");
+        // `Mapping`. (It fails where there are too many mappings for one to be taken from between two others; then it stays.)
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 

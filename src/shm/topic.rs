@@ -130,10 +130,6 @@ impl TopicFiles {
         let size = 2 * PAGE as u64;
         let identity = Identity::new(Kind::Topic, size, 0, capacity as u64);
         let content = config.as_bytes();
-        if config.pattern == Pattern::Queue as u32 {
-            // Before the topic has its name: what is pushed first waits for it.
-            super::groups::make_default(&dir, name, config.logged != 0)?;
-        }
         let plan = Plan {
             tried: "make the topic",
             identity,
@@ -141,9 +137,15 @@ impl TopicFiles {
             content,
             lock: false,
         };
-        dir.create(TOPIC, &plan, |file| match config.logged {
-            0 => Ok(()),
-            _ => files::sync(file).map_err(|e| Error::system("sync the topic", name, e)),
+        dir.create(TOPIC, &plan, |file| {
+            if config.pattern == Pattern::Queue as u32 {
+                // Before the topic has its name: what is pushed first waits for it.
+                super::groups::make_default(&dir, name, config.logged != 0)?;
+            }
+            match config.logged {
+                0 => Ok(()),
+                _ => files::sync(file).map_err(|e| Error::system("sync the topic", name, e)),
+            }
         })?;
         if config.logged != 0 {
             dir.sync()?;

@@ -77,11 +77,12 @@ impl Private {
         let mut command = Command::new(program);
         command.uid(STRANGER).gid(STRANGER).current_dir("/");
         let test = format!("child::{role}");
-        Some(Process::spawn(
-            command,
+        let argument = argument.to_string();
+        Some(Process::start_by(
+            &mut command,
             &self.path,
             &test,
-            &argument.to_string(),
+            &argument,
         ))
     }
     /// A test of this binary, alone in a process, where it has a role.
@@ -106,16 +107,19 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(path: &Path, test: &str, argument: &str) -> Self {
-        let program = Command::new(std::env::current_exe().unwrap());
-        Self::spawn(program, path, test, argument)
+    /// A test of this binary, alone in a process, where it has a role.
+    pub fn start(path: &Path, test: &str, argument: &str) -> Self {
+        let own = std::env::current_exe().unwrap();
+        Self::start_by(&mut Command::new(own), path, test, argument)
     }
 
-    fn spawn(mut program: Command, path: &Path, test: &str, argument: &str) -> Self {
+    /// The same, by a program that runs this binary, to which it passes what is added to its arguments.
+    pub fn start_by(program: &mut Command, path: &Path, test: &str, argument: &str) -> Self {
         let mut child = program
             .args(["--exact", test, "--nocapture"])
             .env(BUS, path)
             .env(ARGUMENT, argument)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -134,17 +138,26 @@ impl Process {
 
     /// What the child said next.
     pub fn hear(&mut self) -> String {
+        self.try_hear().expect("the child ended without a word")
+    }
+
+    /// The same; `None`: it has ended.
+    pub fn try_hear(&mut self) -> Option<String> {
         let mut line = String::new();
-        loop {
-            line.clear();
-            assert!(
-                self.out.read_line(&mut line).unwrap() > 0,
-                "the child ended without a word"
-            );
+        while self.out.read_line(&mut line).unwrap() > 0 {
             if let Some(at) = line.find('@') {
-                return line[at + 1..].trim().to_owned();
+                return Some(line[at + 1..].trim().to_owned());
             }
+            line.clear();
         }
+        None
+    }
+
+    /// Says something to the child, which hears it with [`hear`].
+    pub fn tell(&mut self, what: impl std::fmt::Display) {
+        use std::io::Write;
+        let mut to = self.child.stdin.as_ref().unwrap();
+        writeln!(to, "{what}").unwrap();
     }
 
     pub fn pid(&self) -> i32 {
@@ -193,6 +206,13 @@ pub fn say(what: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "@{what}").unwrap();
     out.flush().unwrap();
+}
+
+/// In a child: what the test says next.
+pub fn hear() -> String {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    line.trim().to_owned()
 }
 
 /// A message that shows whether it is whole: publisher, number, then a pattern.
