@@ -32,8 +32,10 @@ pub struct Operation {
     pub name: &'static str,
     /// Killed after every instruction; else after each system call and each store to shared memory.
     pub every_step: bool,
-    /// What the thread is called that does it, if it is not the one that asks for it.
+    /// What the thread is called that does it, if it is not the one that asks for it, after that.
     pub thread: Option<&'static str>,
+    /// What a thread is called that does nothing meanwhile.
+    pub still: Option<&'static str>,
     /// Runs before the victim begins.
     pub witness: fn(&Path) -> Witness,
     pub victim: fn(&Path) -> Deed,
@@ -255,6 +257,7 @@ const OPERATION: Operation = Operation {
     name: "",
     every_step: false,
     thread: None,
+    still: None,
     witness: |_| Box::new(|_| 0),
     victim: |_| Box::new(|| {}),
     repair: |path| drop(bus(path)),
@@ -369,7 +372,8 @@ fn serving(path: &Path) -> Witness {
 
 /// A witness whose request the victim has, served again by itself if that dies. It says whether the victim's reply came.
 fn asking(path: &Path, options: &CallOptions) -> Witness {
-    let service = service(path);
+    let bus = bus(path);
+    let service = bus.service_builder("s").capacity(4096).open().unwrap();
     let client = service.client().unwrap();
     let is_once = format!("{options:?}").contains("once: true");
     let mut pending = Some(
@@ -394,6 +398,9 @@ fn asking(path: &Path, options: &CallOptions) -> Witness {
                 }
             }
         };
+        // It comes again if the victim had not acknowledged it, also after its reply.
+        wait_for_reclaim(&bus);
+        serve(&mut server, b"second");
         call_on(&service, &mut server);
         match answer.as_deref() {
             Some(b"first") => 1,
@@ -413,8 +420,13 @@ fn replying(path: &Path) -> Deed {
     })
 }
 
-/// A witness that has gone, and looks at a durable topic after all have died: it says how many messages are there.
+/// A witness that has gone, and looks at a durable topic after all have died: it says how many messages were sent.
 fn recovering(path: &Path) -> Witness {
+    recovering_from(path, 0)
+}
+
+/// The same, if so many were received before.
+fn recovering_from(path: &Path, received: u64) -> Witness {
     let topic = durable(path).topic("t").unwrap();
     drop(topic.subscription("s").unwrap());
     drop(topic);
@@ -428,8 +440,10 @@ fn recovering(path: &Path) -> Witness {
         let topic = bus.topic("t").unwrap();
         let mut subscription = topic.subscription("s").unwrap();
         let numbers = receive_held(&mut subscription);
-        let sent = numbers.len() as u64;
-        assert_eq!(numbers, Vec::from_iter(0..sent));
+        let first = numbers.first().copied().unwrap_or(received);
+        let sent = first + numbers.len() as u64;
+        assert!(first <= received, "{first} comes after {received}");
+        assert_eq!(numbers, Vec::from_iter(first..sent));
         let mut publisher = topic.publisher().unwrap();
         for n in 0..MANY {
             send(&mut publisher, 99, n..n + 1);
@@ -446,7 +460,9 @@ fn logging(path: &Path, sent: u64) -> Publisher {
 }
 
 /// How many of these messages fill a durable lane's first file, so that the next one goes to another.
-const FILE_FULL: u64 = 8;
+const FILE_FULL: u64 = 14;
+/// The same of two files.
+const TWO_FULL: u64 = 20;
 
 // ---------------------------------------------------------------------------------------------------------- the table
 
@@ -1079,6 +1095,7 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "durable send",
+        still: Some("buslane-files"),
         witness: recovering,
         victim: |path| {
             let mut publisher = logging(path, 3);
@@ -1088,6 +1105,7 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "roll, who sends",
+        still: Some("buslane-files"),
         witness: recovering,
         victim: |path| {
             let mut publisher = logging(path, FILE_FULL);
@@ -1101,12 +1119,29 @@ pub const OPERATIONS: &[Operation] = &[
         witness: recovering,
         victim: |path| {
             let mut publisher = logging(path, FILE_FULL);
-            Box::new(move || send(&mut publisher, 1, FILE_FULL..FILE_FULL + 4))
+            Box::new(move || send(&mut publisher, 1, FILE_FULL..FILE_FULL + 2))
+        },
+        ..DURABLE
+    },
+    Operation {
+        name: "roll, and remove a file that all have passed",
+        thread: Some("buslane-files"),
+        witness: |path| recovering_from(path, TWO_FULL),
+        victim: |path| {
+            let mut subscription = durable(path).topic("t").unwrap().subscription("s").unwrap();
+            let mut publisher = logging(path, TWO_FULL);
+            (0..TWO_FULL).for_each(|n| receive_one(&mut subscription, 1, n));
+            assert!(subscription.try_recv().unwrap().is_none());
+            Box::new(move || {
+                let _ = &subscription;
+                send(&mut publisher, 1, TWO_FULL..TWO_FULL + 2);
+            })
         },
         ..DURABLE
     },
     Operation {
         name: "sync",
+        still: Some("buslane-files"),
         witness: recovering,
         victim: |path| {
             let publisher = logging(path, 12);
@@ -1271,9 +1306,9 @@ pub const OPERATIONS: &[Operation] = &[
         victim: |path| {
             let bus = bus(path);
             let listening = bus.topic("other").unwrap().subscriber().unwrap();
+            // The witness has let somebody die.
             Box::new(move || {
-                let _ = &listening;
-                wait_for_reclaim(&bus);
+                let _ = (&bus, &listening);
             })
         },
         leaves: EVERYTHING,

@@ -18,7 +18,8 @@ const WORKERS: usize = 8;
 /// A run that did not come by its point is tried so often.
 const TRIES: usize = 6;
 
-/// Every so manieth is run: of the victim's points, of the states that it leaves, of the points of a repair.
+/// Every so manieth is run: of the victim's points (0: all behind a system call or a store), of the states that it leaves, of
+/// the points of a repair.
 #[derive(Clone, Copy, Default)]
 struct Shares {
     points: usize,
@@ -329,7 +330,14 @@ fn enumerate(operation: &Operation, asked: &Asked, dir: &Path) -> (Tally, usize,
         None,
     )
     .expect("to the end");
-    let points = asked.some(&recorded.points, asked.shares.points, 0);
+    let points = match asked.shares.points {
+        0 => recorded
+            .points
+            .into_iter()
+            .filter(|point| point.steps == 0)
+            .collect(),
+        share => asked.some(&recorded.points, share, 0),
+    };
     let tallies = spread(&points, |code, point| {
         try_point(operation, code, dir, *point, None)
     });

@@ -90,7 +90,7 @@ impl Witness {
         let says = std::sync::Arc::new(Mutex::new(File::from(says)));
         let panicked = std::sync::Arc::clone(&says);
         std::panic::set_hook(Box::new(move |panic| {
-            let told = panic.to_string().replace('\n', " ");
+            let told = panic.to_string().replace(['\n', '\t'], " ");
             let _ = writeln!(panicked.lock().unwrap(), "failed {told}");
         }));
         let say = |what: String| writeln!(says.lock().unwrap(), "{what}").unwrap();
@@ -193,7 +193,7 @@ pub fn run(
             failed.get_or_insert(why);
         }
     };
-    let mut traced = Traced::begin(victim, code, operation.thread);
+    let mut traced = Traced::begin(victim, code, operation.thread, operation.still);
     ask(b'h', &mut failed);
     let mut reached = go(&mut traced, first, &mut outcome, &mut || {
         ask(b'n', &mut failed)
@@ -208,7 +208,7 @@ pub fn run(
             (operation.repair)(&path);
             here();
         });
-        let mut traced = Traced::begin(repairer, code, None);
+        let mut traced = Traced::begin(repairer, code, None, None);
         reached = go(&mut traced, second, &mut outcome, &mut || {});
         traced.kill();
     }

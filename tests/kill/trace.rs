@@ -162,6 +162,16 @@ const SLEEPS: [i64; 5] = [
     libc::SYS_restart_syscall,
 ];
 
+/// Waits for the trap that says where the operation begins, or is over.
+fn await_trap(process: Pid) {
+    let status = waitpid(process, None).unwrap();
+    assert_eq!(
+        status,
+        WaitStatus::Stopped(process, Signal::SIGTRAP),
+        "the operation never came to its place"
+    );
+}
+
 pub struct Traced<'a> {
     process: Pid,
     /// The one that is stepped.
@@ -169,8 +179,10 @@ pub struct Traced<'a> {
     code: &'a mut Code,
     /// Where memory is shared with others.
     shared: Vec<(u64, u64)>,
-    /// The main thread has said that it is done, while another is stepped.
-    is_over: bool,
+    /// One that is stopped meanwhile.
+    still: Option<Pid>,
+    /// Another thread than the main one has woken to do its part: when it sleeps again, that is done.
+    has_woken: bool,
 }
 
 /// Says to the tracer, which is there: the operation begins here, or is over.
@@ -186,40 +198,43 @@ pub fn trace_me() {
 }
 
 impl<'a> Traced<'a> {
-    /// A child that has called [`trace_me`], where its operation begins. `thread`: what the thread is called that is stepped, if
-    /// that is not the main one, which then runs beside it.
-    pub fn begin(process: Pid, code: &'a mut Code, thread: Option<&str>) -> Self {
+    /// A child that has called [`trace_me`], where its operation begins. `stepped` and `still`: what threads are called, one that
+    /// is stepped in place of the main one, after that is done, and one that is stopped until the process is killed.
+    pub fn begin(
+        process: Pid,
+        code: &'a mut Code,
+        stepped: Option<&str>,
+        still: Option<&str>,
+    ) -> Self {
         assert_eq!(
             waitpid(process, None),
             Ok(WaitStatus::Stopped(process, Signal::SIGSTOP))
         );
         ptrace::setoptions(process, OPTIONS).unwrap();
         ptrace::cont(process, None).unwrap();
-        let status = waitpid(process, None).unwrap();
-        assert_eq!(
-            status,
-            WaitStatus::Stopped(process, Signal::SIGTRAP),
-            "the operation never began"
-        );
-        let thread = thread.map_or(process, |name| seize_asleep(process, name));
+        await_trap(process);
+        let thread = stepped.map_or(process, |name| seize_asleep(process, name));
+        let still = still.map(|name| seize_asleep(process, name));
         let mut traced = Self {
             process,
             thread,
             code,
             shared: Vec::new(),
-            is_over: false,
+            still,
+            has_woken: false,
         };
         traced.look_for_shared();
         traced
     }
 
-    /// If another thread is stepped: has the main one run, and waits until the other wakes. `None`: the operation was over.
-    fn set_off(&mut self, nudge: &mut dyn FnMut()) -> Option<()> {
-        if self.thread == self.process {
-            return Some(());
+    /// If it is not the main thread that is stepped: has that one do its part, and the other wake.
+    fn set_off(&mut self, nudge: &mut dyn FnMut()) {
+        if self.thread != self.process {
+            ptrace::cont(self.process, None).unwrap();
+            await_trap(self.process);
+            self.pass_call(nudge).expect("it sleeps");
+            self.has_woken = true;
         }
-        ptrace::cont(self.process, None).unwrap();
-        self.pass_call(nudge)
     }
 
     fn look_for_shared(&mut self) {
@@ -236,49 +251,39 @@ impl<'a> Traced<'a> {
         self.shared = maps.lines().filter_map(range).collect();
     }
 
-    /// Waits until the stepped thread stops. `None`: it `sleeps`, and the operation is over.
-    fn wait(&mut self, sleeps: bool) -> Option<WaitStatus> {
-        loop {
-            // The main thread alone, or both.
-            let which = (self.thread == self.process).then_some(self.process);
-            let status = waitpid(which, Some(WaitPidFlag::__WALL)).unwrap();
-            if status.pid() == Some(self.thread) {
-                return Some(status);
-            }
-            assert_eq!(
-                status,
-                WaitStatus::Stopped(self.process, Signal::SIGTRAP),
-                "of the main thread"
-            );
-            self.is_over = true;
-            if sleeps {
-                return None;
-            }
-        }
+    fn wait(&self) -> WaitStatus {
+        waitpid(self.thread, Some(WaitPidFlag::__WALL)).unwrap()
     }
 
-    /// Goes on to behind the next system call, `nudge`d before it sleeps for others. `None`: the operation was over before that.
+    /// Goes on to behind the next system call, `nudge`d before it sleeps for others. `None`: the operation is over before that.
     fn pass_call(&mut self, nudge: &mut dyn FnMut()) -> Option<()> {
         ptrace::syscall(self.thread, None).unwrap();
-        let status = self.wait(false)?;
+        let status = self.wait();
         let WaitStatus::PtraceSyscall(_) = status else {
             assert_eq!(status, WaitStatus::Stopped(self.thread, Signal::SIGTRAP));
             return None;
         };
         let regs = self.regs();
         let call = regs.orig_rax as i64;
-        let operation = regs.rsi as i32;
-        let is_wait = matches!(operation & 0x7f, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET);
-        let sleeps = SLEEPS.contains(&call) && (call != libc::SYS_futex || is_wait);
-        let is_private = call == libc::SYS_futex && operation & libc::FUTEX_PRIVATE_FLAG != 0;
-        if sleeps && !is_private {
+        let futex = regs.rsi as i32;
+        let is_wait = matches!(futex & 0x7f, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET);
+        let is_sleep = match call {
+            libc::SYS_futex => is_wait && futex & libc::FUTEX_PRIVATE_FLAG == 0,
+            _ => SLEEPS.contains(&call),
+        };
+        if is_sleep {
             nudge();
         }
-        if sleeps && self.is_over {
+        let is_endless = match call {
+            libc::SYS_futex => is_wait && regs.r10 == 0,
+            libc::SYS_poll => regs.rdx as i32 == -1,
+            _ => false,
+        };
+        if self.thread != self.process && is_endless && self.has_woken {
             return None;
         }
         ptrace::syscall(self.thread, None).unwrap();
-        let status = self.wait(sleeps)?;
+        let status = self.wait();
         assert!(
             matches!(status, WaitStatus::PtraceSyscall(_)),
             "{status:?} in a system call"
@@ -291,11 +296,8 @@ impl<'a> Traced<'a> {
 
     fn step(&mut self) {
         ptrace::step(self.thread, None).unwrap();
-        let status = self.wait(false);
-        assert_eq!(
-            status,
-            Some(WaitStatus::Stopped(self.thread, Signal::SIGTRAP))
-        );
+        let stepped = WaitStatus::Stopped(self.thread, Signal::SIGTRAP);
+        assert_eq!(self.wait(), stepped);
     }
 
     fn regs(&self) -> user_regs_struct {
@@ -331,9 +333,7 @@ impl<'a> Traced<'a> {
     pub fn record(&mut self, every_step: bool, nudge: &mut dyn FnMut()) -> Vec<Point> {
         let mut point = Point::default();
         let mut points = vec![point];
-        if self.set_off(nudge).is_none() {
-            return points;
-        }
+        self.set_off(nudge);
         let mut arrivals = HashMap::new();
         let mut arrival = Arrival {
             rip: 0,
@@ -391,9 +391,7 @@ impl<'a> Traced<'a> {
 
     /// Goes to a point. `false`: it did not come by there.
     pub fn go_to(&mut self, point: Point, nudge: &mut dyn FnMut()) -> bool {
-        if self.set_off(nudge).is_none() {
-            return point.calls + point.stores + point.steps == 0;
-        }
+        self.set_off(nudge);
         for _ in 0..point.calls {
             if self.pass_call(nudge).is_none() {
                 return false;
@@ -432,7 +430,7 @@ impl<'a> Traced<'a> {
             ptrace::syscall(self.thread, None).unwrap();
             let stopped = WaitStatus::Stopped(self.thread, Signal::SIGTRAP);
             // Else at a system call, or at the end.
-            if self.wait(false) != Some(stopped) || self.regs().rip != rip {
+            if self.wait() != stopped || self.regs().rip != rip {
                 return false;
             }
         }
@@ -446,12 +444,16 @@ impl<'a> Traced<'a> {
     /// Ends the process by `SIGKILL`.
     pub fn kill(self) {
         nix::sys::signal::kill(self.process, Signal::SIGKILL).unwrap();
-        for pid in [self.thread, self.process] {
+        for pid in self.still.into_iter().chain([self.thread, self.process]) {
             loop {
                 match waitpid(pid, Some(WaitPidFlag::__WALL)) {
                     Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) | Err(Errno::ECHILD) => break,
                     // A stop from just before.
-                    Ok(WaitStatus::Stopped(..) | WaitStatus::PtraceSyscall(_)) => {}
+                    Ok(
+                        WaitStatus::Stopped(..)
+                        | WaitStatus::PtraceSyscall(_)
+                        | WaitStatus::PtraceEvent(..),
+                    ) => {}
                     status => panic!("{status:?}"),
                 }
             }
