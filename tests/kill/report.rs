@@ -106,7 +106,7 @@ struct Tally {
     points: u64,
     recovered: u64,
     /// Runs that did not come by their point.
-    missed: u64,
+    missed: Vec<String>,
     /// What the victim had left, and how far the operation had come.
     left: u64,
     seen: u64,
@@ -118,34 +118,34 @@ impl Tally {
         let Self {
             points,
             recovered,
-            missed,
             left,
             seen,
+            missed,
             failures,
         } = self;
-        format!(
-            "{points}\t{recovered}\t{missed}\t{left}\t{seen}\t{}",
-            failures.join("\r")
-        )
+        let (missed, failures) = (missed.join("\r"), failures.join("\r"));
+        format!("{points}\t{recovered}\t{left}\t{seen}\t{missed}\t{failures}")
     }
 
     fn from_line(line: &str) -> Self {
         let mut fields = line.split('\t');
         let mut number = || fields.next().unwrap().parse().unwrap();
-        let (points, recovered, missed, left, seen) =
-            (number(), number(), number(), number(), number());
-        let failures = fields.next().unwrap();
-        let failures = failures
-            .split('\r')
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let (points, recovered, left, seen) = (number(), number(), number(), number());
+        let mut texts = || {
+            let texts = fields
+                .next()
+                .unwrap()
+                .split('\r')
+                .filter(|text| !text.is_empty());
+            texts.map(str::to_owned).collect()
+        };
+        let (missed, failures) = (texts(), texts());
         Self {
             points,
             recovered,
-            missed,
             left,
             seen,
+            missed,
             failures,
         }
     }
@@ -153,7 +153,7 @@ impl Tally {
     fn add(&mut self, other: &Self) {
         self.points += other.points;
         self.recovered += other.recovered;
-        self.missed += other.missed;
+        self.missed.extend_from_slice(&other.missed);
         self.failures.extend_from_slice(&other.failures);
     }
 }
@@ -216,22 +216,19 @@ fn try_point(
         let second = second.map(|second| Until::Point(way(second)));
         run(operation, code, dir, Until::Point(way(first)), second)
     });
+    let second = second.map_or(String::new(), |second| format!(",{second}"));
+    let name = format!("{} --point {first}{second}", operation.name);
     let mut tally = Tally {
         points: 1,
         ..Tally::default()
     };
     match found {
-        None => tally.missed = 1,
+        None => tally.missed.push(name),
         Some(Outcome { left, seen, .. }) => {
             tally.left = left;
             match seen {
                 Ok(seen) => (tally.recovered, tally.seen) = (1, seen),
-                Err(why) => {
-                    let second = second.map_or(String::new(), |second| format!(",{second}"));
-                    tally
-                        .failures
-                        .push(format!("{} --point {first}{second}: {why}", operation.name));
-                }
+                Err(why) => tally.failures.push(format!("{name}: {why}")),
             }
         }
     }
@@ -256,6 +253,8 @@ pub fn main() -> ExitCode {
                 .iter()
                 .any(|name| operation.name.starts_with(name.as_str()))
     };
+    // From here on all processes have the same keys for their hash maps, and take the same steps.
+    let _ = std::hash::RandomState::new();
     if let Some((first, second)) = asked.point {
         for operation in OPERATIONS.iter().filter(is_meant) {
             println!(
@@ -266,8 +265,6 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!("--seed {}", asked.seed);
-    // From here on all processes have the same keys for their hash maps, and take the same steps.
-    let _ = std::hash::RandomState::new();
     println!(
         "{:<42} {:>6} {:>13} {:>9} | {:>7} {:>7} {:>17} {:>7} {:>6}",
         "operation",
@@ -290,16 +287,19 @@ pub fn main() -> ExitCode {
             first.points,
             first.recovered,
             first.points,
-            first.missed,
+            first.missed.len(),
             states,
             second.points,
             second.recovered,
             second.points,
-            second.missed,
+            second.missed.len(),
             started.elapsed().as_secs_f64()
         );
         for failure in first.failures.iter().chain(&second.failures).take(10) {
             println!("    {failure}");
+        }
+        for missed in first.missed.iter().chain(&second.missed).take(10) {
+            println!("    {missed}: not come by");
         }
         firsts.add(&first);
         seconds.add(&second);
@@ -308,9 +308,13 @@ pub fn main() -> ExitCode {
         "{} of {} recovered, and {} of {} when the repair died, too",
         firsts.recovered, firsts.points, seconds.recovered, seconds.points
     );
-    let failures = firsts.failures.len() + seconds.failures.len();
-    let is_well =
-        failures == 0 && firsts.recovered == firsts.points && seconds.recovered == seconds.points;
+    let count = |of: fn(&Tally) -> usize| of(&firsts) + of(&seconds);
+    let (points, failures) = (
+        count(|tally| tally.points as usize),
+        count(|tally| tally.failures.len()),
+    );
+    // Not a failure of what is tested, if it is rare.
+    let is_well = failures == 0 && 100 * count(|tally| tally.missed.len()) <= points;
     if is_well {
         ExitCode::SUCCESS
     } else {
@@ -346,7 +350,7 @@ fn enumerate(operation: &Operation, asked: &Asked, dir: &Path) -> (Tally, usize,
     let mut seen = 0;
     for (point, tally) in points.iter().zip(&tallies) {
         first.add(tally);
-        if tally.missed == 0 {
+        if tally.missed.is_empty() {
             states.entry((tally.left, tally.seen)).or_insert(*point);
         }
         if tally.recovered == 1 {
@@ -377,7 +381,7 @@ fn enumerate(operation: &Operation, asked: &Asked, dir: &Path) -> (Tally, usize,
         let Some(Outcome { points, seen, .. }) = recorded else {
             return Tally {
                 points: 1,
-                missed: 1,
+                missed: vec![format!("{} --point {state}, repaired", operation.name)],
                 ..Tally::default()
             };
         };
