@@ -235,7 +235,9 @@ pub fn look_over(path: &Path, leaves: &[&str]) {
             .any(|name| name.starts_with(&format!("{topic}/")))
     });
     for topic in names(&path.join("topics")) {
-        let files = names(&path.join("topics").join(&topic));
+        let mut files = names(&path.join("topics").join(&topic));
+        // It comes with the first lane, and stays with the topic.
+        files.retain(|file| file != "locks");
         let all = files.into_iter().map(|file| format!("{topic}/{file}"));
         left.extend(all.filter(|name| !leaves.contains(&&*numberless(name))));
     }
