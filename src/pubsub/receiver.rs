@@ -584,10 +584,8 @@ impl Receiver {
             source.reader.track().refresh();
             source.closed = source.reader.is_closed();
             let is_empty = matches!(source.reader.next(), Ok(None));
-            // Somebody may have adopted it, sent, and left again since it was last looked at.
-            let went_on = source
-                .ended
-                .is_some_and(|at| at != source.reader.position());
+            // Somebody may have adopted it, sent, and left again since it was last looked at, or joined.
+            let went_on = source.ended.unwrap_or(source.joined) != source.reader.position();
             if went_on || !source.closed {
                 source.ended = None;
             }
@@ -832,5 +830,35 @@ fn put_away(files: &TopicFiles, id: u64) {
     // What can't be put away now will be by the next reader, publisher, or who opens the bus.
     if reclaim::tidy_lane(files, id).unwrap_or(false) {
         roster::changed(&files.control);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::shm::roster;
+    use crate::{Bus, ErrorKind};
+
+    /// Its publisher took up a lane that was closed when this subscriber joined it, and came and went between two looks at the
+    /// roster.
+    #[test]
+    fn the_end_of_a_publisher_whose_messages_alone_were_seen() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let topic = Bus::at(dir.path().join("bus")).unwrap().topic("t").unwrap();
+        // Has the lane stay.
+        let _slow = topic.subscriber().unwrap();
+        topic.publisher().unwrap().send(b"before").unwrap();
+        let mut subscriber = topic.subscriber().unwrap();
+        let mut publisher = topic.publisher().unwrap();
+        publisher.send(b"message").unwrap();
+        // As if it had looked just before, and found the message then.
+        let receiver = &mut subscriber.receiver;
+        receiver.seen_roster = Some(roster::state(&receiver.topic.files.control));
+        assert_eq!(&*subscriber.try_recv().unwrap().unwrap(), b"message");
+        drop(publisher);
+        let end = subscriber
+            .try_recv()
+            .map(|frame| frame.is_some())
+            .unwrap_err();
+        assert_eq!(end.kind(), ErrorKind::Ended);
     }
 }

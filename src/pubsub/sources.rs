@@ -11,12 +11,15 @@ pub(super) struct Source {
     pub(super) closed: bool,
     /// And all it sent is received: up to here.
     pub(super) ended: Option<u64>,
+    /// Where it was joined.
+    pub(super) joined: u64,
 }
 
 impl Source {
     pub(super) fn new(id: u64, reader: Reader, slot: usize) -> Self {
         Self {
             id,
+            joined: reader.position(),
             reader,
             slot,
             closed: false,

@@ -46,7 +46,7 @@ use crate::wait::Waitable;
 /// ```
 #[must_use]
 pub struct Subscriber<T: ?Sized = [u8]> {
-    receiver: Receiver,
+    pub(super) receiver: Receiver,
     sleep: Sleep,
     kind: PhantomData<fn() -> Box<T>>,
 }
