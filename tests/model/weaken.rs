@@ -254,10 +254,10 @@ fn gaps(sites: &BTreeMap<String, Site>) -> Vec<String> {
         for (i, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap();
             let orders = [
-                "::Acquire",
-                "::Release",
-                "::AcqRel",
-                "::SeqCst",
+                "Ordering::Acquire",
+                "Ordering::Release",
+                "Ordering::AcqRel",
+                "Ordering::SeqCst",
                 "light_fence(",
                 "heavy_fence(",
                 "swap_fence(",
