@@ -39,6 +39,7 @@
 //! Linux, 64-bit, little endian; processes of one user; one host. A message takes at most 3/8 of its lane.
 //! A lossless topic waits for its slowest subscriber, also for one that is stopped, unless that one is a lossy one; a lossy topic waits for nobody.
 #![cfg_attr(loom, allow(missing_docs, missing_debug_implementations, dead_code))]
+#![cfg_attr(adversary, allow(missing_docs, missing_debug_implementations))]
 
 #[cfg(not(loom))]
 mod bus;
@@ -66,7 +67,7 @@ mod reactor;
 mod request;
 #[cfg(not(loom))]
 mod select;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, adversary)))]
 mod shm;
 #[cfg(not(loom))]
 mod state;
@@ -77,8 +78,8 @@ mod wait;
 #[cfg(not(loom))]
 mod waitset;
 
-/// The core alone, for the models in `tests/model.rs`.
-#[cfg(loom)]
+/// The core: alone, for the models in `tests/model.rs`; or over memory that lies, for `fuzz/`.
+#[cfg(any(loom, adversary))]
 pub mod shm;
 
 #[cfg(not(loom))]

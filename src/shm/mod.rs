@@ -11,7 +11,8 @@
 //! | `park` | the sleep and wake handshake | yes | |
 //! | `wakers` | many sleepers behind one thread | | |
 //! | `fork` | what a forked child must not keep: locks and mappings | yes | |
-//! | `sync` | the atomics: the processor's, or loom's | types only | |
+//! | `sync` | the atomics: the processor's, loom's, or the adversary's | types only | |
+//! | `adversary` | memory in which each load answers what a fuzzer says | types only | |
 //! | `files` | making, checking, locking and listing files | | |
 //! | `members` | who is alive, and the doorbell that rings when somebody dies | | |
 //! | `topic` | the files of one topic: opened, made, listed, mapped | | |
@@ -26,6 +27,9 @@
 //! A file with atomics has no `unsafe`; a file with `unsafe` has no algorithm. The lints below enforce it:
 //! `unsafe_code` is denied and atomic types are disallowed in the whole workspace but for the files named here.
 
+#[cfg(adversary)]
+#[allow(clippy::disallowed_types)]
+pub mod adversary;
 #[allow(clippy::disallowed_types)]
 pub mod claims;
 #[allow(clippy::disallowed_types)]

@@ -1,11 +1,15 @@
-//! The atomics of the core: the processor's, or loom's when a model runs.
+//! The atomics of the core: the processor's, loom's when a model runs, or those of memory that lies.
 //!
 //! Under `--cfg loom` every operation also asks whether it is the one that the mutation run wants weakened: the run
 //! names a place in the source and a way, and the operation there is carried out with the weaker ordering, or not at all. And
 //! a model may have a thread [die](die_after) before any of its stores, as a process may.
 
+#[cfg(adversary)]
+pub use super::adversary::AtomicU64;
+#[cfg(not(any(loom, adversary)))]
+pub use std::sync::atomic::AtomicU64;
 #[cfg(not(loom))]
-pub use std::sync::atomic::{AtomicU64, Ordering, fence};
+pub use std::sync::atomic::{Ordering, fence};
 
 /// The cheap half of the barrier whose dear half is [`heavy_fence`]: it only keeps the compiler from moving a load
 /// before a store. Where the other side could not run `membarrier` (`full`), it is a whole fence.
