@@ -897,7 +897,10 @@ pub const OPERATIONS: &[Operation] = &[
             let mut held = Some(consumer.recv().unwrap());
             Box::new(move || {
                 let _ = &consumer;
-                held.take().unwrap().retry(Duration::ZERO).unwrap();
+                held.take()
+                    .unwrap()
+                    .retry(Duration::from_millis(1))
+                    .unwrap();
             })
         },
         leaves: &[

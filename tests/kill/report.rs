@@ -18,8 +18,8 @@ const WORKERS: usize = 8;
 /// A run that did not come by its point is tried so often.
 const TRIES: usize = 6;
 
-/// Every so manieth is run: of the victim's points (0: all behind a system call or a store), of the states that it leaves, of
-/// the points of a repair.
+/// Every so manieth is run: of the victim's points (or of its system calls, with the points behind them; 0: all behind a system
+/// call or a store), of the states that it leaves, of the system calls of a repair.
 #[derive(Clone, Copy, Default)]
 struct Shares {
     points: usize,
@@ -34,9 +34,9 @@ const ALL: Shares = Shares {
 };
 /// What a minute is enough for.
 const SOME: Shares = Shares {
-    points: 16,
+    points: 32,
     states: 64,
-    repairs: 32,
+    repairs: 16,
 };
 
 /// What is asked for.
@@ -87,6 +87,12 @@ impl Asked {
             }
         }
         Some(asked)
+    }
+
+    /// Every so manieth call, the first one by the seed and `turn`.
+    fn calls(&self, share: usize, turn: usize) -> (u32, u32) {
+        let share = share.max(1);
+        (share as u32, ((self.seed as usize + turn) % share) as u32)
     }
 
     /// Every so manieth of these, the first one by the seed and `turn`.
@@ -324,23 +330,29 @@ pub fn main() -> ExitCode {
 
 /// What became of the victim's deaths, how many different states they left, and what became of deaths over their repair.
 fn enumerate(operation: &Operation, asked: &Asked, dir: &Path) -> (Tally, usize, Tally) {
-    let recorded = run(
-        operation,
-        &mut Code::default(),
-        dir,
-        Until::End {
-            every_step: operation.every_step,
-        },
-        None,
-    )
-    .expect("to the end");
-    let points = match asked.shares.points {
+    let Operation { every_step, .. } = *operation;
+    let record = |share| {
+        let until = Until::End { every_step, share };
+        run(operation, &mut Code::default(), dir, until, None).expect("to the end")
+    };
+    let share = asked.shares.points;
+    let mut recorded = record(if every_step {
+        (1, 0)
+    } else {
+        asked.calls(share, 0)
+    });
+    if recorded.points.is_empty() {
+        // It makes few.
+        recorded = record((1, 0));
+    }
+    let points: Vec<Point> = match share {
         0 => recorded
             .points
             .into_iter()
             .filter(|point| point.steps == 0)
             .collect(),
-        share => asked.some(&recorded.points, share, 0),
+        _ if every_step => asked.some(&recorded.points, share, 0),
+        _ => recorded.points,
     };
     let tallies = spread(&points, |code, point| {
         try_point(operation, code, dir, *point, None)
@@ -375,7 +387,11 @@ fn enumerate(operation: &Operation, asked: &Asked, dir: &Path) -> (Tally, usize,
     let carried = asked.some(&all, asked.shares.states, 0);
     let carried: Vec<(usize, Point)> = carried.into_iter().enumerate().collect();
     let tallies = spread(&carried, |code, &(turn, state)| {
-        let second = Some(Until::End { every_step: false });
+        let share = asked.calls(asked.shares.repairs, turn);
+        let second = Some(Until::End {
+            every_step: false,
+            share,
+        });
         let recorded =
             (0..TRIES).find_map(|_| run(operation, code, dir, Until::Point(state), second));
         let Some(Outcome { points, seen, .. }) = recorded else {
@@ -390,8 +406,7 @@ fn enumerate(operation: &Operation, asked: &Asked, dir: &Path) -> (Tally, usize,
             seen.err()
                 .map(|why| format!("{} --point {state}, repaired: {why}", operation.name)),
         );
-        // Each state begins with another point.
-        for point in asked.some(&points, asked.shares.repairs, turn) {
+        for point in points {
             tally.add(&try_point(operation, code, dir, state, Some(point)));
         }
         tally

@@ -23,8 +23,10 @@ use crate::trace::{Code, Point, Traced, here, trace_me};
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
     /// To its end, while its points are noted; of `every_step` also those at which what is shared is as at the one before.
+    /// Behind every so manieth system call only, from the second number on.
     End {
         every_step: bool,
+        share: (u32, u32),
     },
     Point(Point),
 }
@@ -47,6 +49,8 @@ fn child(body: impl FnOnce()) -> Pid {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL)).unwrap();
+            // Apart: the kernel hangs up on stopped processes when their session's leader ends.
+            nix::unistd::setsid().unwrap();
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
             // SAFETY: ends the child, without what the parent's exit would run.
             unsafe { libc::_exit(i32::from(ended.is_err())) }
@@ -227,8 +231,8 @@ fn go(
 ) -> bool {
     match until {
         Until::Point(point) => traced.go_to(point, nudge),
-        Until::End { every_step } => {
-            outcome.points = traced.record(every_step, nudge);
+        Until::End { every_step, share } => {
+            outcome.points = traced.record(every_step, share, nudge);
             true
         }
     }

@@ -329,10 +329,15 @@ impl<'a> Traced<'a> {
         (regs.rip, next)
     }
 
-    /// Steps to the end, and notes every point; `every_step`: also those between two stores.
-    pub fn record(&mut self, every_step: bool, nudge: &mut dyn FnMut()) -> Vec<Point> {
+    /// Goes to the end, and notes every point behind every `share`th system call, from the `first` on; `every_step`: also those between two stores.
+    pub fn record(
+        &mut self,
+        every_step: bool,
+        (share, first): (u32, u32),
+        nudge: &mut dyn FnMut(),
+    ) -> Vec<Point> {
         let mut point = Point::default();
-        let mut points = vec![point];
+        let mut points = Vec::new();
         self.set_off(nudge);
         let mut arrivals = HashMap::new();
         let mut arrival = Arrival {
@@ -341,6 +346,16 @@ impl<'a> Traced<'a> {
             repeated: 0,
         };
         loop {
+            if point.calls % share != first {
+                if self.pass_call(nudge).is_none() {
+                    return points;
+                }
+                point.calls += 1;
+                continue;
+            }
+            if point.stores + point.steps == 0 {
+                points.push(point);
+            }
             let (rip, next) = self.next();
             if rip == arrival.rip {
                 arrival.repeated += 1;
@@ -368,6 +383,7 @@ impl<'a> Traced<'a> {
                     };
                     arrivals.clear();
                     arrival.rip = 0;
+                    continue;
                 }
                 Next::Store => {
                     self.step();
