@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("records", patterns::records),
     ("bus", bus),
     ("topic", topic),
+    ("observed", observed),
     ("queue", queue),
     ("state", state),
     ("durable", durable),
@@ -83,6 +84,8 @@ targets! {
     bus: patterns::Buses, patterns::bus;
     /// Publishers and subscribers.
     topic: patterns::Topics, patterns::topic;
+    /// Who looks on as another user may.
+    observed: patterns::Topics, patterns::observed;
     /// A queue's producers and consumers.
     queue: patterns::Queues, patterns::queue;
     /// A state's writers and readers.

@@ -232,6 +232,28 @@ pub fn topic(topics: &mut Topics) {
     end(move || drop((subscriber, publisher)));
 }
 
+/// Observes, while all is taken away and written over that is observed.
+pub fn observed(topics: &mut Topics) {
+    topics.0.restore();
+    topics.0.cut();
+    let name = ["t", "l"][usize::from(byte() & 1)];
+    let Some(bus) = call(|| Bus::observe(topics.0.path())) else {
+        return;
+    };
+    let opened = call(|| bus.topic(name));
+    let mut subscriber = None;
+    while let Some(op) = adversary::byte() {
+        match (op % 8, &opened) {
+            (0, Some(topic)) => subscriber = call(|| topic.subscriber_from(start())),
+            (1..=4, _) => subscriber.as_mut().map_or((), receive),
+            (5, _) => subscriber.as_mut().map_or((), receive_batch),
+            (6, _) => inspect(&bus, name),
+            _ => topics.0.cut(),
+        }
+    }
+    end(move || drop(subscriber));
+}
+
 /// What is dropped is put away.
 fn end(drop: impl FnOnce()) {
     adversary::limit(LOADS);
