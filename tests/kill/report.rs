@@ -17,6 +17,8 @@ use crate::trace::{Code, Point};
 const WORKERS: usize = 8;
 /// A run that did not come by its point is tried so often.
 const TRIES: usize = 6;
+/// So many points of one repair are run at most, if not all are asked for.
+const MOST: usize = 64;
 
 /// Every so manieth is run: of the victim's points (or of its system calls, with the points behind them; 0: all behind a system
 /// call or a store), of the states that it leaves, of the system calls of a repair.
@@ -406,7 +408,12 @@ fn enumerate(operation: &Operation, asked: &Asked, dir: &Path) -> (Tally, usize,
             seen.err()
                 .map(|why| format!("{} --point {state}, repaired: {why}", operation.name)),
         );
-        for point in points {
+        // Where a page is cleared, they are many behind one call.
+        let share = match asked.shares.repairs {
+            1 => 1,
+            _ => points.len().div_ceil(MOST),
+        };
+        for point in asked.some(&points, share, turn) {
             tally.add(&try_point(operation, code, dir, state, Some(point)));
         }
         tally
