@@ -181,17 +181,17 @@ impl Claims {
     #[cold]
     fn say_blocked(&self) {
         self.blocked.fetch_add(1, Ordering::Relaxed);
-        // With the fence in `take_blocked`: either we see what was acknowledged, or that consumer sees us.
+        // With the fence in `advance`, before `take_blocked`: either we see what was acknowledged, or that consumer sees us.
         swap_fence();
     }
 
-    /// Whether consumers wait for the head to move, which it may have done: they are to look [again](Self::offer).
+    /// Whether consumers wait for the head to move, which it may have done: they are to look [again](Self::offer). After
+    /// [`advance`](Self::advance).
     pub fn take_blocked(&self) -> bool {
         if !self.ring.is_checked() {
             return false;
         }
-        // After the acknowledgement. With the fence in `say_blocked`.
-        swap_fence();
+        // With the fence in `advance`, behind the acknowledgement, and the one in `say_blocked`.
         let blocked = self.blocked.load(Ordering::Relaxed);
         blocked != 0
             && self

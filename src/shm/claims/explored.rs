@@ -14,7 +14,7 @@
 //! | *cancelled* | nobody is given a message after its sender has cancelled it ([`Claims::cancel`]) |
 //! | *put off is there once* | nobody is given a message of which a copy was made ([`Claims::begin_move`]) |
 //! | *nothing is passed* | the head passes no message that is not done with ([`Claims::advance`]) |
-//! | *nothing is stuck* | when nobody is at anything and the dead are put away, the head is at the first message that is not done with, nobody has it, and every consumer finds it ([`Claims::put_away`], [`Claims::offer`]) |
+//! | *nothing is stuck* | when nobody is in the midst of anything and the dead are put away, the head is at the first message that is not done with, and every consumer finds the first that nobody has ([`Claims::put_away`], [`Claims::offer`]) |
 //!
 //! The numbers of consumers are used again as soon as the file of whose it was is gone, as they are when they are cut.
 //! `BUSLANE_EXPLORE=deep` looks further.
@@ -392,14 +392,30 @@ impl State {
         }
     }
 
-    /// Whether nobody is at anything that ends by itself.
+    /// Whether nobody is at anything that ends by itself: who lives rests, or has a message.
     fn is_settled(&self) -> bool {
         let rests = |consumer: &Consumer| match consumer.life {
-            Life::Lives => consumer.next == Next::Rest && !consumer.has_lost,
+            Life::Lives => match consumer.next {
+                Next::Rest => !consumer.has_lost,
+                Next::Has(_) | Next::HasCopy(_) => true,
+                _ => false,
+            },
             Life::Dead => false,
             Life::Gone => true,
         };
         self.consumers.iter().all(rests) && self.sender == Next::Rest && !self.is_left
+    }
+
+    /// Whether somebody lives who has this message.
+    fn is_had(&self, sequence: u32) -> bool {
+        self.consumers.iter().any(|consumer| {
+            let held = match consumer.next {
+                Next::Has(claim) => Some(Claim(claim).sequence()),
+                _ => None,
+            };
+            let word = Claim(self.table[sequence as usize % PLACES]);
+            held == Some(sequence) && !word.is(Fate::Free)
+        })
     }
 
     fn is_stuck(&self) -> bool {
@@ -407,17 +423,21 @@ impl State {
             return false;
         }
         let is_open = |sequence: &u32| !self.known[(sequence - FIRST) as usize].done;
-        let first = (FIRST..self.sent).find(is_open);
+        let mut open = (FIRST..self.sent).filter(is_open);
+        let first = open.clone().next();
         if self.head != position_of(first.unwrap_or(self.sent)) {
             return true;
         }
+        let free = open.find(|&sequence| !self.is_had(sequence));
+        let rests = |who: &usize| {
+            let consumer = &self.consumers[*who];
+            consumer.life == Life::Lives && consumer.next == Next::Rest
+        };
         let mut copy = self.clone();
-        (0..self.consumers.len())
-            .filter(|&who| self.consumers[who].life == Life::Lives)
-            .any(|who| {
-                let found = copy.walk(who, |walk| walk.find().unwrap());
-                found.map(|offer| offer.found.word.sequence()) != first
-            })
+        (0..self.consumers.len()).filter(rests).any(|who| {
+            let found = copy.walk(who, |walk| walk.find().unwrap());
+            found.map(|offer| offer.found.word.sequence()) != free
+        })
     }
 }
 
@@ -969,6 +989,7 @@ fn requests_are_cancelled() {
     let some = Bounds {
         once: true,
         cancels: true,
+        leases: true,
         messages: 1,
         ..SOME
     };

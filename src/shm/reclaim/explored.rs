@@ -740,6 +740,17 @@ fn named_publishers_come_and_go() {
 }
 
 #[test]
+fn named_publishers_leave() {
+    let some = Bounds {
+        subscribers: 0,
+        named: true,
+        ends: true,
+        ..SOME
+    };
+    explore("named publishers leave", some, Bounds { deaths: 2, ..some });
+}
+
+#[test]
 fn one_of_each_leaves() {
     let some = Bounds {
         publishers: 1,
