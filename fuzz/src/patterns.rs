@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use buslane::shm::adversary;
 use buslane::{
-    Bus, Consumer, DeadLetter, Delivery, Envelope, Error, ErrorKind, Keep, Kind, Origin, Producer,
-    Publisher, Result, Start, StateReader, StateWriter, Subscriber, SyncPolicy, Watch,
+    Bus, CallOptions, Consumer, DeadLetter, Delivery, Envelope, Error, ErrorKind, Keep, Kind,
+    Origin, Producer, Publisher, Result, Start, StateReader, StateWriter, Subscriber, SyncPolicy,
+    Watch,
 };
 
 use crate::files::{Files, LOADS};
@@ -701,7 +702,11 @@ pub fn service(services: &mut Services) {
             1 => client = call(|| service.client()),
             2 | 3 => {
                 if let Some(client) = &client {
-                    pending.extend(call(|| client.start(&PAYLOAD[..usize::from(op)])));
+                    // It waits for room as long as an answer is worth anything.
+                    let options = CallOptions::new().timeout(Duration::from_millis(1));
+                    pending.extend(call(|| {
+                        client.start_with(&options, &PAYLOAD[..usize::from(op)])
+                    }));
                 }
             }
             4 | 5 => {

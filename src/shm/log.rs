@@ -540,7 +540,7 @@ const fn product(one: u32, mut other: u32) -> u32 {
         if one & bit != 0 {
             product ^= other;
         }
-        other = other >> 1 ^ (other & 1) * 0x82f6_3b78;
+        other = (other >> 1) ^ ((other & 1) * 0x82f6_3b78);
         bit >>= 1;
     }
     product
@@ -729,7 +729,7 @@ mod tests {
 
     #[test]
     fn a_checksum_is_found_by_those_of_two_beginnings() {
-        let bytes: Vec<u8> = (0..9000_u32).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..9000_u32).map(|i| ((i * i) >> 3) as u8).collect();
         for (first, last) in [(0, 9000), (0, 4096), (7, 8192), (4097, 8999)] {
             let [before, all] = [first, last].map(|end| crc32c::crc32c(&bytes[..end]));
             let start = start(7, 4096, u64::MAX);
