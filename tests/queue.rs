@@ -700,7 +700,7 @@ fn a_consumer_that_is_late_for_a_new_lane() {
             "-P",
             "claims.0.2",
             "-e",
-            "inject=openat:signal=STOP:when=1",
+            "inject=openat2:signal=STOP:when=1",
             "-o",
         ])
         .arg(&log)

@@ -34,6 +34,8 @@ const fn harmless(number: c_long, name: &'static str, errors: &'static [Errno]) 
 #[rustfmt::skip]
 pub const MAY_FAIL: &[May] = &[
     may(libc::SYS_openat, "openat", &[EINTR, EACCES, EDQUOT, EIO, EMFILE, ENFILE, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP, EPERM, EROFS]),
+    // Where there is no such call, or it is not allowed, the older one does.
+    may(libc::SYS_openat2, "openat2", &[EINTR, EACCES, EIO, EMFILE, ENFILE, ENODEV, ENOMEM, ENOSYS, EPERM]),
     may(libc::SYS_mkdirat, "mkdirat", &[EACCES, EDQUOT, EIO, EMLINK, ENOMEM, ENOSPC, EROFS]),
     may(libc::SYS_fstat, "fstat", &[EIO, ENOMEM]),
     may(libc::SYS_newfstatat, "newfstatat", &[EACCES, EIO, ENOMEM]),
