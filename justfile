@@ -4,13 +4,18 @@
 check:
     .ci/run
 
-# The long storms, each with a seed of its own: an hour or so. `just storms=100 deep` storms longer.
+# All that takes long: hours. `just storms=60 deep` storms for an hour.
 storms := "10"
 cases := "20000"
 
 deep:
     PROPTEST_CASES={{cases}} cargo test --release
-    for storm in $(seq {{storms}}); do BUSLANE_STRESS_SECONDS=60 cargo test --release -p buslane --test stress -- --nocapture || exit 1; done
+    cargo test --release -p buslane --test storm -- --minutes {{storms}}
+    cargo test --release -p buslane --test kill -- --all
+    BUSLANE_LUCK=all cargo test -p buslane --test luck every_system_call -- --nocapture
+    BUSLANE_EXPLORE=deep cargo test --release -p buslane --lib explored -- --nocapture --test-threads 1
+    fuzz/run 600
+    .ci/cost-of-checks
     cargo clippy -p buslane-bridge-zenoh --all-targets -- -D warnings
     just weaken
 
@@ -21,6 +26,14 @@ models:
 # Weakens every ordering, one at a time; some model must fail for each. `just weaken roster.rs` does only these.
 weaken only="":
     RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom BUSLANE_ONLY={{only}} cargo test --release -p buslane --test model -- --ignored weaken --nocapture
+
+# What has threads in one process, under ThreadSanitizer and AddressSanitizer. Needs a nightly toolchain with its sources.
+sanitize:
+    .ci/sanitize
+
+# Plays all that fuzzing ever found, and fuzzes each target for so many seconds, if there is a nightly toolchain.
+fuzz seconds="5":
+    fuzz/run {{seconds}}
 
 # The figures of docs/benchmarks.md. On a quiet machine.
 figures:
