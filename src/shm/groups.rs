@@ -353,7 +353,8 @@ impl TopicFiles {
 
     /// A cursor for a new consumer of a group, whose number no other consumer shares as far as claims have room for it.
     pub fn new_consumer(&self, member: u64, group: u64, kinds: u64) -> Result<(Held, Cursor)> {
-        loop {
+        // Each of those that are there, and of those that come at the same time, may have the number that is tried.
+        for _ in 0..roster::TRIES + self.dir.numbers(CURSOR)?.len() {
             let (lock, cursor) =
                 self.new_cursor_with(member, |cursor| cursor.consume_for(group, kinds))?;
             let cut = |id: u64| id & Claim::OWNERS;
@@ -366,6 +367,9 @@ impl TopicFiles {
             self.dir.remove(&format!("{CURSOR}{}", cursor.id))?;
             is_shared?;
         }
+        Err(self.damaged(String::from(
+            "it gives each consumer a number that another one has",
+        )))
     }
 
     // ----------------------------------------------------------------------------------------------------- claims
