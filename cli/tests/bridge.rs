@@ -10,7 +10,11 @@ use std::process::{Command, Output};
 fn run(dir: &Path, path: &Path, arguments: &[&str]) -> Output {
     let program = dir.join("buslane");
     if !program.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_buslane"), &program).unwrap();
+        // By another process: a descriptor of ours that can write to it may be in a child that is just being started.
+        let copied = Command::new("cp")
+            .args([env!("CARGO_BIN_EXE_buslane").as_ref(), program.as_path()])
+            .status();
+        assert!(copied.unwrap().success());
     }
     let mut command = Command::new(program);
     command
@@ -24,8 +28,12 @@ fn run(dir: &Path, path: &Path, arguments: &[&str]) -> Output {
 fn install(dir: &Path, name: &str) {
     let program = dir.join("buslane-bridge-zenoh");
     let script = format!("#!/bin/sh\necho {name} \"$BUSLANE_BUS\" \"$@\"\nexit 7\n");
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let draft = dir.join("draft");
+    fs::write(&draft, script).unwrap();
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
+    // As in `run`.
+    let copied = Command::new("cp").args([&draft, &program]).status();
+    assert!(copied.unwrap().success());
 }
 
 #[test]

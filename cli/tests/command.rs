@@ -95,8 +95,8 @@ impl Stage {
             left.extend(
                 names(self.bus().join("topics").join(topic))
                     .into_iter()
-                    // What a topic, and a queue, is made with.
-                    .filter(|name| name != "topic" && name != "group.default"),
+                    // What a topic, and a queue, is made with, or keeps.
+                    .filter(|name| !["topic", "locks", "group.default"].contains(&&**name)),
             );
         }
         left
