@@ -35,7 +35,7 @@ const CASES: [Case; 4] = [
         },
         witness: |process| {
             let mut subscriber = process.bus().topic("t").unwrap().subscriber().unwrap();
-            process.witness(|_| {
+            process.witness(|_, _| {
                 assert_eq!(&*subscriber.recv().unwrap(), b"here");
                 assert_eq!(subscriber.recv().unwrap_err().kind(), ErrorKind::Ended);
             });
@@ -45,13 +45,17 @@ const CASES: [Case; 4] = [
         what: "a publisher that waits for room goes on",
         victim: |process| {
             let mut subscriber = process.bus().topic("t").unwrap().subscriber().unwrap();
+            process.beat();
             let _frame = subscriber.recv().unwrap();
+            process.beat();
             wait_for_death();
         },
         witness: |process| {
             let mut publisher = process.bus().topic("t").unwrap().publisher().unwrap();
-            process.witness(|process| {
-                publisher.wait_for_subscribers(1, None).unwrap();
+            process.witness(|process, turn| {
+                process.wait_for_victim(2 * turn - 1);
+                publisher.send(b"held").unwrap();
+                process.wait_for_victim(2 * turn);
                 while publisher.try_send(&[0; 1000]).is_ok() {}
                 process.say_ready();
                 publisher.send(&[0; 1000]).unwrap();
@@ -62,6 +66,7 @@ const CASES: [Case; 4] = [
         what: "a client is told that its server has died",
         victim: |process| {
             let mut server = process.bus().service("t").unwrap().server().unwrap();
+            process.beat();
             let _request = server.recv().unwrap();
             process.say_ready();
             wait_for_death();
@@ -69,9 +74,8 @@ const CASES: [Case; 4] = [
         witness: |process| {
             let service = process.bus().service("t").unwrap();
             let mut client = service.client().unwrap();
-            let mut servers = service.presence().unwrap();
-            process.witness(|_| {
-                servers.wait_for_subscribers(1, None).unwrap();
+            process.witness(|process, turn| {
+                process.wait_for_victim(turn);
                 let error = client.call(b"?").unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::ServerDied);
             });
@@ -89,7 +93,7 @@ const CASES: [Case; 4] = [
             let queue = process.bus().queue("t").unwrap();
             let mut producer = queue.producer().unwrap();
             let mut consumer = queue.consumer().unwrap();
-            process.witness(|process| {
+            process.witness(|process, _| {
                 producer.push(b"job").unwrap();
                 process.wait_until_ready();
                 consumer.recv().unwrap().ack().unwrap();
@@ -106,6 +110,8 @@ fn wait_for_death() {
 
 /// The ledger's row of this number, which no process has.
 const NOTES: u64 = 0;
+const WITNESS: u64 = 1;
+const VICTIM: u64 = 2;
 /// The last turn in which all is ready for the death.
 const READY: usize = 0;
 /// The turn that is on.
@@ -136,17 +142,22 @@ impl Process<'_> {
         self.note(READY).store(self.note(TURN).load(SeqCst), SeqCst);
     }
 
+    /// How far the victims have come, all together. (What the bus says of who is there may still be true of the last one.)
+    fn wait_for_victim(&self, beats: u64) {
+        until(&self.ledger.card(VICTIM).beats, beats);
+    }
+
     fn wait_until_ready(&self) {
         until(self.note(READY), self.note(TURN).load(SeqCst));
     }
 
     /// Waits for one death after the other.
-    fn witness(&self, mut learn: impl FnMut(&Self)) {
+    fn witness(&self, mut learn: impl FnMut(&Self, u64)) {
         // It has joined.
         self.beat();
         for turn in 1.. {
             until(self.note(TURN), turn);
-            learn(self);
+            learn(self, turn);
             self.note(LEARNT_NS).store(now_ns(), SeqCst);
             self.note(LEARNT).store(turn, SeqCst);
         }
@@ -179,11 +190,11 @@ fn measure_one(case: &Case, ledger: &Ledger, path: &Path, times: u64) -> Vec<u64
         process::fork(Process::new(number, ledger, setup, path, number), name, act)
     };
     let notes = ledger.row(NOTES);
-    let witness = fork(1, "witness", case.witness);
-    until(&ledger.card(1).beats, 1);
+    let witness = fork(WITNESS, "witness", case.witness);
+    until(&ledger.card(WITNESS).beats, 1);
     let took_us = (1..=times).map(|turn| {
         notes[TURN].store(turn, SeqCst);
-        let victim = fork(2, "victim", case.victim);
+        let victim = fork(VICTIM, "victim", case.victim);
         until(&notes[READY], turn);
         // The one that waits falls asleep.
         sleep(Duration::from_millis(5));

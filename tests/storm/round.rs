@@ -214,6 +214,8 @@ impl Round<'_> {
         self.leave(DRAIN, |_| true);
         if self.counts.violations == 0 {
             self.alone("settles", random.u64(..), self.pattern.settle);
+        }
+        if self.counts.violations == 0 {
             self.look_for_leftovers();
         }
     }
