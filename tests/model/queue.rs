@@ -341,6 +341,7 @@ fn queue_group_joins() {
         sender.try_send(LARGE);
         let got = group.join().unwrap().drain();
         let sent = sender.sent as u32;
+        assert!(got.iter().all(|&sequence| sequence >= 3), "sent before");
         assert!(
             got.iter().copied().eq(sent - got.len() as u32..sent),
             "{got:?}"
