@@ -26,7 +26,8 @@ use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, TopicCo
 use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::recover::{Cut, recover};
-use crate::shm::topic::{BUS_SIZE, TopicFiles, check_capacity, map_bus};
+use crate::shm::roster::Cursor;
+use crate::shm::topic::{BUS_SIZE, LANE, TopicFiles, check_capacity, map_bus};
 use crate::shm::{View, futex, lane, roster};
 use crate::wait::WaitStrategy;
 
@@ -291,7 +292,8 @@ impl Bus {
         Ok(names)
     }
 
-    /// A number that has changed when a topic was made, or removed, since it was read before. No system call.
+    /// A number that has changed when a topic was made, or removed, since it was read before. No system call, unless the bus is only
+    /// observed.
     #[must_use]
     pub fn topics_version(&self) -> u64 {
         // What is observed and was truncated is as it was.
@@ -335,11 +337,7 @@ impl Bus {
     pub(crate) fn owner(&self, member: u64) -> Result<Owner> {
         match &self.0.joined {
             Some(joined) => members::owner(&joined.members, member),
-            None => Ok(Owner {
-                pid: 0,
-                name: String::from("?"),
-                alive: true,
-            }),
+            None => Ok(Owner::unseen(true)),
         }
     }
 
@@ -465,11 +463,6 @@ impl Bus {
 
     pub(crate) fn member(&self) -> Result<u64> {
         Ok(self.joined("take part in")?.member.id())
-    }
-
-    /// Whether a member is there, and lives.
-    pub(crate) fn lives(&self, member: u64) -> Result<bool> {
-        Ok(self.owner(member)?.alive)
     }
 
     /// Has this process learn of deaths from now on.
@@ -1183,6 +1176,20 @@ impl TopicInner {
     /// When it was made.
     pub(crate) fn made_at(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_nanos(self.files.created_ns)
+    }
+
+    /// Takes away a cursor that is done with, and then those lanes whose last reader it may have been.
+    pub(crate) fn leave(&self, cursor: &Cursor, may_have_ended: impl Fn(u64) -> bool) {
+        let Self { files, bus, .. } = self;
+        bus.leave_to_others(reclaim::leave(files, cursor));
+        let lanes = files.dir().numbers(LANE);
+        for &lane in lanes.iter().flatten() {
+            if may_have_ended(lane) {
+                bus.leave_to_others(reclaim::tidy_lane(files, lane));
+            }
+        }
+        bus.leave_to_others(lanes);
+        roster::changed(&files.control);
     }
 
     /// Who writes a lane, or did last. `None`: it is gone.

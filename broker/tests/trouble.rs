@@ -95,16 +95,16 @@ fn what_waits_goes_first_when_there_is_no_delay_any_more() {
     }
 }
 
+/// Makes the topic `full`, which has room for little, and gives its subscriber, which takes nothing.
+fn fill_soon(place: &Place) -> Subscriber {
+    let full = place.bus.topic_builder("full").capacity(4096);
+    full.open().unwrap().subscriber().unwrap()
+}
+
 #[test]
 fn a_route_that_waits_for_room_can_be_told_otherwise() {
     let place = place();
-    let full = place
-        .bus
-        .topic_builder("full")
-        .capacity(4096)
-        .open()
-        .unwrap();
-    let _stuck = full.subscriber().unwrap();
+    let _stuck = fill_soon(&place);
     let mut out = place.subscriber("out");
     let mut publisher = place.publisher("in");
     let mut broker = place.run("[[route]]\nname='r'\nfrom='in'\nto=['full', 'out']");
@@ -121,13 +121,7 @@ fn a_route_that_waits_for_room_can_be_told_otherwise() {
 #[test]
 fn what_was_copied_is_not_copied_again_when_it_is_told_otherwise() {
     let place = place();
-    let full = place
-        .bus
-        .topic_builder("full")
-        .capacity(4096)
-        .open()
-        .unwrap();
-    let _stuck = full.subscriber().unwrap();
+    let _stuck = fill_soon(&place);
     let (mut out, mut tap) = (place.subscriber("out"), place.subscriber("tap"));
     let mut publisher = place.publisher("in");
     let mut broker = place.run("[[route]]\nname='r'\nfrom='in'\nto='full'\ntap='tap'");

@@ -14,7 +14,7 @@ use crate::shm::lane::{self, Boundary, Found, Missed, NotPlain, Outside, Reader,
 use crate::shm::layout::Slot;
 use crate::shm::park::{self, Ticket};
 use crate::shm::roster::{self, Cursor};
-use crate::shm::topic::{LANE, LaneFile, TopicFiles};
+use crate::shm::topic::{LaneFile, TopicFiles};
 use crate::shm::{futex, reclaim};
 use crate::wait::{Next, Waitable, Waiter};
 
@@ -755,7 +755,8 @@ impl Waitable for Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        if self.born != fork::generation() {
+        // An observer has left nothing.
+        if self.born != fork::generation() || self.lock.is_none() {
             return;
         }
         for source in self.sources.iter_mut() {
@@ -767,18 +768,11 @@ impl Drop for Receiver {
             roster::changed(&files.control);
             return;
         }
-        let bus = &self.topic.bus;
-        bus.leave_to_others(reclaim::leave(files, &self.cursor));
-        // Those that it has not come to, too: there may be no other reader.
-        let lanes = files.dir().numbers(LANE);
-        for &id in lanes.iter().flatten() {
+        // Also those that it has not come to: there may be no other reader.
+        self.topic.leave(&self.cursor, |id| {
             let mut sources = self.sources.iter();
-            if sources.all(|source| source.id != id || source.reader.is_closed()) {
-                bus.leave_to_others(reclaim::tidy_lane(files, id));
-            }
-        }
-        bus.leave_to_others(lanes);
-        roster::changed(&files.control);
+            sources.all(|source| source.id != id || source.reader.is_closed())
+        });
     }
 }
 

@@ -48,7 +48,7 @@ impl Sender {
     pub(super) fn join(topic: &Arc<TopicInner>, name: u64) -> Result<Self> {
         topic.bus.listen()?;
         let files = &topic.files;
-        let lives = |member| topic.bus.lives(member);
+        let lives = |member| Ok(topic.bus.owner(member)?.alive);
         let member = topic.bus.member()?;
         let (lock, id, lane) = files.lane_to_write(member, name, files.capacity, lives)?;
         // After the lane has its name, and before the cursors are listed.

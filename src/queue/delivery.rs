@@ -19,7 +19,7 @@ use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Found};
 use crate::shm::layout::{Claim, Control, EnvelopeHead, Fate, Pattern};
 use crate::shm::roster::{self, Cursor};
-use crate::shm::{files, park, reclaim};
+use crate::shm::{files, park};
 use crate::wait::now_ns;
 
 /// The clock by which messages are put off: on a durable bus one that goes on when the machine is started anew.
@@ -106,15 +106,7 @@ impl Drop for Seat {
         if self.check_fork().is_err() {
             return;
         }
-        let files = &self.topic.files;
-        let bus = &self.topic.bus;
-        bus.leave_to_others(reclaim::leave(files, &self.cursor));
-        let lanes = files.list_lanes();
-        for &lane in lanes.iter().flatten() {
-            bus.leave_to_others(reclaim::tidy_lane(files, lane));
-        }
-        bus.leave_to_others(lanes);
-        roster::changed(&files.control);
+        self.topic.leave(&self.cursor, |_| true);
     }
 }
 

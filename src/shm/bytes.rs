@@ -68,9 +68,9 @@ impl Ring {
     }
 
     /// That of another user's lane, whose ring begins at [`PAGE`] in its file: each look reads it there.
-    pub fn of_another(file: OwnedFd, capacity: usize) -> io::Result<Self> {
+    pub fn of_another(file: Arc<OwnedFd>, capacity: usize) -> io::Result<Self> {
         Ok(Self {
-            foreign: Some(Arc::new(file)),
+            foreign: Some(file),
             ..Self::new(&Mapping::space(capacity)?, capacity)
         })
     }

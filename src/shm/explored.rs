@@ -2,19 +2,9 @@
 
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::Arc;
 use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
-
-use super::segment::{Access, Mapping};
-
-/// Memory that is shared with nobody.
-pub(super) fn mapping(len: usize) -> Arc<Mapping> {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(len as u64).unwrap();
-    Mapping::new(&file, 0, len, Access::Write).unwrap()
-}
 
 /// Looks at every state that there is within `bounds`, or, with `BUSLANE_EXPLORE=deep`, within `deep` ones.
 pub(super) fn explore<M>(what: &str, bounds: M, deep: M)

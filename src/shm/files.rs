@@ -643,34 +643,31 @@ pub fn write_at(fd: &impl AsFd, mut offset: u64, mut bytes: &[u8]) -> nix::Resul
     Ok(())
 }
 
-/// Fills `bytes` from `offset` on. An error if they are not all there.
-pub fn read_whole_at(fd: &impl AsFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match retry(|| nix::sys::uio::pread(fd, bytes, offset as i64))? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => {
-                bytes = &mut bytes[read..];
-                offset += read as u64;
-            }
+/// Fills `bytes` from `offset` on, as far as the file goes: how many of them.
+fn read_upto(fd: &impl AsFd, offset: u64, bytes: &mut [u8]) -> nix::Result<usize> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = (offset + done as u64) as i64;
+        match retry(|| nix::sys::uio::pread(fd, &mut bytes[done..], at))? {
+            0 => break,
+            read => done += read,
         }
     }
-    Ok(())
+    Ok(done)
+}
+
+/// Fills `bytes` from `offset` on. An error if they are not all there.
+pub fn read_whole_at(fd: &impl AsFd, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    match read_upto(fd, offset, bytes)? == bytes.len() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// Fills `bytes` from `offset` on, with zeros behind the end of the file: what is missing fails its check.
-pub fn read_at(fd: &impl AsFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match retry(|| nix::sys::uio::pread(fd, bytes, offset as i64))? {
-            0 => {
-                bytes.fill(0);
-                break;
-            }
-            read => {
-                bytes = &mut bytes[read..];
-                offset += read as u64;
-            }
-        }
-    }
+pub fn read_at(fd: &impl AsFd, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    let read = read_upto(fd, offset, bytes)?;
+    bytes[read..].fill(0);
     Ok(())
 }
 

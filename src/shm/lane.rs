@@ -1727,11 +1727,15 @@ impl Reader {
                 let len = found.word.len() as usize;
                 is_there = ring.copy_out(found.body(), len, &mut copied.words);
             }
-            if ring.is_foreign() {
-                outside.check_foreign(at.position, is_there, &seen)?;
-            }
             if outside.holds(at.position) {
-                match seen? {
+                let seen = seen?;
+                let is_gone = !is_there
+                    || (ring.is_foreign() && seen.is_none() && outside.has_hole(at.position)?);
+                match seen {
+                    _ if is_gone => Err(Corrupt {
+                        position: at.position,
+                        word: 0,
+                    })?,
                     Some(found) if !is_next(&found) => Err(Corrupt {
                         position: at.position,
                         word: found.word.0,
@@ -2183,36 +2187,21 @@ impl Outside<'_> {
         self.header.floor.load(Ordering::Relaxed)
     }
 
-    /// Whether the floor can be one.
+    /// Whether there is a header, and the floor can be one.
     fn has_floor(&self) -> bool {
-        let floor = self.floor();
-        floor.is_multiple_of(SLOT) && floor <= self.limit()
+        let (is_there, floor) = (self.header.refresh(), self.floor());
+        is_there && floor.is_multiple_of(SLOT) && floor <= self.limit()
     }
 
-    /// Whether another user has taken away what was seen at `position`, or would have been.
-    fn check_foreign(
-        &self,
-        position: u64,
-        is_there: bool,
-        seen: &Result<Option<Found>, Corrupt>,
-    ) -> Result<(), Corrupt> {
-        let gone = Err(Corrupt { position, word: 0 });
-        if !is_there || !self.header.refresh() {
-            return gone;
-        }
+    /// Whether there is nothing at `position` although frames behind it were: another user has punched a hole. As the header was
+    /// read just now.
+    fn has_hole(&self, position: u64) -> Result<bool, Corrupt> {
         let records = self.header.records.iter();
         let mut records = records.map(|record| record.position.load(Ordering::Relaxed));
         // Of a writer who keeps the protocol, no record comes before the words that it is behind.
         let was_more = self.limit() < position
             || records.any(|record| (position + 1..MAX_POSITION).contains(&record));
-        let is_hole = matches!(seen, Ok(None))
-            && was_more
-            && frame_at(self.ring, position)?.is_none()
-            && self.holds(position);
-        match is_hole {
-            true => gone,
-            false => Ok(()),
-        }
+        Ok(was_more && frame_at(self.ring, position)?.is_none() && self.holds(position))
     }
 
     /// The boundary record at `index`, if it holds.

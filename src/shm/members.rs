@@ -118,15 +118,22 @@ pub struct Owner {
     pub alive: bool,
 }
 
+impl Owner {
+    /// One of whom nothing is to be seen.
+    pub(crate) fn unseen(alive: bool) -> Self {
+        let name = String::from("?");
+        Self {
+            pid: 0,
+            name,
+            alive,
+        }
+    }
+}
+
 /// Looks a member up.
 pub fn owner(dir: &Dir, id: u64) -> Result<Owner> {
-    let gone = Owner {
-        pid: 0,
-        name: String::from("?"),
-        alive: false,
-    };
     let Some((file, _)) = dir.open_file(&file_name(id), Kind::Member, false)? else {
-        return Ok(gone);
+        return Ok(Owner::unseen(false));
     };
     let mut bytes = [0; size_of::<MemberInfo>()];
     let path = || dir.path().display().to_string();

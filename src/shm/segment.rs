@@ -45,7 +45,7 @@ enum Map {
 /// A part of a file, from `from` on, and memory for it.
 struct Copy {
     memory: MmapRaw,
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
     from: u64,
 }
 
@@ -100,19 +100,17 @@ impl Drop for Space {
 impl Map {
     fn start(&self) -> NonNull<u8> {
         match self {
-            Self::File(map) => NonNull::new(map.as_mut_ptr()).expect("a mapping is never at 0"),
-            Self::Space(space) => space.start,
-            Self::Copy(copy) => {
-                NonNull::new(copy.memory.as_mut_ptr()).expect("a mapping is never at 0")
+            Self::File(map) | Self::Copy(Copy { memory: map, .. }) => {
+                NonNull::new(map.as_mut_ptr()).expect("a mapping is never at 0")
             }
+            Self::Space(space) => space.start,
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::File(map) => map.len(),
+            Self::File(map) | Self::Copy(Copy { memory: map, .. }) => map.len(),
             Self::Space(space) => space.len,
-            Self::Copy(copy) => copy.memory.len(),
         }
     }
 }
@@ -162,28 +160,25 @@ impl Mapping {
     /// Memory of this process's own with a copy of `len` bytes at `from` of a file, in which the caller has found them to lie: for
     /// files that may be truncated, where a load from a mapping would be a SIGBUS. It is as old as the last
     /// [`refresh`](View::refresh); what is stored in it reaches nobody.
-    pub fn copy(file: impl AsFd, from: u64, len: usize) -> io::Result<Arc<Self>> {
-        let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
-        let region = Region::inherited(memory.as_ptr().expose_provenance(), len);
-        let file = file.as_fd().try_clone_to_owned()?;
-        let copy = Copy { memory, file, from };
-        let is_whole = copy.refresh(0, len);
-        let mapping = Self {
-            map: ManuallyDrop::new(Map::Copy(copy)),
-            region: ManuallyDrop::new(region),
-        };
-        match is_whole {
-            true => Ok(Arc::new(mapping)),
+    pub fn copy(file: Arc<OwnedFd>, from: u64, len: usize) -> io::Result<Arc<Self>> {
+        let copy = |memory| Map::Copy(Copy { memory, file, from });
+        let mapping = Self::in_memory(len, copy)?;
+        match mapping.refresh(mapping.map.start().cast(), len) {
+            true => Ok(mapping),
             false => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
     /// Memory of this process's own, zeroed, for what others would be told by shared memory.
     pub fn private(len: usize) -> io::Result<Arc<Self>> {
-        let map = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
-        let region = Region::inherited(map.as_ptr().expose_provenance(), len);
+        Self::in_memory(len, Map::File)
+    }
+
+    fn in_memory(len: usize, map: impl FnOnce(MmapRaw) -> Map) -> io::Result<Arc<Self>> {
+        let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        let region = Region::inherited(memory.as_ptr().expose_provenance(), len);
         Ok(Arc::new(Self {
-            map: ManuallyDrop::new(Map::File(map)),
+            map: ManuallyDrop::new(map(memory)),
             region: ManuallyDrop::new(region),
         }))
     }

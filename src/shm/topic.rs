@@ -106,7 +106,7 @@ impl TopicFiles {
                 .advise("have its owner publish there what others may know"));
         }
         let map = match dir.is_observed() {
-            true => copy(name, &file, PAGE as u64, PAGE)?,
+            true => copy(name, Arc::new(file), PAGE as u64, PAGE)?,
             false => map(name, &file, PAGE as u64, PAGE, Access::Write)?,
         };
         Ok(Some(Self {
@@ -416,8 +416,8 @@ impl TopicFiles {
     ) -> Result<(View<LaneHeader>, Ring)> {
         if self.is_observed() {
             let failed = |e: std::io::Error| Error::system("read a lane of", &*self.name, e);
-            let header = copy(&self.name, file, 0, PAGE)?.view(0);
-            let file = file.try_clone().map_err(failed)?;
+            let file = Arc::new(file.try_clone().map_err(failed)?);
+            let header = copy(&self.name, Arc::clone(&file), 0, PAGE)?.view(0);
             let ring = Ring::of_another(file, capacity).map_err(failed)?;
             return Ok((header, ring));
         }
@@ -1022,7 +1022,10 @@ pub fn map_bus(
             .advise("remove the bus when nobody uses it"));
     }
     let map = match is_observed {
-        true => Mapping::copy(file, PAGE as u64, PAGE),
+        true => {
+            let copy = |file| Mapping::copy(Arc::new(file), PAGE as u64, PAGE);
+            file.try_clone().and_then(copy)
+        }
         false => Mapping::new(file, PAGE as u64, PAGE, Access::Write),
     };
     let map = map.map_err(|e| Error::system("map the file of the bus", name, e))?;
@@ -1040,6 +1043,6 @@ pub(super) fn map(
         .map_err(|e| Error::system("map a file of the topic", name, e))
 }
 
-fn copy(name: &str, file: &OwnedFd, offset: u64, len: usize) -> Result<Arc<Mapping>> {
+fn copy(name: &str, file: Arc<OwnedFd>, offset: u64, len: usize) -> Result<Arc<Mapping>> {
     Mapping::copy(file, offset, len).map_err(|e| Error::system("read a file of the topic", name, e))
 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use buslane::{Bus, Error, ErrorKind, Result, Start};
 
-use crate::common::{Process, names, private};
+use crate::common::{PATIENCE, Process, names, private};
 use crate::operations::{dying, message, small};
 
 /// Where each kind of file is: a directory of the bus, and how its name begins.
@@ -136,6 +137,14 @@ fn is_left_alone(kind: (&str, &str), durable: bool, is_in_use: bool) -> bool {
     let used = is_in_use.then(|| use_all(path, durable, "s").unwrap());
     let role = "versions::child::leaving_one_of_everything";
     Process::start(path, role, &format!("{durable} another")).join();
+    if is_in_use {
+        // Who uses it puts away the dead soon: not while a file that it has found to be of this version becomes another's.
+        let began = Instant::now();
+        while names(&path.join("members")).len() > 1 {
+            assert!(began.elapsed() < PATIENCE, "the dead stay");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
     let Some(at) = make_newer(path, kind) else {
         return false;
     };

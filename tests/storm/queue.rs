@@ -20,17 +20,19 @@ use super::round::{Pattern, Role};
 const LEASE: Duration = Duration::from_millis(20);
 const ATTEMPTS: u8 = 5;
 
+const PRODUCER: Role = Role {
+    name: "producer",
+    crowd: (1, 2),
+    sends: true,
+    act: produce,
+};
+
 pub const QUEUE: Pattern = Pattern {
     name: "queue",
     is_durable: false,
     prepare,
     roles: &[
-        Role {
-            name: "producer",
-            crowd: (1, 2),
-            sends: true,
-            act: produce,
-        },
+        PRODUCER,
         Role {
             name: "consumer",
             crowd: (1, 3),
@@ -39,20 +41,13 @@ pub const QUEUE: Pattern = Pattern {
         },
     ],
     settle: settle_queue,
-    stays: STAYS,
+    stays: &["topic", "locks", "group."],
 };
 
 pub const LEASED: Pattern = Pattern {
     name: "leased queue",
-    is_durable: false,
-    prepare,
     roles: &[
-        Role {
-            name: "producer",
-            crowd: (1, 2),
-            sends: true,
-            act: produce,
-        },
+        PRODUCER,
         Role {
             name: "consumer",
             crowd: (2, 3),
@@ -66,21 +61,13 @@ pub const LEASED: Pattern = Pattern {
             act: bury,
         },
     ],
-    settle: settle_queue,
-    stays: STAYS,
+    ..QUEUE
 };
 
 pub const EXCLUSIVE: Pattern = Pattern {
     name: "exclusive queue",
-    is_durable: false,
-    prepare,
     roles: &[
-        Role {
-            name: "producer",
-            crowd: (1, 2),
-            sends: true,
-            act: produce,
-        },
+        PRODUCER,
         Role {
             name: "consumer",
             crowd: (2, 3),
@@ -88,33 +75,15 @@ pub const EXCLUSIVE: Pattern = Pattern {
             act: |process| consume(process, Manner::Exclusive),
         },
     ],
-    settle: settle_queue,
-    stays: STAYS,
+    ..QUEUE
 };
 
 pub const DURABLE: Pattern = Pattern {
     name: "durable queue",
     is_durable: true,
-    prepare,
-    roles: &[
-        Role {
-            name: "producer",
-            crowd: (1, 2),
-            sends: true,
-            act: produce,
-        },
-        Role {
-            name: "consumer",
-            crowd: (1, 3),
-            sends: false,
-            act: |process| consume(process, Manner::Plain),
-        },
-    ],
-    settle: settle_queue,
     stays: &["topic", "locks", "group.", "claims.", "lane.", "data."],
+    ..QUEUE
 };
-
-const STAYS: &[&str] = &["topic", "locks", "group."];
 
 /// Made before the storm, so that the group is there.
 fn prepare(process: &mut Process) {

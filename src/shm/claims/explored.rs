@@ -24,8 +24,9 @@ use std::hash::Hash;
 
 use stateright::{Model, Property};
 
-use super::super::explored::{explore, mapping};
+use super::super::explored::explore;
 use super::super::layout::{NOBODY, PAGE, SLOT, Word, claims_of};
+use super::super::segment::Mapping;
 use super::*;
 
 /// Bytes in the ring: of four messages, three are kept.
@@ -239,10 +240,11 @@ thread_local! {
 fn with_memory<T>(work: impl FnOnce(&Claims, &Control) -> T) -> T {
     MEMORY.with_borrow_mut(|memory| {
         let (claims, control) = memory.get_or_insert_with(|| {
-            let map = mapping(5 * PAGE);
+            let private = |len| Mapping::private(len).unwrap();
+            let map = private(5 * PAGE);
             let claims = Claims {
                 lane: map.view(0),
-                ring: Ring::new(&mapping(CAPACITY), CAPACITY),
+                ring: Ring::new(&private(CAPACITY), CAPACITY),
                 slots: map.views(PAGE, 1),
                 again: map.view(2 * PAGE),
                 blocked: map.view(2 * PAGE + 128),
