@@ -415,10 +415,15 @@ impl Source {
     /// The next message that nobody has. Those that are put off are passed until they are due.
     #[inline(always)]
     fn find(&mut self) -> Result<Option<Offer>, Corrupt> {
-        let kinds = self.share.seat.home.kinds;
-        if kinds == 0 && !self.share.seat.is_for_retries() {
-            return self.walk.find();
+        match self.share.seat.home.kinds {
+            0 if !self.share.seat.is_for_retries() => self.walk.find(),
+            kinds => self.find_wanted(kinds),
         }
+    }
+
+    /// The same, passing what is of no kind that is wanted.
+    #[inline(never)]
+    fn find_wanted(&mut self, kinds: u64) -> Result<Option<Offer>, Corrupt> {
         let until = self.walk.until();
         while !self.walk.has_reached(until) {
             let offer = if self.share.seat.is_for_retries() {

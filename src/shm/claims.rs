@@ -376,26 +376,41 @@ impl Claims {
     pub fn advance(&self) {
         // Total order with the fence of who acknowledges a neighbour: one of us sees the other's claim.
         swap_fence();
-        // Who has seen the head move twice may leave it: whoever moved it then has looked at the claims after we acknowledged.
-        for _ in 0..TRIES {
-            let head = self.head();
-            if head & LEFT != 0 {
+        if !self.try_advance() {
+            self.advance_again();
+        }
+    }
+
+    /// After others have moved the head. Who has seen it move twice may leave it: whoever moved it then has looked at the claims after we
+    /// acknowledged.
+    #[cold]
+    fn advance_again(&self) {
+        for _ in 1..TRIES {
+            if self.try_advance() {
                 return;
             }
-            let behind = self.acked_from(head);
-            if behind == head {
-                // With the fence in `Writer::raise_floor`, and with `swap`: if what stands there now is of a later lap, we
-                // see that the head has moved.
-                fence(Ordering::Acquire);
-                if self.head() == head {
-                    return;
-                }
-                continue;
-            }
-            if self.move_head(head, behind) {
-                return self.answer(head, behind);
-            }
         }
+    }
+
+    /// `false`: somebody moved the head meanwhile.
+    #[inline(always)]
+    fn try_advance(&self) -> bool {
+        let head = self.head();
+        if head & LEFT != 0 {
+            return true;
+        }
+        let behind = self.acked_from(head);
+        if behind == head {
+            // With the fence in `Writer::raise_floor`, and with `swap`: if what stands there now is of a later lap, we
+            // see that the head has moved.
+            fence(Ordering::Acquire);
+            return self.head() == head;
+        }
+        let is_moved = self.move_head(head, behind);
+        if is_moved {
+            self.answer(head, behind);
+        }
+        is_moved
     }
 
     /// `false`: somebody else has moved it.
@@ -410,7 +425,7 @@ impl Claims {
 
     /// The first boundary from `head` on where the message is not acknowledged. If another moves the head meanwhile, what
     /// is found may be anything.
-    #[inline]
+    #[inline(always)]
     fn acked_from(&self, head: u64) -> u64 {
         if self.ring.is_checked() {
             return self.acked_in_files(head);

@@ -225,9 +225,6 @@ fn see_what_is_behind() {
 /// The frame at `position`, padding or message; `None` while there is none.
 #[inline]
 pub(super) fn frame_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
-    if ring.is_foreign() {
-        return frame_of_another(ring, position);
-    }
     let word = load_word(ring, position);
     if word.is_message_without_checksum() && ring.holds(position, word.len()) {
         see_what_is_behind();
@@ -246,9 +243,11 @@ fn frame_rarely(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     check_frame(ring, position, load_word(ring, position))
 }
 
-/// The same in another user's lane.
-#[inline(never)]
-fn frame_of_another(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+/// The frame at `position` for who looks from outside, perhaps at another user's lane.
+fn frame_outside(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
+    if !ring.is_foreign() {
+        return frame_at(ring, position);
+    }
     let mut word = Vec::with_capacity(1);
     match ring.copy_out(position, 8, &mut word) {
         true => check_frame(ring, position, Word(word[0])),
@@ -1717,7 +1716,7 @@ impl Reader {
                 header: &track.header,
                 ring,
             };
-            let seen = frame_at(ring, at.position);
+            let seen = frame_outside(ring, at.position);
             let is_next = |found: &Found| found.word.sequence() == at.sequence as u32;
             let mut is_there = true;
             if let Ok(Some(found)) = seen
@@ -2201,7 +2200,7 @@ impl Outside<'_> {
         // Of a writer who keeps the protocol, no record comes before the words that it is behind.
         let was_more = self.limit() < position
             || records.any(|record| (position + 1..MAX_POSITION).contains(&record));
-        Ok(was_more && frame_at(self.ring, position)?.is_none() && self.holds(position))
+        Ok(was_more && frame_outside(self.ring, position)?.is_none() && self.holds(position))
     }
 
     /// The boundary record at `index`, if it holds.
@@ -2259,7 +2258,7 @@ impl Outside<'_> {
     fn seek(&self, mut at: Boundary, sequence: u64) -> Result<Option<Boundary>, Corrupt> {
         let until = at.position.saturating_add(self.ring.reach());
         while at.sequence < sequence && at.position < until {
-            let seen = frame_at(self.ring, at.position);
+            let seen = frame_outside(self.ring, at.position);
             if !self.holds(at.position) {
                 return Ok(None);
             }
@@ -2364,7 +2363,7 @@ impl Outside<'_> {
     /// How many messages lie between a reader at `position`, which is held, and `end`. If the reader goes on meanwhile,
     /// the frame there may be overwritten, and what is said is at most what fits the ring.
     pub fn lag(&self, position: u64, end: Boundary) -> u64 {
-        match frame_at(self.ring, position) {
+        match frame_outside(self.ring, position) {
             Ok(Some(found)) if position < end.position => {
                 let lag = (end.sequence as u32).wrapping_sub(found.word.sequence());
                 u64::from(lag).min(self.ring.reach() / SLOT)
@@ -2418,7 +2417,7 @@ impl Outside<'_> {
     /// The frame at `position`, with a copy of what it carries if wanted; `None` where there is none yet, or
     /// it does not hold any more.
     pub fn frame(&self, position: u64, with_body: bool) -> Option<(Found, Vec<u8>)> {
-        let found = frame_at(self.ring, position).ok()??;
+        let found = frame_outside(self.ring, position).ok()??;
         if !with_body || !found.word.is_message() {
             return self.holds(position).then(|| (found, Vec::new()));
         }
