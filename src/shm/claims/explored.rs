@@ -968,6 +968,7 @@ const SOME: Bounds = Bounds {
 #[test]
 fn consumers_die() {
     let deep = Bounds {
+        messages: 3,
         deaths: 2,
         births: 1,
         ..SOME
@@ -981,7 +982,12 @@ fn leases_end() {
         leases: true,
         ..SOME
     };
-    explore("leases end", some, Bounds { deaths: 2, ..some });
+    let deep = Bounds {
+        messages: 3,
+        deaths: 2,
+        ..some
+    };
+    explore("leases end", some, deep);
 }
 
 #[test]
