@@ -49,6 +49,7 @@ fn get(table: &Table, key: u8) -> Option<u64> {
         .flat_map(|word| word.to_le_bytes())
         .collect();
     assert_eq!(bytes, value(key, copy.version), "torn");
+    assert!(copy.time >= copy.version, "of another write");
     Some(copy.version)
 }
 
@@ -116,6 +117,7 @@ fn table_keys_are_listed() {
         set(&mut writer, 1, 1);
         set(&mut writer, 2, 1);
         reader.join().unwrap();
+        assert_eq!(table.used(), 2);
     });
 }
 

@@ -85,6 +85,10 @@ const IDLE: &[(&str, &str)] = &[
         "the models' slots say so from the beginning: the worst that they could say. tests/queue.rs",
     ),
     ("word.store(sum", "how much was missed, for people"),
+    ("owner.store(member", "whose it is, for people"),
+    ("store(origin", "as it is in a new file: 0"),
+    ("parked.store(0", "who is not parked is rung for"),
+    ("want.store(NOBODY", "who does not sleep is woken"),
 ];
 
 /// No model takes as long as this, unless the machine is busy.

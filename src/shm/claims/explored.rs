@@ -970,6 +970,7 @@ const SOME: Bounds = Bounds {
 #[test]
 fn consumers_die() {
     let deep = Bounds {
+        messages: 3,
         deaths: 2,
         births: 1,
         ..SOME
@@ -983,7 +984,12 @@ fn leases_end() {
         leases: true,
         ..SOME
     };
-    explore("leases end", some, Bounds { deaths: 2, ..some });
+    let deep = Bounds {
+        messages: 3,
+        deaths: 2,
+        ..some
+    };
+    explore("leases end", some, deep);
 }
 
 #[test]
