@@ -116,7 +116,8 @@ fn recover_lane(
     let mut found_to = is_damaged.then_some(tail.position + 16);
     for &number in behind.clone() {
         let start = number * log.capacity();
-        let arrived = log.arrive(start).is_ok();
+        // What could not be opened is not empty.
+        let arrived = skip_damaged(log.arrive(start).map(Some))?.is_some();
         let whole = arrived.then(|| lane::last_whole(&lane.ring, start, start + log.capacity()));
         found_to = found_to.max(whole.flatten());
     }

@@ -16,7 +16,7 @@ use buslane::{
 };
 use nix::unistd::{ForkResult, fork};
 
-use crate::common::{check, fill, length};
+use crate::common::{check, fill, length, names};
 
 /// What an operation is tried on.
 pub struct Scene<'a> {
@@ -474,26 +474,64 @@ fn queue_in_files(scene: &Scene<'_>) -> Result<()> {
     producer.sync()
 }
 
-/// A durable bus with messages, that was in use when the machine went down.
+/// A durable bus that was in use when the machine went down: some of its messages were synced, the others are in one topic all
+/// there, in several files, and have a hole in the other.
 fn recover(scene: &Scene<'_>) -> Result<()> {
     let path = scene.path("new");
     let bus = small().durable(true).at(&path).unwrap();
-    let topic = bus.topic("log").unwrap();
-    drop(topic.subscription("s").unwrap());
-    let mut publisher = topic.publisher().unwrap();
-    (0..10).for_each(|n| publisher.send(&message(n)).unwrap());
-    publisher.sync().unwrap();
-    drop((publisher, topic, bus));
+    for name in ["whole", "holed"] {
+        let topic = bus.topic(name).unwrap();
+        drop(topic.subscription("s").unwrap());
+        let mut publisher = topic.publisher().unwrap();
+        publisher.send(&message(0)).unwrap();
+        publisher.sync().unwrap();
+        (1..30).for_each(|n| publisher.send(&message(n)).unwrap());
+    }
+    drop(bus);
+    let last = make_a_hole(&path.join("topics/holed"));
     set_boot(&path);
     (scene.begin)();
     let bus = Bus::at(&path)?;
-    assert!(bus.cuts().is_empty());
-    let mut subscription = bus.topic("log")?.subscription("s")?;
-    for n in 0..10 {
+    let [cut] = bus.cuts() else {
+        panic!("there is a hole: {:?}", bus.cuts());
+    };
+    assert_eq!(cut.topic, "holed");
+    assert!(
+        cut.at < 2 * 4096 && cut.at + cut.bytes > 4096 * last,
+        "{cut:?}"
+    );
+    let mut subscription = bus.topic("whole")?.subscription("s")?;
+    for n in 0..30 {
         let frame = subscription.recv_timeout(PATIENCE)?;
-        assert_eq!(check(&frame.expect("what was synced is there")), (1, n));
+        assert_eq!(check(&frame.expect("it is whole")), (1, n));
     }
     Ok(())
+}
+
+/// In the second of a lane's data files, at its beginning. The number of the last one that has a frame, from 0.
+fn make_a_hole(topic: &Path) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let open = |number: u64| {
+        let end = format!(".{number}");
+        let is_it = |name: &String| name.starts_with("data.") && name.ends_with(&end);
+        let name = names(topic).into_iter().find(is_it)?;
+        let path = topic.join(name);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path);
+        Some(file.unwrap())
+    };
+    let has_frame = |file: &std::fs::File| {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, 4096).unwrap();
+        word != [0; 8]
+    };
+    let begun = (0..).map_while(|number| open(number).filter(has_frame));
+    let last = begun.count() as u64 - 1;
+    let second = open(1).expect("a second file");
+    second.write_all_at(&[0; 8], 4096).unwrap();
+    last
 }
 
 /// In another boot of the machine, as far as the bus can tell.

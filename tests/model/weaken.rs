@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Orderings that no model comes by: file, code, and why they are right, and what sees that they are.
@@ -324,6 +325,36 @@ fn said_of(place: &str, table: &[(&str, &'static str)]) -> Option<&'static str> 
     found.map(|&(_, said)| said)
 }
 
+/// Weakens a place, and says what came of it.
+fn is_caught(models: &[Model], place: &str, site: &Site, how: &str) -> bool {
+    let first = said_of(place, LIKELY);
+    let mut by_chance = site.models.clone();
+    by_chance.sort_by_key(|&model| first != Some(&models[model].name));
+    let began = Instant::now();
+    let mut too_long = Vec::new();
+    let wish = format!("{place}={how}");
+    let caught = by_chance.iter().find_map(|&model| {
+        match run(&models[model].name, "2", &[("BUSLANE_WEAKEN", &wish)]) {
+            Outcome::Passed => None,
+            Outcome::Caught(by) => Some((&models[model].name, by)),
+            Outcome::TooLong => {
+                too_long.push(&models[model].name);
+                None
+            }
+        }
+    });
+    let what = format!("{place} {} {} -> {how}", site.what, site.order);
+    let took = began.elapsed();
+    match caught {
+        Some((model, by)) => println!("{what:58} {model}: {by} ({took:.1?})"),
+        None => println!(
+            "{what:58} NOT CAUGHT by {} models; too long: {too_long:?} ({took:.1?})",
+            by_chance.len()
+        ),
+    }
+    caught.is_some()
+}
+
 #[test]
 #[ignore = "takes minutes: see the head of model.rs"]
 fn weaken() {
@@ -340,7 +371,8 @@ fn weaken() {
     let kept = if drops { IDLE } else { KEPT };
     let gaps = gaps(&sites);
     gaps.iter().for_each(|gap| println!("{gap}"));
-    let (mut caught_all, mut missed, mut kept_all) = (0, 0, 0);
+    let mut kept_all = 0;
+    let mut jobs = Vec::new();
     for (place, site) in sites.iter().filter(|(place, _)| place.contains(&only)) {
         let is_ours = place.starts_with("src/") && !place.starts_with("src/shm/heap.rs");
         if ways(site, drops).is_empty() || (drops && !is_ours) {
@@ -351,40 +383,24 @@ fn weaken() {
             kept_all += 1;
             continue;
         }
-        let first = said_of(place, LIKELY);
-        let mut by_chance = site.models.clone();
-        by_chance.sort_by_key(|&model| first != Some(&models[model].name));
-        for how in ways(site, drops) {
-            let began = Instant::now();
-            let mut too_long = Vec::new();
-            let wish = format!("{place}={how}");
-            let caught = by_chance.iter().find_map(|&model| {
-                match run(&models[model].name, "2", &[("BUSLANE_WEAKEN", &wish)]) {
-                    Outcome::Passed => None,
-                    Outcome::Caught(by) => Some((&models[model].name, by)),
-                    Outcome::TooLong => {
-                        too_long.push(&models[model].name);
-                        None
+        jobs.extend(ways(site, drops).iter().map(|how| (place, site, *how)));
+    }
+    let (next, missed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some((place, site, how)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    if !is_caught(&models, place, site, how) {
+                        missed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             });
-            let what = format!("{place} {} {} -> {how}", site.what, site.order);
-            let took = began.elapsed();
-            match caught {
-                Some((model, by)) => {
-                    caught_all += 1;
-                    println!("{what:58} {model}: {by} ({took:.1?})");
-                }
-                None => {
-                    missed += 1;
-                    println!(
-                        "{what:58} NOT CAUGHT by {} models; too long: {too_long:?} ({took:.1?})",
-                        by_chance.len()
-                    );
-                }
-            }
         }
-    }
+    });
+    let missed = missed.into_inner();
+    let caught_all = jobs.len() - missed;
     println!(
         "{caught_all} caught, {missed} not caught, {kept_all} kept, {} not accounted for, {:.0?}",
         gaps.len(),
