@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -844,7 +843,7 @@ impl BusBuilder {
                 root.sync_above()?;
             }
         }
-        let (file, control, is_durable) = open_bus_file(&root, &shown)?;
+        let (control, is_durable) = open_bus_file(&root, &shown)?;
         if self.durable && !is_durable {
             let why = "it was made, and not as a durable one";
             return Err(Error::new(ErrorKind::Mismatch, "open the durable bus", shown, why)
@@ -856,7 +855,7 @@ impl BusBuilder {
         let mut opening = None;
         if is_durable {
             // Held until we are a member: one at a time finds out whether it is the first.
-            opening = Some(lock_bus(&shown, file)?);
+            opening = Some(lock_bus(&shown, &root)?);
             let others = members::all(&members)?;
             if !others.iter().any(|(_, owner)| owner.alive) {
                 cuts = recover(&topics, &control)?;
@@ -894,7 +893,7 @@ impl BusBuilder {
         let shown = path.display().to_string();
         let root = Dir::observe(path)?;
         root.check_filesystem()?;
-        let (_, control, is_durable) = open_bus_file(&root, &shown)?;
+        let (control, is_durable) = open_bus_file(&root, &shown)?;
         Ok(Bus(Arc::new(BusInner {
             path: path.to_owned(),
             options: self,
@@ -908,8 +907,8 @@ impl BusBuilder {
     }
 }
 
-/// The file that says that a directory is a bus, its control page, and whether it is durable.
-fn open_bus_file(root: &Dir, shown: &str) -> Result<(OwnedFd, View<BusControl>, bool)> {
+/// The control page of the file that says that a directory is a bus, and whether it is durable.
+fn open_bus_file(root: &Dir, shown: &str) -> Result<(View<BusControl>, bool)> {
     let write = !root.is_observed();
     let Some((file, identity)) = root.open_file("bus", Kind::Bus, write)? else {
         return Err(Error::new(
@@ -925,16 +924,17 @@ fn open_bus_file(root: &Dir, shown: &str) -> Result<(OwnedFd, View<BusControl>, 
     files::read_at(&file, size_of::<Identity>() as u64, &mut config)
         .map_err(|e| Error::system("read the bus", shown, e))?;
     let config = BusConfig::read_from_bytes(&config).expect("as many bytes as it has");
-    Ok((file, control, config.durable != 0))
+    Ok((control, config.durable != 0))
 }
 
 /// How long to wait for who recovers a bus.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The lock of a durable bus, for who opens it.
-fn lock_bus(shown: &str, file: OwnedFd) -> Result<Held> {
+fn lock_bus(shown: &str, root: &Dir) -> Result<Held> {
     let started = Instant::now();
-    while !files::try_lock(&file).map_err(|e| Error::system("lock the bus", shown, e))? {
+    let locks = root.make_locks()?;
+    while !files::try_lock(&locks).map_err(|e| Error::system("lock the bus", shown, e))? {
         if started.elapsed() > RECOVERY_PATIENCE {
             let why = "another process is opening it, and does not go on";
             return Err(Error::new(ErrorKind::TimedOut, "open the bus", shown, why)
@@ -942,7 +942,7 @@ fn lock_bus(shown: &str, file: OwnedFd) -> Result<Held> {
         }
         thread::sleep(Duration::from_millis(1));
     }
-    Ok(Held::new(file))
+    Ok(Held::new(locks))
 }
 
 pub(crate) fn capacity_or_error(tried: &'static str, on: &str, capacity: usize) -> Result<()> {

@@ -662,3 +662,24 @@ fn another_filesystem_in_a_lanes_place_is_not_entered() {
     assert!(unmounted.success());
     result.unwrap();
 }
+
+#[test]
+fn a_strangers_locks_keep_nobody_from_a_durable_bus() {
+    let private = private();
+    let open = || {
+        let builder = Bus::builder().capacity(4096).mode(0o755).durable(true);
+        builder.at(&private.path).unwrap()
+    };
+    let topic = open().topic("t").unwrap();
+    drop(topic.subscription("s").unwrap());
+    send(&mut topic.publisher().unwrap(), 0);
+    drop(topic);
+    let Some(mut stranger) = private.stranger("locking", "") else {
+        return;
+    };
+    assert_eq!(stranger.hear(), "3"); // bus, topic, lane
+    let topic = open().topic("t").unwrap();
+    send(&mut topic.publisher().unwrap(), 1);
+    let mut subscription = topic.subscription("s").unwrap();
+    assert_eq!([0, 1].map(|_| next(&mut subscription)), [(1, 0), (1, 1)]);
+}

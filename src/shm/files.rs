@@ -336,6 +336,19 @@ impl Dir {
         kind: Kind,
         write: bool,
     ) -> Result<Option<(OwnedFd, Identity)>> {
+        let path = self.path.join(name);
+        let Some((fd, size)) = self.open_any(name, write)? else {
+            return Ok(None);
+        };
+        let mut bytes = [0; size_of::<Identity>()];
+        read_at(&fd, 0, &mut bytes).map_err(|e| Error::system("read the file", shown(&path), e))?;
+        let identity = Identity::read_from_bytes(&bytes).expect("as many bytes as an identity has");
+        check_identity(&identity, kind, size, &path)?;
+        Ok(Some((fd, identity)))
+    }
+
+    /// Opens the file `name`, whatever is in it: it, and its size.
+    pub fn open_any(&self, name: &str, write: bool) -> Result<Option<(OwnedFd, u64)>> {
         let tried = "open the file";
         let path = self.path.join(name);
         let access = if write {
@@ -365,11 +378,37 @@ impl Dir {
             1 => {}
             _ => return Err(not_buslane(&path, "it has several names (hard links)")),
         }
-        let mut bytes = [0; size_of::<Identity>()];
-        read_at(&fd, 0, &mut bytes).map_err(|e| Error::system("read the file", shown(&path), e))?;
-        let identity = Identity::read_from_bytes(&bytes).expect("as many bytes as an identity has");
-        check_identity(&identity, kind, stat.st_size as u64, &path)?;
-        Ok(Some((fd, identity)))
+        Ok(Some((fd, stat.st_size as u64)))
+    }
+
+    /// The file of locks. Whoever can read a file can hold a lock on it, and so seem to live, or keep others from locking it: what
+    /// other users may read has its locks here, in a file that they may not. `None`: none was needed yet.
+    pub fn locks(&self, write: bool) -> Result<Option<OwnedFd>> {
+        let opened = self.open_file(LOCKS, Kind::Locks, write)?;
+        Ok(opened.map(|(file, _)| file))
+    }
+
+    /// The same, made if it is missing.
+    pub fn make_locks(&self) -> Result<OwnedFd> {
+        loop {
+            if let Some(locks) = self.locks(true)? {
+                return Ok(locks);
+            }
+            let size = size_of::<Identity>() as u64;
+            let plan = Plan {
+                tried: "make the file of locks",
+                identity: Identity::new(Kind::Locks, size, 0, 0),
+                allocate: size,
+                content: &[],
+                lock: false,
+            };
+            let failed = |e: Errno| Error::system("sync the file of locks", self.shown(LOCKS), e);
+            if let Some((locks, ())) =
+                self.create(LOCKS, &plan, |file| sync(file).map_err(failed))?
+            {
+                return Ok(locks);
+            }
+        }
     }
 
     /// The names in this directory.
@@ -483,6 +522,9 @@ pub enum Whom {
     /// Its owner alone.
     Owner,
 }
+
+/// What the file of locks is called.
+const LOCKS: &str = "locks";
 
 /// What a file is called until it is whole, where it can't be without a name.
 pub const DRAFT: &str = ".draft.";

@@ -80,16 +80,13 @@ impl Head {
 }
 
 /// Makes the group that is there from the beginning, before its topic has a name.
-pub fn make_default(dir: &Dir, topic: &str, is_logged: bool) -> Result<()> {
+pub fn make_default(dir: &Dir, topic: &str) -> Result<()> {
     let plan = plan(DEFAULT_ID, false);
     let name = format!("{GROUP}{DEFAULT}");
     dir.create(&name, &plan, |file| {
         let map = map(topic, file, 0, PAGE, Access::Write)?;
         cursor(&map, DEFAULT_ID).set_joined();
-        match is_logged {
-            true => files::sync(file).map_err(|e| Error::system("sync a group of", topic, e)),
-            false => Ok(()),
-        }
+        files::sync(file).map_err(|e| Error::system("sync a group of", topic, e))
     })?;
     Ok(())
 }

@@ -476,3 +476,94 @@ fn some_images_of_larger_logs() {
         check_some(&steps, seed, images / seeds as usize);
     }
 }
+
+/// Copies a tree; of the files that were never synced, the name with so many zeros, or with as many as it had bytes. What a
+/// topic counts is as it was made.
+fn copy_as_kept(from: &Path, to: &Path, synced: &[u64], zeros: Option<usize>) -> Vec<String> {
+    fs::create_dir(to).unwrap();
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+    let mut blank = Vec::new();
+    for entry in fs::read_dir(from).unwrap() {
+        let from = entry.unwrap().path();
+        let to = to.join(from.file_name().unwrap());
+        let about = fs::metadata(&from).unwrap();
+        if about.is_dir() {
+            blank.extend(copy_as_kept(&from, &to, synced, zeros));
+            continue;
+        }
+        fs::copy(&from, &to).unwrap();
+        if from.ends_with("topic") {
+            let file = fs::File::options().write(true).open(&to).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 4096).unwrap();
+        }
+        if !synced.contains(&about.ino()) {
+            let len = zeros.map_or(about.len(), |zeros| zeros as u64);
+            let file = fs::File::options().write(true).open(&to).unwrap();
+            file.set_len(0).unwrap();
+            file.set_len(len).unwrap();
+            blank.push(to.display().to_string());
+        }
+    }
+    blank
+}
+
+/// A name may reach the disk before what it names, unless that was synced before.
+#[test]
+fn what_was_never_synced_has_a_name_and_no_content() {
+    let _one = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    for zeros in [None, Some(0), Some(4096)] {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (path, kept) = (dir.path().join("bus"), dir.path().join("kept"));
+        tape::start();
+        let bus = Bus::builder().durable(true).at(&path).unwrap();
+        let topic = bus.topic("t").unwrap();
+        let named = topic.subscription("s").unwrap();
+        let subscriber = topic.subscriber().unwrap();
+        let mut publisher = topic.publisher().unwrap();
+        let queue = bus.queue("q").unwrap();
+        let group = queue.consumer_builder().group("g").open().unwrap();
+        let mut producer = queue.producer().unwrap();
+        publisher.send(b"sent").unwrap();
+        publisher.sync().unwrap();
+        producer.push(b"pushed").unwrap();
+        producer.sync().unwrap();
+        let state = bus.state("board").unwrap();
+        let mut writer = state.writer().unwrap();
+        writer.set(b"key", b"value").unwrap();
+        let service = bus.service("s").unwrap();
+        let roles = (service.server().unwrap(), service.client().unwrap());
+        let synced: Vec<u64> = tape::events()
+            .iter()
+            .filter_map(|event| match event {
+                Event::Sync(inode) => Some(*inode),
+                Event::Store(..) => None,
+            })
+            .collect();
+        let blank = copy_as_kept(&path, &kept, &synced, zeros);
+        drop((named, subscriber, publisher, group, producer, writer, roles));
+        let mut content = fs::read(kept.join("bus")).unwrap();
+        content[BOOT..BOOT + 8].copy_from_slice(&12345_u64.to_le_bytes());
+        fs::write(kept.join("bus"), content).unwrap();
+        println!("{blank:#?}");
+        let bus = Bus::at(&kept).unwrap();
+        assert!(bus.cuts().is_empty(), "{:?}", bus.cuts());
+        let mut named = bus.topic("t").unwrap().subscription("s").unwrap();
+        assert_eq!(&*named.recv().unwrap(), b"sent");
+        let queue = bus.queue("q").unwrap();
+        for group in ["g", "default"] {
+            let mut consumer = queue.consumer_builder().group(group).open().unwrap();
+            assert_eq!(&*consumer.recv().unwrap(), b"pushed");
+        }
+        let topic = bus.topic("t").unwrap();
+        let publishers: Vec<_> = (0..8).map(|_| topic.publisher().unwrap()).collect();
+        let subscribers: Vec<_> = (0..8).map(|_| topic.subscriber().unwrap()).collect();
+        drop((publishers, subscribers));
+        queue.producer().unwrap().push(b"again").unwrap();
+        drop(bus.state("board").unwrap().writer().unwrap());
+        drop(bus.service("s").unwrap().server().unwrap());
+        bus.reclaim().unwrap();
+        assert!(bus.members().unwrap().iter().all(|member| member.alive));
+    }
+}

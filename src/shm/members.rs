@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::files::{self, Dir, Plan, skip_damaged};
 use super::fork::{self, Held};
 use super::layout::{Identity, Kind, MemberInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How often the members are looked through where inotify has run out, or somebody holds what a dead one left.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -130,19 +130,34 @@ impl Owner {
     }
 }
 
+/// A member's file, and whether it is whole. After a crash of the machine it may have no content: its lock counts all the same.
+fn open(dir: &Dir, id: u64, write: bool) -> Result<Option<(OwnedFd, bool)>> {
+    let name = file_name(id);
+    match dir.open_file(&name, Kind::Member, write) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotBuslane | ErrorKind::Corrupt) => {
+            let opened = skip_damaged(dir.open_any(&name, write))?;
+            Ok(opened.map(|(file, _)| (file, false)))
+        }
+        opened => Ok(opened?.map(|(file, _)| (file, true))),
+    }
+}
+
 /// Looks a member up.
 pub fn owner(dir: &Dir, id: u64) -> Result<Owner> {
-    let Some((file, _)) = dir.open_file(&file_name(id), Kind::Member, false)? else {
+    let Some((file, is_whole)) = open(dir, id, false)? else {
         return Ok(Owner::unseen(false));
     };
-    let mut bytes = [0; size_of::<MemberInfo>()];
     let path = || dir.path().display().to_string();
+    let alive =
+        files::is_locked(&file).map_err(|e| Error::system("look at a member of", path(), e))?;
+    if !is_whole {
+        return Ok(Owner::unseen(alive));
+    }
+    let mut bytes = [0; size_of::<MemberInfo>()];
     files::read_at(&file, size_of::<Identity>() as u64, &mut bytes)
         .map_err(|e| Error::system("read a member of", path(), e))?;
     let info = MemberInfo::read_from_bytes(&bytes).expect("as many bytes as a member has");
     let name = &info.name[..info.name.len().min(info.name_len as usize)];
-    let alive =
-        files::is_locked(&file).map_err(|e| Error::system("look at a member of", path(), e))?;
     Ok(Owner {
         pid: info.pid,
         name: String::from_utf8_lossy(name).into_owned(),
@@ -192,13 +207,13 @@ fn lock_if_dead(dir: &Dir, id: u64) -> Result<Option<Dead>> {
     let failed =
         |e: Errno| Error::system("look at a member of", dir.path().display().to_string(), e);
     // Asked before it is opened for writing: closing that would ring the doorbell.
-    let Some((file, _)) = skip_damaged(dir.open_file(&file_name(id), Kind::Member, false))? else {
+    let Some((file, _)) = skip_damaged(open(dir, id, false))? else {
         return Ok(None);
     };
     if files::is_locked(&file).map_err(failed)? {
         return Ok(None);
     }
-    let Some((file, _)) = skip_damaged(dir.open_file(&file_name(id), Kind::Member, true))? else {
+    let Some((file, _)) = skip_damaged(open(dir, id, true))? else {
         return Ok(None);
     };
     let ours = files::try_lock(&file).map_err(failed)?;

@@ -31,7 +31,6 @@ pub const SUBSCRIPTION: &str = "subscription.";
 /// What tables are called, before their number.
 pub const TABLE: &str = "table.";
 const TOPIC: &str = "topic";
-const LOCKS: &str = "locks";
 /// How often a named writer tries to take up the lane that is kept for it, a millisecond apart.
 const ADOPTIONS: u32 = 100;
 /// Bytes in the file of a cursor.
@@ -140,12 +139,10 @@ impl TopicFiles {
         dir.create(TOPIC, &plan, |file| {
             if config.pattern == Pattern::Queue as u32 {
                 // Before the topic has its name: what is pushed first waits for it.
-                super::groups::make_default(&dir, name, config.logged != 0)?;
+                super::groups::make_default(&dir, name)?;
             }
-            match config.logged {
-                0 => Ok(()),
-                _ => files::sync(file).map_err(|e| Error::system("sync the topic", name, e)),
-            }
+            // Where it is in memory that takes no time; else it is not left without content by a crash of the machine.
+            files::sync(file).map_err(|e| Error::system("sync the topic", name, e))
         })?;
         if config.logged != 0 {
             dir.sync()?;
@@ -170,33 +167,10 @@ impl TopicFiles {
 
     // ------------------------------------------------------------------------------------------------------ locks
 
-    /// The file of locks: while a lane or a table has a writer, that one holds the lock of the byte with its number here. `None`:
-    /// none ever had one. Whoever can read a file can hold a lock on it, and so seem to live, or keep others from locking it:
-    /// lanes and tables may be read by other users, this file by none.
-    fn locks(&self, write: bool) -> Result<Option<OwnedFd>> {
-        let opened = self.dir.open_file(LOCKS, Kind::Locks, write)?;
-        Ok(opened.map(|(file, _)| file))
-    }
-
-    /// The lock of the writer of the lane or table with this number. `None`: somebody has it.
+    /// The lock of the writer of the lane or table with this number: of that byte of the file of locks. `None`: somebody has it.
     fn lock(&self, number: u64) -> Result<Option<Held>> {
         let failed = |e: nix::Error| Error::system("lock a file of", &*self.name, e);
-        let locks = loop {
-            if let Some(locks) = self.locks(true)? {
-                break locks;
-            }
-            let size = size_of::<Identity>() as u64;
-            let plan = Plan {
-                tried: "make the file of locks",
-                identity: Identity::new(Kind::Locks, size, 0, 0),
-                allocate: size,
-                content: &[],
-                lock: false,
-            };
-            if let Some((locks, ())) = self.dir.create(LOCKS, &plan, |_| Ok(()))? {
-                break locks;
-            }
-        };
+        let locks = self.dir.make_locks()?;
         let ours = files::try_lock_byte(&locks, number).map_err(failed)?;
         Ok(ours.then(|| Held::new(locks)))
     }
@@ -204,7 +178,7 @@ impl TopicFiles {
     /// Whether a lane or a table has a writer who lives.
     pub fn has_writer(&self, number: u64) -> Result<bool> {
         let failed = |e: nix::Error| Error::system("look at a lock of", &*self.name, e);
-        let locks = skip_damaged(self.locks(false))?;
+        let locks = skip_damaged(self.dir.locks(false))?;
         locks.map_or(Ok(false), |locks| {
             files::is_byte_locked(&locks, number).map_err(failed)
         })

@@ -78,6 +78,7 @@ pub const OPERATIONS: &[Operation] = &[
     operation("publish to files", publish_to_files),
     operation("sync each message", sync_each_message),
     operation("subscribe by a name", subscribe_by_a_name),
+    operation("look back in files", look_back_in_files),
     operation("queue in files", queue_in_files),
     operation("recover", recover),
     operation("put away the dead", put_away_the_dead),
@@ -458,6 +459,22 @@ fn subscribe_by_a_name(scene: &Scene<'_>) -> Result<()> {
     topic.publisher()?.send(&message(0))?;
     let frame = subscription.recv_timeout(PATIENCE)?.expect("it is there");
     assert_eq!(check(&frame), (1, 0));
+    Ok(())
+}
+
+fn look_back_in_files(scene: &Scene<'_>) -> Result<()> {
+    let topic = scene.disk().topic("new").unwrap();
+    drop(topic.subscription("s").unwrap());
+    let mut publisher = topic.publisher().unwrap();
+    (0..200).for_each(|n| publisher.send(&message(n)).unwrap());
+    (scene.begin)();
+    for (start, first) in [(Start::Oldest, 0), (Start::Last(190), 10)] {
+        let mut subscriber = topic.subscriber_from(start)?;
+        for n in first..200 {
+            let frame = subscriber.recv_timeout(PATIENCE)?.expect("it is there");
+            assert_eq!(check(&frame), (1, n));
+        }
+    }
     Ok(())
 }
 
