@@ -217,8 +217,10 @@ impl Bus {
     pub fn topics(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for (escaped, name) in self.topic_dirs()? {
-            let files = self.0.topics.dir(&escaped)?.names()?;
-            if files.iter().any(|name| name == "topic") {
+            let Some(dir) = self.0.topics.find_dir(&escaped)? else {
+                continue;
+            };
+            if dir.names()?.iter().any(|name| name == "topic") {
                 names.push(name);
             }
         }

@@ -305,6 +305,27 @@ fn what_a_lonely_death_leaves_the_next_opener_reclaims() {
     assert_eq!(private.names("topics/t"), ["locks", "topic"]);
 }
 
+/// In the directory of topics: neither the sweep nor a recovery can do anything about it.
+#[test]
+fn what_is_no_topic_keeps_nobody_from_anything() {
+    for durable in [false, true] {
+        let private = private();
+        let open = || Bus::builder().durable(durable).at(&private.path).unwrap();
+        drop(open());
+        let topics = private.path.join("topics");
+        std::fs::write(topics.join("file"), "no directory").unwrap();
+        std::os::unix::fs::symlink("/", topics.join("link")).unwrap();
+        std::fs::create_dir(topics.join("empty")).unwrap();
+        let mut child = private.child("in_a_loan", 3);
+        child.hear();
+        child.kill();
+        let bus = open();
+        assert_eq!(private.names("members").len(), 1);
+        assert_eq!(bus.topics().unwrap(), ["t"]);
+        assert_eq!(bus.reclaim().unwrap().lingering, 0);
+    }
+}
+
 #[test]
 fn short_lived_senders_do_not_pile_up_lanes() {
     let private = private();

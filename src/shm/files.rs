@@ -119,7 +119,25 @@ impl Dir {
         Self::checked(fd, &path, Some(self.owner), self.is_observed)
     }
 
-    /// The same, made first if it is missing: for who may come into this one, or for its owner alone.
+    /// The same. `None`: there is none, or what is called so is no directory that we may look into.
+    pub fn find_dir(&self, name: &str) -> Result<Option<Self>> {
+        let is_none = |e: &Error| {
+            let nones = [
+                libc::ENOENT,
+                libc::ENOTDIR,
+                libc::ELOOP,
+                libc::EXDEV,
+                libc::EACCES,
+            ];
+            e.errno().is_some_and(|errno| nones.contains(&errno))
+        };
+        match self.dir(name) {
+            Err(e) if is_none(&e) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    /// Opens `name` in this directory, made first if it is missing: for who may come into this one, or for its owner alone.
     pub fn make_dir(&self, name: &str, for_whom: Whom) -> Result<Self> {
         self.check_ours("make the directory", name)?;
         let mode = match for_whom {

@@ -9,6 +9,8 @@
 
 use std::thread;
 
+use nix::libc;
+
 use super::files::{self, DRAFT, Dir, skip_damaged};
 use super::lane::{self, Outside};
 use super::layout::{BusControl, LEFT, Pattern, TopicConfig};
@@ -58,8 +60,8 @@ pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclai
                 Ok(true) => held.push(name),
                 // Out of files or memory: somebody must look again.
                 Err(e) if e.kind() == ErrorKind::TooMany => return Err(e),
-                // What the system refuses now it may not refuse later.
-                Err(e) if e.errno().is_some() => held.push(name),
+                // What the system refuses now it may not refuse later, unless somebody has forbidden it.
+                Err(e) if e.errno().is_some_and(|errno| errno != libc::EACCES) => held.push(name),
                 // What is no topic stays for a person to look at; the other topics need us.
                 Err(_) => {}
             }
@@ -79,7 +81,10 @@ pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclai
 
 /// Whether the dead still hold something here.
 fn sweep_topic(topics: &Dir, name: &str, dead: &[u64], found: &mut Reclaimed) -> Result<bool> {
-    let Some(topic) = TopicFiles::open(topics.dir(name)?, name)? else {
+    let Some(dir) = topics.find_dir(name)? else {
+        return Ok(false);
+    };
+    let Some(topic) = TopicFiles::open(dir, name)? else {
         if is_inbox(name) {
             // Its client may have died before it was one; or be about to make it one, and begins anew.
             topics.remove_empty(name)?;

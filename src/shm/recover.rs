@@ -39,8 +39,9 @@ pub fn recover(topics: &Dir, control: &BusControl) -> Result<Vec<Cut>> {
     let is_same_boot = now != 0 && roster::recovered_in(control) == now;
     let mut cuts = Vec::new();
     for name in reclaim::names(topics)? {
-        let topic = skip_damaged(TopicFiles::open(topics.dir(&name)?, &name))?;
-        if let Some(topic) = topic {
+        if let Some(dir) = topics.find_dir(&name)?
+            && let Some(topic) = skip_damaged(TopicFiles::open(dir, &name))?
+        {
             recover_topic(&topic, is_same_boot, &mut cuts)?;
         }
     }
