@@ -1,9 +1,10 @@
 //! Who is there, and a notice when that changes.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use crate::bus::{TopicInner, forked};
+use crate::bus::{OBSERVED_EVERY, TopicInner, forked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::shm::{fork, park, roster};
 use crate::wait::{Next, WaitStrategy, Waiter};
@@ -60,7 +61,7 @@ impl Presence {
     ///
     /// # Errors
     ///
-    /// `Forked`, and the system's.
+    /// `Forked`, `Unsupported` if the bus is only observed, and the system's.
     pub fn subscribers(&mut self) -> Result<usize> {
         self.check_fork()?;
         self.topic.files.count_cursors()
@@ -119,7 +120,11 @@ pub(crate) fn until(
 ) -> Result<()> {
     topic.bus.check_fork()?;
     let mut waiter = Waiter::new(WaitStrategy::Sleep, timeout);
+    let observed = topic.files.is_observed();
     loop {
+        if observed {
+            topic.files.look_again()?;
+        }
         // Read before looking, so that a change after it is not slept over.
         let seen = roster::state(&topic.files.control);
         if done()? {
@@ -127,6 +132,7 @@ pub(crate) fn until(
         }
         match waiter.next(0) {
             Next::Look => {}
+            Next::Sleep(time) if observed => thread::sleep(time.min(OBSERVED_EVERY)),
             Next::Sleep(time) => park::await_change(&topic.files.control, seen, time),
             Next::TimedOut => {
                 let on = Arc::clone(&topic.files.name);

@@ -683,3 +683,25 @@ fn a_strangers_locks_keep_nobody_from_a_durable_bus() {
     let mut subscription = topic.subscription("s").unwrap();
     assert_eq!([0, 1].map(|_| next(&mut subscription)), [(1, 0), (1, 1)]);
 }
+
+/// Who comes between the first look and the first message is one change, as is the observer itself to its own copy.
+#[test]
+fn an_observer_learns_who_comes_and_goes() {
+    let private = private();
+    let topic = open_to_all(&private).topic("t").unwrap();
+    let observed = Bus::observe(&private.path).unwrap().topic("t").unwrap();
+    let mut observer = observed.subscriber().unwrap();
+    let other = observed.subscriber().unwrap();
+    let mut presence = observed.presence().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    send(&mut publisher, 0);
+    assert_eq!(next(&mut observer), (1, 0));
+    assert!(presence.changed(Some(PATIENCE)).unwrap());
+    observer.wait_for_publishers(1, Some(PATIENCE)).unwrap();
+    assert_eq!(presence.publishers().unwrap(), 1);
+    let error = presence.subscribers().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    drop((publisher, other));
+    let end = observer.recv_timeout(PATIENCE).unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::Ended);
+}

@@ -143,7 +143,7 @@ impl Receiver {
             lock,
             topic: Arc::clone(topic),
         };
-        roster::changed(&topic.files.control);
+        receiver.tell();
         receiver.refresh(is_new.then_some(start))?;
         receiver.cursor.set_joined();
         if let (Some(_), Some(lock)) = (&receiver.named, &receiver.lock)
@@ -151,8 +151,15 @@ impl Receiver {
         {
             topic.files.sync_subscription(lock)?;
         }
-        roster::changed(&topic.files.control);
+        receiver.tell();
         Ok(receiver)
+    }
+
+    /// Tells all that it is there; an observer, whom nobody is to know of, has only a copy of what would tell.
+    fn tell(&self) {
+        if self.lock.is_some() {
+            roster::changed(&self.topic.files.control);
+        }
     }
 
     #[inline]
@@ -555,6 +562,9 @@ impl Receiver {
         self.end_turn();
         let topic = Arc::clone(&self.topic);
         let files = &topic.files;
+        if self.lock.is_none() {
+            files.look_again()?;
+        }
         // Read before listing, so that what comes later changes it once more.
         let now = roster::state(&files.control);
         let ids = files.list_lanes()?;
@@ -663,7 +673,8 @@ impl Receiver {
             let by_ack = self.is_by_ack();
             Reader::following(lane.header, lane.ring, slots, slot, at, (by_ack, fences))
         } else if is_lossy {
-            roster::enter(control, id, place, at.position);
+            roster::occupy(id, place, at.position);
+            self.tell();
             Reader::copying(lane.header, lane.ring, slots, slot, at, fences)
         } else {
             Reader::gating(lane.header, lane.ring, slots, slot, at.position, fences)

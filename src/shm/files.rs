@@ -628,7 +628,7 @@ fn check_owner(stat: &FileStat, owner: u32, tried: &'static str, path: &Path) ->
 
 /// What to say to who would change something on a bus that is only observed.
 pub fn observed(tried: &'static str, on: &str) -> Error {
-    let why = "the bus is only observed: nothing on it is changed";
+    let why = "the bus is only observed: nothing on it is changed, and nobody's cursors are seen";
     Error::new(ErrorKind::Unsupported, tried, on, why)
         .advise("open it as its owner (Bus::at); to answer, publish on a bus of your own")
 }

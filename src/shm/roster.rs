@@ -356,12 +356,17 @@ pub fn join_from_start(
     waited
 }
 
-/// Says in a reader's slot that it reads `lane`, from `position` on. This alone makes no writer wait in time.
+/// Says in a reader's slot that it reads `lane`, from `position` on, and tells all. This alone makes no writer wait in time.
 pub fn enter(control: &Control, lane: u64, slot: &Slot, position: u64) {
+    occupy(lane, slot, position);
+    changed(control);
+}
+
+/// The same, without telling anybody.
+pub fn occupy(lane: u64, slot: &Slot, position: u64) {
     slot.position.store(position, Ordering::Relaxed);
     // Pairs with the fence in `slot_of`: who finds the lane finds this position.
     slot.lane.store(lane, Ordering::Release);
-    changed(control);
 }
 
 /// What holds the slowest position.

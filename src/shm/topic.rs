@@ -872,6 +872,9 @@ impl TopicFiles {
 
     /// How many cursors there are that have joined.
     pub fn count_cursors(&self) -> Result<usize> {
+        if self.is_observed() {
+            return Err(files::observed("count the subscribers of", &self.name));
+        }
         let mut count = 0;
         for id in self.dir.numbers(CURSOR)? {
             count += usize::from(
