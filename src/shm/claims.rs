@@ -181,7 +181,7 @@ impl Claims {
     #[cold]
     fn say_blocked(&self) {
         self.blocked.fetch_add(1, Ordering::Relaxed);
-        // With the fence in `advance`, before `take_blocked`: either we see what was acknowledged, or that consumer sees us.
+        // With the one in `take_blocked`: either we see what was acknowledged, and the head, or that consumer sees us.
         swap_fence();
     }
 
@@ -191,7 +191,8 @@ impl Claims {
         if !self.ring.is_checked() {
             return false;
         }
-        // With the fence in `advance`, behind the acknowledgement, and the one in `say_blocked`.
+        // With the one in `say_blocked`. That in `advance` is before the head moves, and some wait for the head.
+        swap_fence();
         let blocked = self.blocked.load(Ordering::Relaxed);
         blocked != 0
             && self

@@ -63,7 +63,8 @@ pub struct Ring {
     words: Arc<[AtomicU64]>,
     /// One for each word; `None` for who reads what may be overwritten meanwhile.
     watched: Option<Arc<[UnsafeCell<()>]>>,
-    is_checked: bool,
+    /// Of one that stands for data files: from how far behind the head on a message has no address.
+    files: Option<u64>,
 }
 
 impl fmt::Debug for Ring {
@@ -86,14 +87,14 @@ impl Ring {
         Self {
             words,
             watched: Some(watched),
-            is_checked: false,
+            files: None,
         }
     }
 
-    /// One that stands for a data file, in which all there is to come is written.
-    pub fn checked(words: impl IntoIterator<Item = u64>) -> Self {
+    /// One that stands for data files, in which all there is to come is written. So far behind the head, what is there has no address.
+    pub fn checked(words: impl IntoIterator<Item = u64>, beyond: u64) -> Self {
         Self {
-            is_checked: true,
+            files: Some(beyond),
             ..Self::new(words)
         }
     }
@@ -103,7 +104,7 @@ impl Ring {
         Self {
             words: Arc::clone(&self.words),
             watched: None,
-            is_checked: self.is_checked,
+            files: self.files,
         }
     }
 
@@ -140,12 +141,13 @@ impl Ring {
 
     /// Whether its frames have checksums, which nobody computes here.
     pub fn is_checked(&self) -> bool {
-        self.is_checked
+        self.files.is_some()
     }
 
-    /// There are no files.
-    pub fn is_beyond(&self, _position: u64, _held: u64) -> bool {
-        false
+    /// Whether what is at `position` has no address while what is at `held` has one.
+    pub fn is_beyond(&self, position: u64, held: u64) -> bool {
+        self.files
+            .is_some_and(|beyond| position.saturating_sub(held) >= beyond)
     }
 
     /// Bytes from `position` to the end that no frame crosses.

@@ -26,7 +26,17 @@ fn take(walk: &mut Walk, consumer: u64) -> Option<Claim> {
 /// is woken then.
 #[test]
 fn a_message_waits_for_the_place_of_its_claim() {
-    model(3, || {
+    third_waits_for_first(2, u64::MAX);
+}
+
+/// The same of a message that is so far behind the head that it has no address.
+#[test]
+fn a_message_waits_for_its_file_to_be_in_reach() {
+    third_waits_for_first(4, 2 * FRAME);
+}
+
+fn third_waits_for_first(claims: usize, beyond: u64) {
+    model(3, move || {
         let topic = Topic::new(1, 1, CAPACITY);
         let words = (0..16).map(|i| match i % 4 {
             0 if i < 12 => Word::message(8, i / 4).with_checksum().0,
@@ -34,11 +44,11 @@ fn a_message_waits_for_the_place_of_its_claim() {
         });
         let claims = Claims {
             lane: topic.lanes[0].header.clone(),
-            ring: Ring::checked(words),
+            ring: Ring::checked(words, beyond),
             slots: topic.cursors[0].slots.clone(),
             again: View::new(Line::default()),
             blocked: View::new(Line::default()),
-            table: View::all((0..2).map(|_| AtomicU64::new(0)).collect()),
+            table: View::all((0..claims).map(|_| AtomicU64::new(0)).collect()),
             fences: false,
         };
         buslane::shm::claims::begin_from_start(claims.slot(), 1);

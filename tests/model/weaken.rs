@@ -183,6 +183,21 @@ fn run(model: &str, preemptions: &str, envs: &[(&str, &str)]) -> Outcome {
     }
 }
 
+/// What comes of each job, in any order.
+fn on_all_cores<T: Sync, R: Send>(jobs: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let some = || {
+        let jobs = std::iter::from_fn(|| jobs.get(next.fetch_add(1, Ordering::Relaxed)));
+        jobs.map(&work).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(some)).collect();
+        let done = workers.into_iter().map(|worker| worker.join().unwrap());
+        done.flatten().collect()
+    })
+}
+
 /// Every model, by its name, with the time it takes, and every place that they come by.
 fn record() -> (Vec<Model>, BTreeMap<String, Site>) {
     let list = Command::new(std::env::current_exe().unwrap())
@@ -194,9 +209,10 @@ fn record() -> (Vec<Model>, BTreeMap<String, Site>) {
         .lines()
         .filter_map(|line| line.strip_suffix(": test"))
         .filter(|name| !name.contains("weaken"));
-    let path: PathBuf = std::env::temp_dir().join(format!("buslane-sites-{}", std::process::id()));
-    let mut models: Vec<(Model, String)> = Vec::new();
-    for name in names {
+    let names: Vec<_> = names.enumerate().collect();
+    let mut models = on_all_cores(&names, |&(i, name)| {
+        let file = format!("buslane-sites-{}-{i}", std::process::id());
+        let path: PathBuf = std::env::temp_dir().join(file);
         let started = Instant::now();
         let outcome = run(name, "1", &[("BUSLANE_SITES", path.to_str().unwrap())]);
         assert!(
@@ -205,14 +221,9 @@ fn record() -> (Vec<Model>, BTreeMap<String, Site>) {
         );
         let sites = std::fs::read_to_string(&path).unwrap_or_default();
         let _ = std::fs::remove_file(&path);
-        models.push((
-            Model {
-                name: name.to_owned(),
-                time: started.elapsed(),
-            },
-            sites,
-        ));
-    }
+        let (name, time) = (name.to_owned(), started.elapsed());
+        (Model { name, time }, sites)
+    });
     models.sort_by_key(|(model, _)| model.time);
     let mut all: BTreeMap<String, Site> = BTreeMap::new();
     for (i, (_, sites)) in models.iter().enumerate() {
@@ -385,21 +396,10 @@ fn weaken() {
         }
         jobs.extend(ways(site, drops).iter().map(|how| (place, site, *how)));
     }
-    let (next, missed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                while let Some((place, site, how)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    if !is_caught(&models, place, site, how) {
-                        missed.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
+    let caught = on_all_cores(&jobs, |(place, site, how)| {
+        is_caught(&models, place, site, how)
     });
-    let missed = missed.into_inner();
+    let missed = caught.iter().filter(|caught| !**caught).count();
     let caught_all = jobs.len() - missed;
     println!(
         "{caught_all} caught, {missed} not caught, {kept_all} kept, {} not accounted for, {:.0?}",
