@@ -716,8 +716,8 @@ impl BusBuilder {
     }
 
     /// The mode of the bus directory, if this makes it: by default `0o700`, nobody else. Others may be let in to look
-    /// ([`Bus::observe`]), never to write: by `0o750` the directory's group, by `0o755` all. The files of topics and lanes get the
-    /// same without the execute bits; what processes agree by is the owner's alone in any case.
+    /// ([`Bus::observe`]), never to write: by `0o750` the directory's group, by `0o755` all, whatever the umask. The files of
+    /// topics and lanes get the same without the execute bits; what processes agree by is the owner's alone in any case.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self

@@ -145,7 +145,7 @@ impl Error {
             Some(libc::ENOMEM) => (ErrorKind::TooMany, "free memory, or raise vm.max_map_count"),
             Some(libc::EAGAIN) => (
                 ErrorKind::TooMany,
-                "try again, or raise the limit of processes (ulimit -u)",
+                "try again; if a thread was to be started, raise the limit of processes (ulimit -u)",
             ),
             Some(libc::EACCES | libc::EPERM) => {
                 (ErrorKind::ForeignOwner, "check who owns it and its mode")

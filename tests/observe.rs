@@ -15,8 +15,8 @@ use common::{PATIENCE, Private, check, fill, length, private};
 
 /// What strangers do.
 mod child {
-    use super::common::{check, role, say};
-    use super::{lane_of, path_of};
+    use super::common::{check, hear, role, say};
+    use super::{lane_of, path_of, send};
     use buslane::{Bus, ErrorKind};
     use nix::libc;
     use std::fs::{File, OpenOptions};
@@ -69,6 +69,18 @@ mod child {
         ] {
             say(error);
         }
+    }
+
+    /// Makes a bus for all to look at, and publishes on it, with a umask that lets in nobody.
+    #[test]
+    fn publishing_unasked() {
+        let Some((path, _)) = role() else { return };
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        let bus = Bus::builder().mode(0o755).at(&path).unwrap();
+        let mut publisher = bus.topic("t").unwrap().publisher().unwrap();
+        send(&mut publisher, 0);
+        say("sent");
+        hear();
     }
 
     /// Tries all ways to write to the lane that it may read.
@@ -704,4 +716,66 @@ fn an_observer_learns_who_comes_and_goes() {
     drop((publisher, other));
     let end = observer.recv_timeout(PATIENCE).unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Ended);
+}
+
+#[test]
+fn a_bus_lets_in_whom_it_says_whatever_the_umask() {
+    let private = private();
+    let mut publishing = private.child("publishing_unasked", "");
+    publishing.hear();
+    let rights = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for dir in ["", "topics", "topics/t"] {
+        assert_eq!(rights(&private.path.join(dir)), 0o755, "{dir}");
+    }
+    for file in [
+        private.path.join("bus"),
+        lane_of(&private.path),
+        path_of(&private.path, "topic"),
+    ] {
+        assert_eq!(rights(&file), 0o644, "{file:?}");
+    }
+    assert_eq!(rights(&private.path.join("members")), 0o700);
+    assert_eq!(rights(&path_of(&private.path, "locks")), 0o600);
+    publishing.tell("ok");
+    publishing.join();
+}
+
+/// A lane of somebody else's, and more of them than are followed: said once, and the others go on.
+#[test]
+fn what_an_observer_cannot_follow_is_said_and_passed_over() {
+    let private = private();
+    let topic = open_to_all(&private).topic("t").unwrap();
+    let observed = Bus::observe(&private.path).unwrap().topic("t").unwrap();
+    let mut subscriber = observed.subscriber().unwrap();
+    let (mut publisher, lost) = (topic.publisher().unwrap(), topic.publisher().unwrap());
+    let lanes = private.names("topics/t");
+    let lanes: Vec<_> = lanes
+        .iter()
+        .filter(|name| name.starts_with("lane."))
+        .collect();
+    if std::os::unix::fs::chown(path_of(&private.path, lanes[1]), Some(12345), None).is_ok() {
+        let error = subscriber.recv_timeout(PATIENCE).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ForeignOwner);
+    }
+    send(&mut publisher, 0);
+    assert_eq!(next(&mut subscriber), (1, 0));
+    let mut lane = std::fs::read(path_of(&private.path, lanes[0])).unwrap();
+    for id in 1000_u64..1300 {
+        lane[24..32].copy_from_slice(&id.to_le_bytes());
+        let copy = path_of(&private.path, &format!("lane.{id}"));
+        std::fs::write(&copy, &lane).unwrap();
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    drop(lost);
+    let mut received = 0;
+    let error = loop {
+        match subscriber.recv_timeout(PATIENCE) {
+            Ok(frame) => received += usize::from(frame.is_some()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error.kind(), received), (ErrorKind::Corrupt, 0));
+    send(&mut publisher, 1);
+    // Behind what is in the copies.
+    while next(&mut subscriber) != (1, 1) {}
 }

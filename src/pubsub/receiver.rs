@@ -93,6 +93,9 @@ pub(super) struct Receiver {
     pub(super) topic: Arc<TopicInner>,
 }
 
+/// Lanes that an observer follows: each takes a descriptor of its process, and another user says how many there are.
+const OBSERVED_LANES: usize = 256;
+
 impl Receiver {
     pub(super) fn join(
         topic: &Arc<TopicInner>,
@@ -578,12 +581,23 @@ impl Receiver {
             stays
         });
         for &id in &ids {
-            let known =
-                self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id);
-            if !known {
+            if self.lock.is_none() && self.sources.iter().count() >= OBSERVED_LANES {
+                let unknown = ids.iter().filter(|id| !self.knows(**id));
+                let unknown: Vec<u64> = unknown.copied().collect();
+                if let Some(&id) = unknown.first() {
+                    self.abandoned.extend(unknown);
+                    let why = format!(
+                        "it is one more than the {OBSERVED_LANES} that an observer follows"
+                    );
+                    return Err(files.corrupt_lane(id, why));
+                }
+                break;
+            }
+            if !self.knows(id) {
                 self.join_lane(id, start).inspect_err(|e| {
-                    // Reported once: the next look goes on with the other lanes.
-                    if e.kind() == ErrorKind::Corrupt {
+                    // Reported once: the next look goes on with the other lanes. What other users do is nobody's fault here.
+                    let may_pass = self.lock.is_some() || e.kind() == ErrorKind::TooMany;
+                    if e.kind() == ErrorKind::Corrupt || !may_pass {
                         self.abandoned.push(id);
                     }
                 })?;
@@ -602,6 +616,11 @@ impl Receiver {
             self.had_publisher |= went_on || !(source.closed && is_empty);
         }
         Ok(())
+    }
+
+    /// Whether a lane is followed, or was given up.
+    fn knows(&self, id: u64) -> bool {
+        self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id)
     }
 
     /// Follows a lane: from `start` on, or from its first message, if it came after us.

@@ -14,7 +14,7 @@ use nix::fcntl::{
     AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, OFlag, OpenHow, RenameFlags, ResolveFlag,
     fallocate, fcntl, openat2, renameat2,
 };
-use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, mkdirat};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{Uid, UnlinkatFlags, linkat, unlinkat};
 use zerocopy::{FromBytes, IntoBytes};
@@ -102,11 +102,23 @@ impl Dir {
             Error::system("open the directory above", shown(path), e)
                 .advise("make that directory first")
         })?;
-        make_dir(parent.as_fd(), name.as_ref(), path, create)?;
+        let made = make_dir(parent.as_fd(), name.as_ref(), path, create)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(parent, name, flags, Mode::empty())
             .map_err(|e| Error::system("open the directory", shown(path), e))?;
-        Self::checked(fd, path, None, is_observed)
+        Self::checked(fd, path, None, is_observed)?.let_in(made)
+    }
+
+    /// Has a directory that was made now let in whom it is to let in, whatever the umask.
+    fn let_in(self, made: Option<Mode>) -> Result<Self> {
+        match made {
+            Some(mode) => {
+                let failed = |e| Error::system("make the directory", shown(&self.path), e);
+                let_in(&self.fd, mode).map_err(failed)?;
+                Ok(Self { mode, ..self })
+            }
+            None => Ok(self),
+        }
     }
 
     /// Opens `name` in this directory.
@@ -145,8 +157,8 @@ impl Dir {
             Whom::Owner => self.mode & Mode::S_IRWXU,
         };
         let path = self.path.join(name);
-        make_dir(self.fd.as_fd(), Path::new(name), &path, Some(mode))?;
-        self.dir(name)
+        let made = make_dir(self.fd.as_fd(), Path::new(name), &path, Some(mode))?;
+        self.dir(name)?.let_in(made)
     }
 
     /// Opens a name in here, without following links, and without waiting for who serves another filesystem.
@@ -343,6 +355,7 @@ impl Dir {
         if plan.identity.size > plan.allocate {
             retry(|| nix::unistd::ftruncate(fd, plan.identity.size as i64))?;
         }
+        let_in(fd, self.rights(plan))?;
         write_at(fd, 0, plan.identity.as_bytes())?;
         write_at(fd, size_of::<Identity>() as u64, plan.content)
     }
@@ -633,10 +646,25 @@ pub fn observed(tried: &'static str, on: &str) -> Error {
         .advise("open it as its owner (Bus::at); to answer, publish on a bus of your own")
 }
 
-fn make_dir(at: BorrowedFd<'_>, name: &Path, path: &Path, mode: Option<Mode>) -> Result<()> {
+/// The mode, if it was made now.
+fn make_dir(
+    at: BorrowedFd<'_>,
+    name: &Path,
+    path: &Path,
+    mode: Option<Mode>,
+) -> Result<Option<Mode>> {
     match mode.map(|mode| mkdirat(at, name, mode)) {
-        None | Some(Ok(()) | Err(Errno::EEXIST)) => Ok(()),
+        Some(Ok(())) => Ok(mode),
+        None | Some(Err(Errno::EEXIST)) => Ok(None),
         Some(Err(e)) => Err(Error::system("make the directory", shown(path), e)),
+    }
+}
+
+/// Has others get what `mode` gives them: who made this, under whatever umask, meant it.
+fn let_in(fd: &OwnedFd, mode: Mode) -> nix::Result<()> {
+    match mode.intersects(Mode::S_IRWXG | Mode::S_IRWXO) {
+        true => retry(|| fchmod(fd, mode)),
+        false => Ok(()),
     }
 }
 

@@ -215,7 +215,7 @@ fn load_word(ring: &Ring, position: u64) -> Word {
     Word(ring.head(position).load(Ordering::Relaxed))
 }
 
-/// After a word was loaded that is not 0.
+/// After a word was loaded that is not 0, or a record.
 #[inline(always)]
 fn see_what_is_behind() {
     // Pairs with the `Release` store of this word, or of the first word of its run: payload and next 0 are visible.
@@ -2200,6 +2200,7 @@ impl Outside<'_> {
         // Of a writer who keeps the protocol, no record comes before the words that it is behind.
         let was_more = self.limit() < position
             || records.any(|record| (position + 1..MAX_POSITION).contains(&record));
+        see_what_is_behind();
         Ok(was_more && frame_outside(self.ring, position)?.is_none() && self.holds(position))
     }
 

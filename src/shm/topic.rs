@@ -389,6 +389,10 @@ impl TopicFiles {
         (header, ring): (Access, Access),
     ) -> Result<(View<LaneHeader>, Ring)> {
         if self.is_observed() {
+            if capacity > MAX_OBSERVED {
+                let why = format!("its {capacity} bytes are more than an observer takes");
+                return Err(self.corrupt_lane(id, why));
+            }
             let failed = |e: std::io::Error| Error::system("read a lane of", &*self.name, e);
             let file = Arc::new(file.try_clone().map_err(failed)?);
             let header = copy(&self.name, Arc::clone(&file), 0, PAGE)?.view(0);
@@ -965,6 +969,9 @@ impl TopicFiles {
             .advise("remove the topic when nobody uses it")
     }
 }
+
+/// Bytes of the largest lane that is observed: addresses for it are taken, and another user says how many lanes there are.
+const MAX_OBSERVED: usize = 1 << 33;
 
 /// Whether a lane has no writer, also while somebody else has its lock to close it.
 pub(super) fn is_left(is_closed: bool, owner_lives: bool) -> bool {
