@@ -294,7 +294,7 @@ pub struct OwnerReport {
     pub lanes: usize,
     /// Messages sent through them, by who had them before, too.
     pub messages: u64,
-    /// Bytes of payload.
+    /// Bytes of payload, and of envelopes.
     pub bytes: u64,
     /// How many of its publishers sleep until a reader has moved on.
     pub waiting: usize,
@@ -398,7 +398,7 @@ impl TopicReport {
         sum(self.lanes.iter().map(|lane| lane.messages))
     }
 
-    /// Payload bytes sent through the lanes that there are.
+    /// Bytes of payload and of envelopes sent through the lanes that there are.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         sum(self.lanes.iter().map(|lane| lane.bytes))

@@ -39,17 +39,17 @@ enum Map {
     /// Addresses at which parts of files are mapped one after the other. Where none is, there are zeros to be read.
     Space(Space),
     /// Memory of our own, with what a part of a file was when it was read last.
-    Copy(Copy),
+    Copy(Copied),
 }
 
 /// A part of a file, from `from` on, and memory for it.
-struct Copy {
+struct Copied {
     memory: MmapRaw,
     file: Arc<OwnedFd>,
     from: u64,
 }
 
-impl Copy {
+impl Copied {
     /// Reads `len` bytes at `offset` anew. `false`: they are not all there.
     fn refresh(&self, mut offset: usize, mut len: usize) -> bool {
         while len > 0 {
@@ -100,7 +100,7 @@ impl Drop for Space {
 impl Map {
     fn start(&self) -> NonNull<u8> {
         match self {
-            Self::File(map) | Self::Copy(Copy { memory: map, .. }) => {
+            Self::File(map) | Self::Copy(Copied { memory: map, .. }) => {
                 NonNull::new(map.as_mut_ptr()).expect("a mapping is never at 0")
             }
             Self::Space(space) => space.start,
@@ -109,7 +109,7 @@ impl Map {
 
     fn len(&self) -> usize {
         match self {
-            Self::File(map) | Self::Copy(Copy { memory: map, .. }) => map.len(),
+            Self::File(map) | Self::Copy(Copied { memory: map, .. }) => map.len(),
             Self::Space(space) => space.len,
         }
     }
@@ -161,7 +161,7 @@ impl Mapping {
     /// files that may be truncated, where a load from a mapping would be a SIGBUS. It is as old as the last
     /// [`refresh`](View::refresh); what is stored in it reaches nobody.
     pub fn copy(file: Arc<OwnedFd>, from: u64, len: usize) -> io::Result<Arc<Self>> {
-        let copy = |memory| Map::Copy(Copy { memory, file, from });
+        let copy = |memory| Map::Copy(Copied { memory, file, from });
         let mapping = Self::in_memory(len, copy)?;
         match mapping.refresh(mapping.map.start().cast(), len) {
             true => Ok(mapping),
