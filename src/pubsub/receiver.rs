@@ -369,10 +369,10 @@ impl Receiver {
     /// Goes on behind what is damaged, in lanes that were reported; what is passed.
     pub(super) fn skip_damaged(&mut self) -> Result<Lost> {
         self.check_fork()?;
-        let mut lost = Lost::default();
+        let (mut lost, mut failed) = (Lost::default(), Ok(()));
         for mut source in std::mem::take(&mut self.damaged) {
             match source.reader.skip() {
-                Some(missed) => {
+                Ok(Some(missed)) => {
                     lost.messages = lost.messages.saturating_add(missed.messages);
                     lost.bytes = lost.bytes.saturating_add(missed.bytes);
                     lost.lane = source.id;
@@ -382,13 +382,17 @@ impl Receiver {
                     self.had_publisher = true;
                 }
                 // There is nothing behind it yet.
-                None => self.damaged.push(source),
+                Ok(None) => self.damaged.push(source),
+                Err(e) => {
+                    self.damaged.push(source);
+                    failed = Err(e);
+                }
             }
         }
         self.lost.messages = self.lost.messages.saturating_add(lost.messages);
         self.lost.bytes = self.lost.bytes.saturating_add(lost.bytes);
         self.end_turn();
-        Ok(lost)
+        failed.map(|()| lost)
     }
 
     /// Lists the lanes anew if the roster has changed.

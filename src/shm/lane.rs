@@ -45,6 +45,8 @@ use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
 #[cfg(not(loom))]
+use crate::error::Error;
+#[cfg(not(loom))]
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
@@ -1281,32 +1283,48 @@ pub fn whole_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     }
 }
 
-/// The first frame behind a damaged one, in data files, that is as it was written.
+/// The first frame behind a damaged one, in data files, that is as it was written. What can't be looked at just now is not
+/// passed: it may not be damaged.
 #[cfg(not(loom))]
-pub fn next_whole(search: &mut Search<'_>, damaged: u64) -> Option<Found> {
-    // If its word is not what was damaged.
+pub fn next_whole(search: &mut Search<'_>, damaged: u64) -> Result<Option<Found>, Error> {
     let ring = search.ring();
-    let behind = frame_at(ring, damaged).ok().flatten();
-    if let Some(found) = behind.and_then(|damaged| search.whole_at(damaged.end())) {
-        return Some(found);
+    let Some(log) = ring.log() else {
+        return Ok(None);
+    };
+    // If its word is not what was damaged.
+    if log.comes_to(damaged)?
+        && let Ok(Some(frame)) = frame_at(ring, damaged)
+        && log.comes_to(frame.end())?
+        && let Some(found) = search.whole_at(frame.end())
+    {
+        return Ok(Some(found));
     }
     // Else anywhere in its file, or a later one.
     let from = damaged + SLOT;
-    let numbers = ring.log()?.numbers().ok()?;
-    numbers.into_iter().find_map(|number| {
-        let start = number * ring.capacity();
-        let mut places = (from.max(start)..start + ring.capacity()).step_by(SLOT as usize);
-        places.find_map(|position| search.whole_at(position))
-    })
+    for number in log.numbers()? {
+        let (start, end) = (number * ring.capacity(), (number + 1) * ring.capacity());
+        let mut places = (from.max(start)..end).step_by(SLOT as usize);
+        if from < end
+            && log.comes_to(start)?
+            && let Some(found) = places.find_map(|position| search.whole_at(position))
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// The end of the last frame in `[from, to)`, in one data file, that is as it was written, wherever it may begin.
 #[cfg(not(loom))]
-pub fn last_whole(ring: &Ring, from: u64, to: u64) -> Option<u64> {
+pub fn last_whole(ring: &Ring, from: u64, to: u64) -> Result<Option<u64>, Error> {
+    let log = ring.log().filter(|_| from < to);
+    if !log.map_or(Ok(false), |log| log.comes_to(from))? {
+        return Ok(None);
+    }
     let mut search = Search::new(ring);
     let places = (from..to).step_by(SLOT as usize);
     let whole = |position| Some(search.whole_at(position)?.end());
-    places.filter_map(whole).last()
+    Ok(places.filter_map(whole).last())
 }
 
 /// The oldest position that is kept.
@@ -1857,11 +1875,15 @@ impl Reader {
     /// Goes on at the next frame that is as it was written, of a lane in data files in which one was not. What was passed by
     /// this: messages, and bytes of frames. `None`: there is none.
     #[cfg(not(loom))]
-    pub fn skip(&mut self) -> Option<Missed> {
+    pub fn skip(&mut self) -> Result<Option<Missed>, Error> {
         let Self { ring, track, .. } = self;
-        let follow = track.follow.as_mut()?;
+        let Some(follow) = &mut track.follow else {
+            return Ok(None);
+        };
         let at = follow.at;
-        let found = next_whole(&mut Search::new(ring), at.position)?;
+        let Some(found) = next_whole(&mut Search::new(ring), at.position)? else {
+            return Ok(None);
+        };
         let messages = found.word.sequence().wrapping_sub(at.sequence as u32);
         let missed = Missed {
             messages: u64::from(messages),
@@ -1874,7 +1896,7 @@ impl Reader {
         };
         follow.found = None;
         track.miss(found.position, missed);
-        Some(missed)
+        Ok(Some(missed))
     }
 
     /// Whether what is published has come to another file since this was last asked.

@@ -202,6 +202,12 @@ impl Log {
         }
     }
 
+    /// Whether what is at `position` can be looked at, once its file is mapped: not if that is damaged, or missing.
+    pub fn comes_to(&self, position: u64) -> Result<bool> {
+        let arrived = skip_damaged(self.arrive(position).map(Some))?;
+        Ok(arrived.is_some() && self.is_here(position))
+    }
+
     /// Maps a file in its place.
     pub fn lay(&self, number: u64, file: &OwnedFd) -> Result<()> {
         let _lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -491,7 +497,7 @@ impl<'a> Search<'a> {
         self.ring
     }
 
-    /// The frame at `position`, if there is one that is as it was written.
+    /// The frame at `position`, in a file that is mapped, if there is one that is as it was written.
     pub fn whole_at(&mut self, position: u64) -> Option<Found> {
         let found = lane::frame_at(self.ring, position).ok().flatten()?;
         let is_whole = match self.ring.is_checked() && found.word.size() >= LONG {
@@ -705,7 +711,7 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
                         String::from("the frame there is not as it was written, by its checksum"),
                     );
                     is_exact = false;
-                    at = lane::next_whole(&mut search, position).map(|next| Boundary {
+                    at = lane::next_whole(&mut search, position)?.map(|next| Boundary {
                         position: next.position,
                         sequence: u64::from(next.word.sequence()),
                         bytes: boundary.bytes,

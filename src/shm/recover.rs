@@ -109,19 +109,22 @@ fn recover_lane(
     let behind = numbers
         .iter()
         .filter(|number| *number * log.capacity() >= file_end);
-    // Its file can't be used: its readers are told why.
-    if skip_damaged(log.arrive(tail.position).map(Some))?.is_none() || (is_damaged && is_known) {
+    if is_damaged && is_known {
         return Ok(None);
     }
     let mut found_to = is_damaged.then_some(tail.position + 16);
     for &number in behind.clone() {
         let start = number * log.capacity();
-        // What could not be opened is not empty.
-        let arrived = skip_damaged(log.arrive(start).map(Some))?.is_some();
-        let whole = arrived.then(|| lane::last_whole(&lane.ring, start, start + log.capacity()));
-        found_to = found_to.max(whole.flatten());
+        let end = start + log.capacity();
+        found_to = found_to.max(lane::last_whole(&lane.ring, start, end)?);
+        // There may be more files than have a place.
+        lane.ring.lift_before(end);
     }
-    found_to = found_to.max(lane::last_whole(&lane.ring, tail.position + 16, file_end));
+    // Its file can't be used: its readers are told why.
+    if skip_damaged(log.arrive(tail.position).map(Some))?.is_none() {
+        return Ok(None);
+    }
+    found_to = found_to.max(lane::last_whole(&lane.ring, tail.position + 16, file_end)?);
     if is_known && found_to.is_some() {
         // Nothing that was stored while the machine ran is behind a hole.
         return Ok(None);
