@@ -818,7 +818,11 @@ fn begin_log(
             return Ok(start.boundary());
         }
     }
-    let at = outside.start(start.back(), 0);
+    let starts = match outside.ring.log() {
+        Some(log) if start != Start::Now => log.starts()?,
+        _ => Vec::new(),
+    };
+    let at = outside.start_with(&starts, start.back(), 0);
     at.map_err(|corrupt| files.corrupt_frame(lane, corrupt))
 }
 

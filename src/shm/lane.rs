@@ -35,7 +35,7 @@ use super::bytes::Places;
 #[cfg(not(loom))]
 use super::haul::Haul;
 #[cfg(not(loom))]
-use super::layout::{DataStart, EnvelopeHead, max_len};
+use super::layout::{EnvelopeHead, max_len};
 use super::layout::{
     LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, checked_size, frame_size,
 };
@@ -2182,6 +2182,18 @@ impl Boundary {
     }
 }
 
+fn first_from(boundaries: impl Iterator<Item = Boundary>, position: u64) -> Option<Boundary> {
+    boundaries
+        .filter(|boundary| boundary.position >= position)
+        .min_by_key(|boundary| boundary.position)
+}
+
+fn last_before(boundaries: impl Iterator<Item = Boundary>, sequence: u64) -> Option<Boundary> {
+    boundaries
+        .filter(|boundary| boundary.sequence <= sequence)
+        .max_by_key(|boundary| boundary.position)
+}
+
 /// A look at a lane by somebody who gates nobody: what it reads may be overwritten meanwhile, and is believed only if
 /// the floor has not passed it.
 #[derive(Debug)]
@@ -2246,33 +2258,33 @@ impl Outside<'_> {
         })
     }
 
-    /// All boundary records that hold, and the starts of files up to them.
+    /// All boundary records that hold, and the starts of files up to them, as far as they can be read.
     fn boundaries(&self) -> impl Iterator<Item = Boundary> {
-        let records = (0..RECORDS).filter_map(|index| self.record(index));
         #[cfg(not(loom))]
-        let records = {
+        let starts = self.ring.log().and_then(|log| log.starts().ok());
+        #[cfg(loom)]
+        let starts = None;
+        self.boundaries_with(starts.unwrap_or_default())
+    }
+
+    /// The same, with these starts.
+    fn boundaries_with(&self, mut starts: Vec<Boundary>) -> impl Iterator<Item = Boundary> {
+        if !starts.is_empty() {
             let newest = self.newest().map_or(0, |(_, newest)| newest.position);
-            let starts = self.ring.log().map(|log| log.starts()).unwrap_or_default();
-            let starts = starts.iter().map(DataStart::boundary);
-            let is_held = |start: &Boundary| start.position <= newest && self.holds(start.position);
-            let starts: Vec<_> = starts.filter(is_held).collect();
-            records.chain(starts)
-        };
-        records
+            starts.retain(|start| start.position <= newest && self.holds(start.position));
+        }
+        let records = (0..RECORDS).filter_map(|index| self.record(index));
+        records.chain(starts)
     }
 
     /// The first boundary at or past `position`.
     pub fn first_from(&self, position: u64) -> Option<Boundary> {
-        self.boundaries()
-            .filter(|boundary| boundary.position >= position)
-            .min_by_key(|boundary| boundary.position)
+        first_from(self.boundaries(), position)
     }
 
     /// The last boundary with at most this sequence number.
     pub fn last_before(&self, sequence: u64) -> Option<Boundary> {
-        self.boundaries()
-            .filter(|boundary| boundary.sequence <= sequence)
-            .max_by_key(|boundary| boundary.position)
+        last_before(self.boundaries(), sequence)
     }
 
     /// Moves `at` on to the message with this sequence number, or the first empty word before. `None`: the writer was
@@ -2296,8 +2308,18 @@ impl Outside<'_> {
 
     /// The message `back` messages before the end, or the oldest that is held at or past `from`.
     pub fn start(&self, back: u64, from: u64) -> Result<Boundary, Corrupt> {
+        self.start_with(&[], back, from)
+    }
+
+    /// The same, with the starts of a lane's data files: of what is farther back than its records.
+    pub fn start_with(
+        &self,
+        starts: &[Boundary],
+        back: u64,
+        from: u64,
+    ) -> Result<Boundary, Corrupt> {
         for _ in 0..CATCH_UPS {
-            if let Some(start) = self.back(back, from)? {
+            if let Some(start) = self.back(starts, back, from)? {
                 return Ok(start);
             }
         }
@@ -2309,7 +2331,7 @@ impl Outside<'_> {
     }
 
     /// The same. `None`: the writer went on while we looked.
-    fn back(&self, back: u64, from: u64) -> Result<Option<Boundary>, Corrupt> {
+    fn back(&self, starts: &[Boundary], back: u64, from: u64) -> Result<Option<Boundary>, Corrupt> {
         let Some((_, newest)) = self.newest() else {
             return Ok(None);
         };
@@ -2319,10 +2341,10 @@ impl Outside<'_> {
         // What is far behind may be in the same place.
         self.ring.lift_before(MAX_POSITION);
         let target = end.sequence.saturating_sub(back);
-        let start = self
-            .last_before(target)
+        let boundaries = || self.boundaries_with(starts.to_vec());
+        let start = last_before(boundaries(), target)
             .filter(|boundary| boundary.position >= from)
-            .or_else(|| self.first_from(from));
+            .or_else(|| first_from(boundaries(), from));
         match start {
             Some(start) => self.seek(start, target),
             None => Ok(None),

@@ -378,11 +378,13 @@ impl Log {
         }
     }
 
-    /// The starts of all files that have one and are whole, ascending.
-    pub fn starts(&self) -> Vec<DataStart> {
-        let numbers = self.numbers().unwrap_or_default();
-        let start = |number| self.start(number).ok().flatten();
-        numbers.into_iter().filter_map(start).collect()
+    /// What is before all files that say so and are whole, ascending.
+    pub fn starts(&self) -> Result<Vec<Boundary>> {
+        let mut starts = Vec::new();
+        for number in self.numbers()? {
+            starts.extend(skip_damaged(self.start(number))?.map(|start| start.boundary()));
+        }
+        Ok(starts)
     }
 
     /// Whether the rest of a file's first page is as it was made.

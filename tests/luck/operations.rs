@@ -78,6 +78,7 @@ pub const OPERATIONS: &[Operation] = &[
     operation("publish to files", publish_to_files),
     operation("sync each message", sync_each_message),
     operation("subscribe by a name", subscribe_by_a_name),
+    operation("look back in files", look_back_in_files),
     operation("skip what is damaged", skip_what_is_damaged),
     operation("queue in files", queue_in_files),
     operation("skip in a queue", skip_in_a_queue),
@@ -460,6 +461,20 @@ fn subscribe_by_a_name(scene: &Scene<'_>) -> Result<()> {
     topic.publisher()?.send(&message(0))?;
     let frame = subscription.recv_timeout(PATIENCE)?.expect("it is there");
     assert_eq!(check(&frame), (1, 0));
+    Ok(())
+}
+
+fn look_back_in_files(scene: &Scene<'_>) -> Result<()> {
+    let topic = scene.disk().topic("new").unwrap();
+    drop(topic.subscription("s").unwrap());
+    let mut publisher = topic.publisher().unwrap();
+    (0..200).for_each(|n| publisher.send(&message(n)).unwrap());
+    (scene.begin)();
+    for (start, first) in [(Start::Oldest, 0), (Start::Last(190), 10)] {
+        let mut subscriber = topic.subscriber_from(start)?;
+        let frame = subscriber.recv_timeout(PATIENCE)?.expect("it is there");
+        assert_eq!(check(&frame), (1, first));
+    }
     Ok(())
 }
 
