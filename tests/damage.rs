@@ -179,6 +179,28 @@ fn write(path: &Path, at: u64, bytes: &[u8]) {
 }
 
 #[test]
+fn more_files_behind_a_hole_than_have_a_place() {
+    let private = private();
+    let bus = open(&private.path);
+    let topic = bus.topic("t").unwrap();
+    drop(topic.subscription("s").unwrap());
+    let mut publisher = topic.publisher().unwrap();
+    publisher.send(b"synced").unwrap();
+    publisher.sync().unwrap();
+    let files = 4100;
+    (0..2 * files).for_each(|_| publisher.send(&[1; FILE / 3]).unwrap());
+    drop((publisher, topic, bus));
+    write(&data_file(&private, 1), 4096, &[0; 8]);
+    set_boot(&private);
+    let bus = open(&private.path);
+    let [cut] = bus.cuts() else {
+        panic!("there is a hole: {:?}", bus.cuts());
+    };
+    assert_eq!(cut.at, FILE as u64);
+    assert!(cut.at + cut.bytes > FILE as u64 * (files - 2), "{cut:?}");
+}
+
+#[test]
 fn a_bus_with_a_damaged_file_can_be_opened() {
     for (number, is_other_boot) in [(0, false), (1, false), (0, true), (1, true)] {
         let private = private();

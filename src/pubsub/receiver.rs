@@ -379,10 +379,10 @@ impl Receiver {
     /// Goes on behind what is damaged, in lanes that were reported; what is passed.
     pub(super) fn skip_damaged(&mut self) -> Result<Lost> {
         self.check_fork()?;
-        let mut lost = Lost::default();
+        let (mut lost, mut failed) = (Lost::default(), Ok(()));
         for mut source in std::mem::take(&mut self.damaged) {
             match source.reader.skip() {
-                Some(missed) => {
+                Ok(Some(missed)) => {
                     lost.messages = lost.messages.saturating_add(missed.messages);
                     lost.bytes = lost.bytes.saturating_add(missed.bytes);
                     lost.lane = source.id;
@@ -392,13 +392,17 @@ impl Receiver {
                     self.had_publisher = true;
                 }
                 // There is nothing behind it yet.
-                None => self.damaged.push(source),
+                Ok(None) => self.damaged.push(source),
+                Err(e) => {
+                    self.damaged.push(source);
+                    failed = Err(e);
+                }
             }
         }
         self.lost.messages = self.lost.messages.saturating_add(lost.messages);
         self.lost.bytes = self.lost.bytes.saturating_add(lost.bytes);
         self.end_turn();
-        Ok(lost)
+        failed.map(|()| lost)
     }
 
     /// Lists the lanes anew if the roster has changed.
@@ -844,7 +848,11 @@ fn begin_log(
             return Ok(start.boundary());
         }
     }
-    let at = outside.start(start.back(), 0);
+    let starts = match outside.ring.log() {
+        Some(log) if start != Start::Now => log.starts()?,
+        _ => Vec::new(),
+    };
+    let at = outside.start_with(&starts, start.back(), 0);
     at.map_err(|corrupt| files.corrupt_frame(lane, corrupt))
 }
 

@@ -122,7 +122,7 @@ impl<T: ?Sized + Payload> Subscriber<T> {
     ///
     /// # Errors
     ///
-    /// `Forked`.
+    /// `Forked`, and the system's.
     pub fn skip_damaged(&mut self) -> Result<Lost> {
         self.receiver.skip_damaged()
     }

@@ -377,11 +377,12 @@ impl<T: ?Sized + Payload> Consumer<T> {
     ///
     /// # Errors
     ///
-    /// `Forked`.
+    /// `Forked`, and the system's.
     pub fn skip_damaged(&mut self) -> Result<usize> {
         self.desk.home.topic.bus.check_fork()?;
-        let retries = self.desk.retries.as_mut().map_or(0, Inbox::skip_damaged);
-        Ok(self.desk.queue.skip_damaged() + retries)
+        let retries = self.desk.retries.as_mut();
+        let retries = retries.map_or(Ok(0), Inbox::skip_damaged)?;
+        Ok(self.desk.queue.skip_damaged()? + retries)
     }
 
     /// Whether its group has acknowledged all that was pushed so far, and nothing waits to be tried again.
@@ -616,10 +617,13 @@ impl Inbox {
     }
 
     /// Goes on behind what is damaged: how many lanes do.
-    fn skip_damaged(&mut self) -> usize {
-        let damaged = self.damaged.len();
+    fn skip_damaged(&mut self) -> Result<usize> {
+        let (damaged, mut failed) = (self.damaged.len(), Ok(()));
         self.damaged.retain(|(share, position)| {
-            let skipped = share.claims.skip_damaged(*position);
+            let skipped = share.claims.skip_damaged(*position).unwrap_or_else(|e| {
+                failed = Err(e);
+                false
+            });
             if skipped {
                 self.abandoned.retain(|lane| *lane != share.lane);
             }
@@ -627,7 +631,7 @@ impl Inbox {
         });
         // They are listed anew.
         self.seen_roster = None;
-        damaged - self.damaged.len()
+        failed.map(|()| damaged - self.damaged.len())
     }
 
     /// Removes lanes whose writer has gone and that are done with.

@@ -50,6 +50,8 @@ use super::lane::{Corrupt, Found, frame_at, is_boundary, is_whole};
 use super::layout::{Claim, Control, Fate, LEFT, LaneHeader, Line, Slot};
 use super::sync::{AtomicU64, Ordering, fence, light_fence, swap_fence};
 use super::{Ring, View, futex, park};
+#[cfg(not(loom))]
+use crate::error::Error;
 
 /// How often something is tried while others change it: far more often than they do, unless one of them does nothing else.
 const TRIES: usize = 64;
@@ -553,20 +555,18 @@ impl Claims {
 
     /// Gives up what is damaged at `position`, and moves the head behind it if all before is acknowledged: whether it did.
     #[cfg(not(loom))]
-    pub fn skip_damaged(&self, position: u64) -> bool {
+    pub fn skip_damaged(&self, position: u64) -> Result<bool, Error> {
         let head = self.head();
         if head > position {
             // Somebody else did.
-            return true;
+            return Ok(true);
         }
         if head < position {
-            return false;
+            return Ok(false);
         }
         let mut search = super::log::Search::new(&self.ring);
-        let Some(next) = super::lane::next_whole(&mut search, position) else {
-            return false;
-        };
-        self.move_head(head, next.position)
+        let next = super::lane::next_whole(&mut search, position)?;
+        Ok(next.is_some_and(|next| self.move_head(head, next.position)))
     }
 
     /// Whether all that is there is acknowledged.

@@ -35,7 +35,7 @@ use super::bytes::Places;
 #[cfg(not(loom))]
 use super::haul::Haul;
 #[cfg(not(loom))]
-use super::layout::{DataStart, EnvelopeHead, max_len};
+use super::layout::{EnvelopeHead, max_len};
 use super::layout::{
     LEFT, LaneHeader, NOBODY, RECORDS, SLOT, Slot, Word, checked_size, frame_size,
 };
@@ -44,6 +44,8 @@ use super::log::{self, Search};
 use super::roster::Lowest;
 use super::sync::{AtomicU64, Ordering, fence, light_fence};
 use super::{Ring, View, futex};
+#[cfg(not(loom))]
+use crate::error::Error;
 #[cfg(not(loom))]
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
@@ -1281,32 +1283,48 @@ pub fn whole_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
     }
 }
 
-/// The first frame behind a damaged one, in data files, that is as it was written.
+/// The first frame behind a damaged one, in data files, that is as it was written. What can't be looked at just now is not
+/// passed: it may not be damaged.
 #[cfg(not(loom))]
-pub fn next_whole(search: &mut Search<'_>, damaged: u64) -> Option<Found> {
-    // If its word is not what was damaged.
+pub fn next_whole(search: &mut Search<'_>, damaged: u64) -> Result<Option<Found>, Error> {
     let ring = search.ring();
-    let behind = frame_at(ring, damaged).ok().flatten();
-    if let Some(found) = behind.and_then(|damaged| search.whole_at(damaged.end())) {
-        return Some(found);
+    let Some(log) = ring.log() else {
+        return Ok(None);
+    };
+    // If its word is not what was damaged.
+    if log.comes_to(damaged)?
+        && let Ok(Some(frame)) = frame_at(ring, damaged)
+        && log.comes_to(frame.end())?
+        && let Some(found) = search.whole_at(frame.end())
+    {
+        return Ok(Some(found));
     }
     // Else anywhere in its file, or a later one.
     let from = damaged + SLOT;
-    let numbers = ring.log()?.numbers().ok()?;
-    numbers.into_iter().find_map(|number| {
-        let start = number * ring.capacity();
-        let mut places = (from.max(start)..start + ring.capacity()).step_by(SLOT as usize);
-        places.find_map(|position| search.whole_at(position))
-    })
+    for number in log.numbers()? {
+        let (start, end) = (number * ring.capacity(), (number + 1) * ring.capacity());
+        let mut places = (from.max(start)..end).step_by(SLOT as usize);
+        if from < end
+            && log.comes_to(start)?
+            && let Some(found) = places.find_map(|position| search.whole_at(position))
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// The end of the last frame in `[from, to)`, in one data file, that is as it was written, wherever it may begin.
 #[cfg(not(loom))]
-pub fn last_whole(ring: &Ring, from: u64, to: u64) -> Option<u64> {
+pub fn last_whole(ring: &Ring, from: u64, to: u64) -> Result<Option<u64>, Error> {
+    let log = ring.log().filter(|_| from < to);
+    if !log.map_or(Ok(false), |log| log.comes_to(from))? {
+        return Ok(None);
+    }
     let mut search = Search::new(ring);
     let places = (from..to).step_by(SLOT as usize);
     let whole = |position| Some(search.whole_at(position)?.end());
-    places.filter_map(whole).last()
+    Ok(places.filter_map(whole).last())
 }
 
 /// The oldest position that is kept.
@@ -1857,11 +1875,15 @@ impl Reader {
     /// Goes on at the next frame that is as it was written, of a lane in data files in which one was not. What was passed by
     /// this: messages, and bytes of frames. `None`: there is none.
     #[cfg(not(loom))]
-    pub fn skip(&mut self) -> Option<Missed> {
+    pub fn skip(&mut self) -> Result<Option<Missed>, Error> {
         let Self { ring, track, .. } = self;
-        let follow = track.follow.as_mut()?;
+        let Some(follow) = &mut track.follow else {
+            return Ok(None);
+        };
         let at = follow.at;
-        let found = next_whole(&mut Search::new(ring), at.position)?;
+        let Some(found) = next_whole(&mut Search::new(ring), at.position)? else {
+            return Ok(None);
+        };
         let messages = found.word.sequence().wrapping_sub(at.sequence as u32);
         let missed = Missed {
             messages: u64::from(messages),
@@ -1874,7 +1896,7 @@ impl Reader {
         };
         follow.found = None;
         track.miss(found.position, missed);
-        Some(missed)
+        Ok(Some(missed))
     }
 
     /// Whether what is published has come to another file since this was last asked.
@@ -2160,6 +2182,18 @@ impl Boundary {
     }
 }
 
+fn first_from(boundaries: impl Iterator<Item = Boundary>, position: u64) -> Option<Boundary> {
+    boundaries
+        .filter(|boundary| boundary.position >= position)
+        .min_by_key(|boundary| boundary.position)
+}
+
+fn last_before(boundaries: impl Iterator<Item = Boundary>, sequence: u64) -> Option<Boundary> {
+    boundaries
+        .filter(|boundary| boundary.sequence <= sequence)
+        .max_by_key(|boundary| boundary.position)
+}
+
 /// A look at a lane by somebody who gates nobody: what it reads may be overwritten meanwhile, and is believed only if
 /// the floor has not passed it.
 #[derive(Debug)]
@@ -2225,33 +2259,33 @@ impl Outside<'_> {
         })
     }
 
-    /// All boundary records that hold, and the starts of files up to them.
+    /// All boundary records that hold, and the starts of files up to them, as far as they can be read.
     fn boundaries(&self) -> impl Iterator<Item = Boundary> {
-        let records = (0..RECORDS).filter_map(|index| self.record(index));
         #[cfg(not(loom))]
-        let records = {
+        let starts = self.ring.log().and_then(|log| log.starts().ok());
+        #[cfg(loom)]
+        let starts = None;
+        self.boundaries_with(starts.unwrap_or_default())
+    }
+
+    /// The same, with these starts.
+    fn boundaries_with(&self, mut starts: Vec<Boundary>) -> impl Iterator<Item = Boundary> {
+        if !starts.is_empty() {
             let newest = self.newest().map_or(0, |(_, newest)| newest.position);
-            let starts = self.ring.log().map(|log| log.starts()).unwrap_or_default();
-            let starts = starts.iter().map(DataStart::boundary);
-            let is_held = |start: &Boundary| start.position <= newest && self.holds(start.position);
-            let starts: Vec<_> = starts.filter(is_held).collect();
-            records.chain(starts)
-        };
-        records
+            starts.retain(|start| start.position <= newest && self.holds(start.position));
+        }
+        let records = (0..RECORDS).filter_map(|index| self.record(index));
+        records.chain(starts)
     }
 
     /// The first boundary at or past `position`.
     pub fn first_from(&self, position: u64) -> Option<Boundary> {
-        self.boundaries()
-            .filter(|boundary| boundary.position >= position)
-            .min_by_key(|boundary| boundary.position)
+        first_from(self.boundaries(), position)
     }
 
     /// The last boundary with at most this sequence number.
     pub fn last_before(&self, sequence: u64) -> Option<Boundary> {
-        self.boundaries()
-            .filter(|boundary| boundary.sequence <= sequence)
-            .max_by_key(|boundary| boundary.position)
+        last_before(self.boundaries(), sequence)
     }
 
     /// Moves `at` on to the message with this sequence number, or the first empty word before. `None`: the writer was
@@ -2275,8 +2309,18 @@ impl Outside<'_> {
 
     /// The message `back` messages before the end, or the oldest that is held at or past `from`.
     pub fn start(&self, back: u64, from: u64) -> Result<Boundary, Corrupt> {
+        self.start_with(&[], back, from)
+    }
+
+    /// The same, with the starts of a lane's data files: of what is farther back than its records.
+    pub fn start_with(
+        &self,
+        starts: &[Boundary],
+        back: u64,
+        from: u64,
+    ) -> Result<Boundary, Corrupt> {
         for _ in 0..CATCH_UPS {
-            if let Some(start) = self.back(back, from)? {
+            if let Some(start) = self.back(starts, back, from)? {
                 return Ok(start);
             }
         }
@@ -2288,7 +2332,7 @@ impl Outside<'_> {
     }
 
     /// The same. `None`: the writer went on while we looked.
-    fn back(&self, back: u64, from: u64) -> Result<Option<Boundary>, Corrupt> {
+    fn back(&self, starts: &[Boundary], back: u64, from: u64) -> Result<Option<Boundary>, Corrupt> {
         let Some((_, newest)) = self.newest() else {
             return Ok(None);
         };
@@ -2298,10 +2342,10 @@ impl Outside<'_> {
         // What is far behind may be in the same place.
         self.ring.lift_before(MAX_POSITION);
         let target = end.sequence.saturating_sub(back);
-        let start = self
-            .last_before(target)
+        let boundaries = || self.boundaries_with(starts.to_vec());
+        let start = last_before(boundaries(), target)
             .filter(|boundary| boundary.position >= from)
-            .or_else(|| self.first_from(from));
+            .or_else(|| first_from(boundaries(), from));
         match start {
             Some(start) => self.seek(start, target),
             None => Ok(None),

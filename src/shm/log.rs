@@ -202,6 +202,12 @@ impl Log {
         }
     }
 
+    /// Whether what is at `position` can be looked at, once its file is mapped: not if that is damaged, or missing.
+    pub fn comes_to(&self, position: u64) -> Result<bool> {
+        let arrived = skip_damaged(self.arrive(position).map(Some))?;
+        Ok(arrived.is_some() && self.is_here(position))
+    }
+
     /// Maps a file in its place.
     pub fn lay(&self, number: u64, file: &OwnedFd) -> Result<()> {
         let _lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -372,11 +378,13 @@ impl Log {
         }
     }
 
-    /// The starts of all files that have one and are whole, ascending.
-    pub fn starts(&self) -> Vec<DataStart> {
-        let numbers = self.numbers().unwrap_or_default();
-        let start = |number| self.start(number).ok().flatten();
-        numbers.into_iter().filter_map(start).collect()
+    /// What is before all files that say so and are whole, ascending.
+    pub fn starts(&self) -> Result<Vec<Boundary>> {
+        let mut starts = Vec::new();
+        for number in self.numbers()? {
+            starts.extend(skip_damaged(self.start(number))?.map(|start| start.boundary()));
+        }
+        Ok(starts)
     }
 
     /// Whether the rest of a file's first page is as it was made.
@@ -455,15 +463,22 @@ pub fn is_whole(ring: &Ring, found: Found) -> bool {
 }
 
 /// A look for frames that are as they were written, wherever in data files they may begin. Also where each word looks like that of a long
-/// one: the checksum of what that carries is found by those of two beginnings of its file, so that no byte is looked at often.
+/// one: the checksum of what that carries is found by those of two beginnings of its file, of which `KEPT` are kept. From these it
+/// goes on to each of the two: over less than `capacity / KEPT` bytes, however long the frame is. Up to files of 4 GiB that is no
+/// more than a short frame takes.
 #[derive(Debug)]
 pub struct Search<'a> {
     ring: &'a Ring,
     /// Where the file begins that was looked into last.
     begin: u64,
-    /// CRC-32C of its bytes from the 8th on, up to the 8th of each slot, as far as that was needed.
+    /// CRC-32C of its bytes from the 8th on, up to the 8th of every so many bytes, as far as that was needed.
     sums: Vec<u32>,
+    /// So many: a slot, or more in a file of more than `KEPT` slots.
+    step: u64,
 }
+
+/// Checksums of beginnings of a file that are kept, at most: 4 MiB of them.
+const KEPT: u64 = 1 << 20;
 
 /// Bytes of the shortest frame whose checksum is found so: it takes as long as that of some thousand bytes.
 const LONG: u64 = 4096;
@@ -471,8 +486,12 @@ const LONG: u64 = 4096;
 impl<'a> Search<'a> {
     /// A look at the files of this ring.
     pub fn new(ring: &'a Ring) -> Self {
-        let (begin, sums) = (0, Vec::new());
-        Self { ring, begin, sums }
+        Self {
+            ring,
+            begin: 0,
+            sums: Vec::new(),
+            step: (ring.capacity() / KEPT).max(SLOT),
+        }
     }
 
     /// The ring.
@@ -480,7 +499,7 @@ impl<'a> Search<'a> {
         self.ring
     }
 
-    /// The frame at `position`, if there is one that is as it was written.
+    /// The frame at `position`, in a file that is mapped, if there is one that is as it was written.
     pub fn whole_at(&mut self, position: u64) -> Option<Found> {
         let found = lane::frame_at(self.ring, position).ok().flatten()?;
         let is_whole = match self.ring.is_checked() && found.word.size() >= LONG {
@@ -502,16 +521,26 @@ impl<'a> Search<'a> {
         if begin != self.begin || self.sums.is_empty() {
             (self.begin, self.sums) = (begin, vec![0]);
         }
-        let slot = |position: u64| ((position - begin) / SLOT) as usize;
-        let (first, last) = (slot(position), slot(found.end() - SLOT));
-        for index in self.sums.len() - 1..last {
-            let at = begin + index as u64 * SLOT;
-            let bytes = self.ring.place(at, SLOT as usize).payload();
-            self.sums
-                .push(crc32c::crc32c_append(self.sums[index], bytes));
+        let (first, last) = (position - begin, found.end() - SLOT - begin);
+        let len = (last - first) as usize;
+        u64::from(before(start ^ self.sum_up_to(first), len) ^ self.sum_up_to(last))
+    }
+
+    /// That of the beginning of the file up to the 8th byte behind `end`, a multiple of 16.
+    fn sum_up_to(&mut self, end: u64) -> u32 {
+        let Self {
+            ring, begin, step, ..
+        } = *self;
+        let append = |sum, from, len| {
+            let bytes = ring.place(begin + from, len as usize).payload();
+            crc32c::crc32c_append(sum, bytes)
+        };
+        let kept = end / step;
+        for index in self.sums.len() - 1..kept as usize {
+            let sum = append(self.sums[index], index as u64 * step, step);
+            self.sums.push(sum);
         }
-        let len = (last - first) * SLOT as usize;
-        u64::from(before(start ^ self.sums[first], len) ^ self.sums[last])
+        append(self.sums[kept as usize], kept * step, end % step)
     }
 }
 
@@ -684,7 +713,7 @@ pub fn check_all(ring: &Ring, has_writer: bool) -> Result<Checked> {
                         String::from("the frame there is not as it was written, by its checksum"),
                     );
                     is_exact = false;
-                    at = lane::next_whole(&mut search, position).map(|next| Boundary {
+                    at = lane::next_whole(&mut search, position)?.map(|next| Boundary {
                         position: next.position,
                         sequence: u64::from(next.word.sequence()),
                         bytes: boundary.bytes,
@@ -737,6 +766,33 @@ mod tests {
             let direct = checksum(7, 4096, u64::MAX, &bytes[first..last]);
             assert_eq!(u64::from(combined), direct);
         }
+    }
+
+    #[test]
+    fn a_search_keeps_few_checksums_of_a_large_file() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mode = Some(nix::sys::stat::Mode::S_IRWXU);
+        let dir = Arc::new(Dir::open(&dir.path().join("d"), mode).unwrap());
+        let capacity = 4 * KEPT * SLOT;
+        let log = Log::new(&dir, &Arc::from("t"), 7, capacity, Access::Write).unwrap();
+        log.make(1).unwrap();
+        log.arrive(capacity).unwrap();
+        let ring = Ring::of_log(log);
+        let piece: Vec<u8> = (0..PAGE as u64).map(|i| ((i * i) >> 3) as u8).collect();
+        for at in (capacity..2 * capacity).step_by(PAGE) {
+            ring.copy_in(at, &piece);
+            ring.copy_in(at, &at.to_le_bytes());
+        }
+        let mut search = Search::new(&ring);
+        let end = 2 * capacity - LONG;
+        for (from, to) in [(0, LONG), (16, 8224), (48, 70_000), (32, 48), (64, 1 << 22)] {
+            for position in [capacity + from, end - to + from] {
+                let word = Word::message(to - from - 16, 3).with_checksum();
+                let found = Found { position, word };
+                assert_eq!(search.sum_of(found), sum_of(&ring, found));
+            }
+        }
+        assert!(search.sums.len() as u64 <= KEPT + 1);
     }
 
     #[test]

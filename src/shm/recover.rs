@@ -110,19 +110,22 @@ fn recover_lane(
     let behind = numbers
         .iter()
         .filter(|number| *number * log.capacity() >= file_end);
-    // Its file can't be used: its readers are told why.
-    if skip_damaged(log.arrive(tail.position).map(Some))?.is_none() || (is_damaged && is_known) {
+    if is_damaged && is_known {
         return Ok(None);
     }
     let mut found_to = is_damaged.then_some(tail.position + 16);
     for &number in behind.clone() {
         let start = number * log.capacity();
-        // What could not be opened is not empty.
-        let arrived = skip_damaged(log.arrive(start).map(Some))?.is_some();
-        let whole = arrived.then(|| lane::last_whole(&lane.ring, start, start + log.capacity()));
-        found_to = found_to.max(whole.flatten());
+        let end = start + log.capacity();
+        found_to = found_to.max(lane::last_whole(&lane.ring, start, end)?);
+        // There may be more files than have a place.
+        lane.ring.lift_before(end);
     }
-    found_to = found_to.max(lane::last_whole(&lane.ring, tail.position + 16, file_end));
+    // Its file can't be used: its readers are told why.
+    if skip_damaged(log.arrive(tail.position).map(Some))?.is_none() {
+        return Ok(None);
+    }
+    found_to = found_to.max(lane::last_whole(&lane.ring, tail.position + 16, file_end)?);
     if is_known && found_to.is_some() {
         // Nothing that was stored while the machine ran is behind a hole.
         return Ok(None);
@@ -155,7 +158,7 @@ fn follow(lane: &LaneFile, log: &Log, mut from: Boundary) -> Result<Whole> {
         let at = whole.tail.position;
         // What could not be opened is not damaged.
         let is_away = whole.is_damaged && !log.is_here(at);
-        if !is_away || skip_damaged(log.arrive(at).map(Some))?.is_none() {
+        if !is_away || !log.comes_to(at)? {
             return Ok(whole);
         }
         from = whole.tail;
@@ -285,5 +288,33 @@ impl TopicFiles {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Bus;
+
+    #[test]
+    fn following_ends_where_a_file_is_missing_and_its_place_is_taken() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("bus");
+        let bus = Bus::builder().durable(true).capacity(4096).at(&path);
+        let topic = bus.unwrap().topic("t").unwrap();
+        drop(topic.subscription("s").unwrap());
+        topic.publisher().unwrap().send(b"message").unwrap();
+        let topics = Dir::open(&path.join("topics"), None).unwrap();
+        let topic = TopicFiles::open(topics.dir("t").unwrap(), "t").unwrap();
+        let topic = topic.unwrap();
+        let id = topic.dir().numbers(LANE).unwrap()[0];
+        let (_lock, lane) = topic.lane_to_close(id).unwrap().unwrap();
+        let log = lane.ring.log().unwrap();
+        log.arrive(0).unwrap();
+        // Where the first file is, too.
+        let missing = log.reach();
+        let whole = follow(&lane, log, Boundary::without_count(missing)).unwrap();
+        assert!(whole.is_damaged);
+        assert_eq!(whole.tail.position, missing);
     }
 }
