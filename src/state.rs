@@ -31,6 +31,8 @@ const DEFAULT_SIZES: [u64; 3] = [1024, 64, 256];
 const NEWS_CAPACITY: usize = 64 << 10;
 /// A watcher looks this often whether a writer has died before it could say what it had set.
 const SLICE: Duration = Duration::from_millis(250);
+/// So often a watch looks at all because news were lost, and finds nothing, before it says that there is nothing yet.
+const LOSSES: usize = 16;
 
 // ---------------------------------------------------------------------------------------------------------- opening
 
@@ -759,6 +761,7 @@ impl<T: ?Sized + Payload> Watch<T> {
     }
 
     fn find(&mut self, time: Duration) -> Result<bool> {
+        let mut losses = 0;
         loop {
             if self.tables.refresh()? {
                 // A writer that died may not have told the last that it had set.
@@ -772,6 +775,10 @@ impl<T: ?Sized + Payload> Watch<T> {
                 Ok(None) => return Ok(false),
                 Err(e) if matches!(e.kind(), ErrorKind::Lost | ErrorKind::Ended) => {
                     self.scan = Some(Place::default());
+                    losses += 1;
+                    if losses == LOSSES {
+                        return Ok(false);
+                    }
                     continue;
                 }
                 Err(e) => return Err(e),

@@ -6,6 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use buslane::{Bus, Envelope, ErrorKind, Kind, Start, Subscriber};
 use common::{Private, private, role, say};
@@ -374,6 +375,24 @@ impl Drop for Mounted {
     }
 }
 
+/// Removes a file, and waits until what it took is free: another test may be about to start a process, which has it open for a moment.
+fn make_room(ballast: &Path) {
+    let free = || {
+        nix::sys::statvfs::statvfs(ballast.parent().unwrap())
+            .unwrap()
+            .blocks_free()
+    };
+    let wanted = free() + fs::metadata(ballast).unwrap().len() / 4096;
+    fs::remove_file(ballast).unwrap();
+    // Or until it is clear that something else has taken it meanwhile.
+    for _ in 0..1000 {
+        if free() >= wanted {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn a_full_disk_at_every_write() {
     let private = private();
@@ -400,7 +419,7 @@ fn a_full_disk_at_every_write() {
                         assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}");
                         assert!(!*is_full, "there is room again: {e}");
                         *is_full = true;
-                        fs::remove_file(&ballast).unwrap();
+                        make_room(&ballast);
                         // Who was away for a while makes room, too.
                         for n in 0..*sent {
                             assert_eq!(subscription.recv()?[..8], n.to_le_bytes());
@@ -424,7 +443,7 @@ fn a_full_disk_at_every_write() {
             Err(e) => {
                 assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}");
                 failures += 1;
-                fs::remove_file(&ballast).unwrap();
+                make_room(&ballast);
                 let (mut sent, mut is_full) = (0, true);
                 let _ = fs::remove_dir_all(&at);
                 all(&mut sent, &mut is_full).unwrap();

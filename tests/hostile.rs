@@ -511,6 +511,27 @@ fn durable_places_far_beyond_what_can_be() {
     }
 }
 
+/// Who takes up a durable lane that says that it is far on syncs the files that there are, and not all that there could be.
+#[test]
+fn a_durable_lane_that_says_it_is_far_on() {
+    let private = private();
+    let bus = Bus::builder().durable(true).at(&private.path).unwrap();
+    let topic = bus.topic_builder("t").capacity(4096).open().unwrap();
+    let _named = topic.subscription("n").unwrap();
+    topic.publisher().unwrap().send(b"message").unwrap();
+    newest_lane(&private)
+        .write_all_at(&(1_u64 << 50).to_le_bytes(), 800)
+        .unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    let _ = publisher.send(b"far on");
+    let _ = publisher.sync();
+    newest_lane(&private).write_all_at(&[0; 64], 1408).unwrap();
+    drop(publisher);
+    let mut publisher = topic.publisher().unwrap();
+    let _ = publisher.send(b"far on");
+    let _ = publisher.sync();
+}
+
 /// What a message carries may look like frames all over. Who looks for the next message behind damage looks at each of them.
 #[test]
 fn a_damaged_message_full_of_words_of_long_frames() {

@@ -1288,7 +1288,7 @@ pub fn whole_at(ring: &Ring, position: u64) -> Result<Option<Found>, Corrupt> {
 #[cfg(not(loom))]
 pub fn next_whole(search: &mut Search<'_>, damaged: u64) -> Result<Option<Found>, Error> {
     let ring = search.ring();
-    let Some(log) = ring.log() else {
+    let Some(log) = ring.log().filter(|_| is_boundary(damaged)) else {
         return Ok(None);
     };
     // If its word is not what was damaged.
