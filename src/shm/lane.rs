@@ -2262,10 +2262,13 @@ impl Outside<'_> {
     /// All boundary records that hold, and the starts of files up to them, as far as they can be read.
     fn boundaries(&self) -> impl Iterator<Item = Boundary> {
         #[cfg(not(loom))]
-        let starts = self.ring.log().and_then(|log| log.starts().ok());
+        let starts = match self.ring.log() {
+            Some(log) => log.starts().unwrap_or_default(),
+            None => Vec::new(),
+        };
         #[cfg(loom)]
-        let starts = None;
-        self.boundaries_with(starts.unwrap_or_default())
+        let starts = Vec::new();
+        self.boundaries_with(starts)
     }
 
     /// The same, with these starts.
