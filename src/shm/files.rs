@@ -131,20 +131,11 @@ impl Dir {
         Self::checked(fd, &path, Some(self.owner), self.is_observed)
     }
 
-    /// The same. `None`: there is none, or what is called so is no directory that we may look into.
+    /// The same. `None`: there is none, or what is called so is no directory, or one of another filesystem.
     pub fn find_dir(&self, name: &str) -> Result<Option<Self>> {
-        let is_none = |e: &Error| {
-            let nones = [
-                libc::ENOENT,
-                libc::ENOTDIR,
-                libc::ELOOP,
-                libc::EXDEV,
-                libc::EACCES,
-            ];
-            e.errno().is_some_and(|errno| nones.contains(&errno))
-        };
+        let nones = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EXDEV];
         match self.dir(name) {
-            Err(e) if is_none(&e) => Ok(None),
+            Err(e) if e.errno().is_some_and(|errno| nones.contains(&errno)) => Ok(None),
             opened => opened.map(Some),
         }
     }

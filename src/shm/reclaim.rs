@@ -9,8 +9,6 @@
 
 use std::thread;
 
-use nix::libc;
-
 use super::files::{self, DRAFT, Dir, skip_damaged};
 use super::lane::{self, Outside};
 use super::layout::{BusControl, LEFT, Pattern, TopicConfig};
@@ -60,8 +58,8 @@ pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclai
                 Ok(true) => held.push(name),
                 // Out of files or memory: somebody must look again.
                 Err(e) if e.kind() == ErrorKind::TooMany => return Err(e),
-                // What the system refuses now it may not refuse later, unless somebody has forbidden it.
-                Err(e) if e.errno().is_some_and(|errno| errno != libc::EACCES) => held.push(name),
+                // What the system refuses now it may not refuse later.
+                Err(e) if e.errno().is_some() => held.push(name),
                 // What is no topic stays for a person to look at; the other topics need us.
                 Err(_) => {}
             }
