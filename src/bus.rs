@@ -119,6 +119,8 @@ impl Bus {
     /// - nobody wakes it: once it sleeps, it looks once in a millisecond;
     /// - its owner is not trusted. Each message is read from the file, checked, and handed out as a copy (which takes about a
     ///   microsecond); a file that is truncated meanwhile, or overwritten, is an error;
+    /// - it follows the first 256 publishers' lanes of a topic, of at most 8 GiB each; a lane that it can't follow is an error once, and then
+    ///   passed over;
     /// - it does not see who lives: a publisher that died has left when one of its own user's processes has noticed;
     /// - it sees no members and no cursors, and what is in queues, states and durable topics it can't read.
     ///
