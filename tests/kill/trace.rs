@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 /// Where a thread is killed: behind so many system calls, so many stores to shared memory since the last one, and so many other
 /// instructions since those.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Point {
     pub calls: u32,
     pub stores: u32,
@@ -28,7 +28,7 @@ pub struct Point {
 }
 
 /// An instruction, the how manieth arrival there since the last system call, and how often it has been repeated since.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Arrival {
     rip: u64,
     nth: u32,
