@@ -33,18 +33,24 @@ impl Lack {
         let ballast = dir.join("ballast");
         match self {
             Self::Pages => {
-                let free = statvfs(dir).unwrap().blocks_free();
                 let file = fs::File::create(ballast.join("pages")).unwrap();
-                let len = free.saturating_sub(left) * 4096;
-                if len > 0 {
+                // Until a thread of the operation's takes none meanwhile.
+                loop {
+                    let free = statvfs(dir).unwrap().blocks_free();
+                    let len = free.saturating_sub(left) * 4096;
                     let mode = nix::fcntl::FallocateFlags::empty();
-                    nix::fcntl::fallocate(file, mode, 0, len as i64).unwrap();
+                    if len == 0 || nix::fcntl::fallocate(&file, mode, 0, len as i64).is_ok() {
+                        break;
+                    }
                 }
             }
             Self::Files => {
-                let free = statvfs(dir).unwrap().files_free();
-                for n in 0..free.saturating_sub(left) {
-                    fs::File::create(ballast.join(n.to_string())).unwrap();
+                // A thread of the operation's may be about to make some, too.
+                for n in 0.. {
+                    let is_enough = statvfs(dir).unwrap().files_free() <= left;
+                    if is_enough || fs::File::create(ballast.join(n.to_string())).is_err() {
+                        break;
+                    }
                 }
             }
             Self::Descriptors => {
