@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -238,11 +239,18 @@ fn go(
     }
 }
 
+/// In nanoseconds.
+const HOUR: u64 = 3_600_000_000_000;
+
 /// A number for all that is in a directory and a repair could go by: names, sizes, bytes; but for ids, times, process ids, words
 /// that are only ever bumped, and what is in a ring, of which the witness says how much is visible.
 fn fingerprint(dir: &Path) -> u64 {
     let mut files = BTreeMap::new();
     collect(dir, dir, &mut files);
+    // Of the clock that runs since the machine started, as states have them.
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    let now = Duration::from(now).as_nanos() as u64;
+    let is_time = |word: u64| (now.saturating_sub(HOUR)..now).contains(&word);
     let is_id = |part: &str| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit());
     let mut ids: BTreeMap<u64, u64> = BTreeMap::new();
     let mut state = DefaultHasher::new();
@@ -272,7 +280,7 @@ fn fingerprint(dir: &Path) -> u64 {
                 continue;
             }
             let word = <[u8; 8]>::try_from(word).map_or(0, u64::from_le_bytes);
-            if word != 0 {
+            if word != 0 && !is_time(word) {
                 (i, ids.get(&word).map_or(word, |id| u64::MAX - id)).hash(&mut state);
             }
         }
