@@ -122,9 +122,7 @@ pub(crate) fn until(
     let mut waiter = Waiter::new(WaitStrategy::Sleep, timeout);
     let observed = topic.files.is_observed();
     loop {
-        if observed {
-            topic.files.look_again()?;
-        }
+        topic.files.look_again()?;
         // Read before looking, so that a change after it is not slept over.
         let seen = roster::state(&topic.files.control);
         if done()? {

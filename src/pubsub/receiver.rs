@@ -147,6 +147,7 @@ impl Receiver {
             topic: Arc::clone(topic),
         };
         receiver.tell();
+        files.look_again()?;
         receiver.refresh(is_new.then_some(start))?;
         receiver.cursor.set_joined();
         if let (Some(_), Some(lock)) = (&receiver.named, &receiver.lock)
@@ -569,9 +570,6 @@ impl Receiver {
         self.end_turn();
         let topic = Arc::clone(&self.topic);
         let files = &topic.files;
-        if self.lock.is_none() {
-            files.look_again()?;
-        }
         // Read before listing, so that what comes later changes it once more.
         let now = roster::state(&files.control);
         let ids = files.list_lanes()?;
@@ -584,28 +582,24 @@ impl Receiver {
             }
             stays
         });
-        for &id in &ids {
+        let is_known = |id: &u64| {
+            self.abandoned.contains(id) || self.sources.iter().any(|source| source.id == *id)
+        };
+        let unknown: Vec<u64> = ids.into_iter().filter(|id| !is_known(id)).collect();
+        for (i, &id) in unknown.iter().enumerate() {
             if self.lock.is_none() && self.sources.iter().count() >= OBSERVED_LANES {
-                let unknown = ids.iter().filter(|id| !self.knows(**id));
-                let unknown: Vec<u64> = unknown.copied().collect();
-                if let Some(&id) = unknown.first() {
-                    self.abandoned.extend(unknown);
-                    let why = format!(
-                        "it is one more than the {OBSERVED_LANES} that an observer follows"
-                    );
-                    return Err(files.corrupt_lane(id, why));
+                self.abandoned.extend(&unknown[i..]);
+                let why =
+                    format!("it is one more than the {OBSERVED_LANES} that an observer follows");
+                return Err(files.corrupt_lane(id, why));
+            }
+            self.join_lane(id, start).inspect_err(|e| {
+                // Reported once: the next look goes on with the other lanes. What other users do is nobody's fault here.
+                let may_pass = self.lock.is_some() || e.kind() == ErrorKind::TooMany;
+                if e.kind() == ErrorKind::Corrupt || !may_pass {
+                    self.abandoned.push(id);
                 }
-                break;
-            }
-            if !self.knows(id) {
-                self.join_lane(id, start).inspect_err(|e| {
-                    // Reported once: the next look goes on with the other lanes. What other users do is nobody's fault here.
-                    let may_pass = self.lock.is_some() || e.kind() == ErrorKind::TooMany;
-                    if e.kind() == ErrorKind::Corrupt || !may_pass {
-                        self.abandoned.push(id);
-                    }
-                })?;
-            }
+            })?;
         }
         self.seen_roster = Some(now);
         for source in self.sources.iter_mut() {
@@ -620,11 +614,6 @@ impl Receiver {
             self.had_publisher |= went_on || !(source.closed && is_empty);
         }
         Ok(())
-    }
-
-    /// Whether a lane is followed, or was given up.
-    fn knows(&self, id: u64) -> bool {
-        self.abandoned.contains(&id) || self.sources.iter().any(|source| source.id == id)
     }
 
     /// Follows a lane: from `start` on, or from its first message, if it came after us.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
@@ -49,6 +50,13 @@ struct Run {
     events: Vec<Event>,
     /// The numbers of the data files' inodes.
     inodes: BTreeMap<u64, PathBuf>,
+}
+
+/// Has a bus be in this boot of the machine, as far as it can tell.
+fn set_boot(bus: &Path, boot: u64) {
+    let mut content = fs::read(bus.join("bus")).unwrap();
+    content[BOOT..BOOT + 8].copy_from_slice(&boot.to_le_bytes());
+    fs::write(bus.join("bus"), content).unwrap();
 }
 
 fn is_data(path: &Path) -> bool {
@@ -320,9 +328,7 @@ impl Bench {
         if !self.images.is_multiple_of(AGAIN) {
             return;
         }
-        let mut content = fs::read(path.join("bus")).unwrap();
-        content[BOOT..BOOT + 8].copy_from_slice(&54321_u64.to_le_bytes());
-        fs::write(path.join("bus"), content).unwrap();
+        set_boot(&path, 54321);
         let bus = Bus::at(&path).unwrap();
         assert!(
             bus.cuts().is_empty(),
@@ -408,14 +414,15 @@ fn check_some(steps: &[Step], seed: u64, images: usize) {
 }
 
 /// The tape is one.
-static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 fn all_images_of_tiny_logs() {
     use Step::{Abort, Loan, Send, Sync};
-    let _one = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = one_at_a_time();
     let logs: [&[Step]; 6] = [
         &[Send(8), Send(8), Send(8)],
         &[Send(8), Sync, Send(20), Send(1), Sync, Send(8)],
@@ -436,9 +443,7 @@ fn all_images_of_tiny_logs() {
 
 #[test]
 fn some_images_of_larger_logs() {
-    let _one = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = one_at_a_time();
     let images = std::env::var("BUSLANE_IMAGES").map_or(IMAGES, |images| images.parse().unwrap());
     // From one file to the next, at all distances from its end.
     for len in 0..8 {
@@ -510,9 +515,7 @@ fn copy_as_kept(from: &Path, to: &Path, synced: &[u64], zeros: Option<usize>) ->
 /// A name may reach the disk before what it names, unless that was synced before.
 #[test]
 fn what_was_never_synced_has_a_name_and_no_content() {
-    let _one = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = one_at_a_time();
     for zeros in [None, Some(0), Some(4096)] {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (path, kept) = (dir.path().join("bus"), dir.path().join("kept"));
@@ -543,9 +546,7 @@ fn what_was_never_synced_has_a_name_and_no_content() {
             .collect();
         let blank = copy_as_kept(&path, &kept, &synced, zeros);
         drop((named, subscriber, publisher, group, producer, writer, roles));
-        let mut content = fs::read(kept.join("bus")).unwrap();
-        content[BOOT..BOOT + 8].copy_from_slice(&12345_u64.to_le_bytes());
-        fs::write(kept.join("bus"), content).unwrap();
+        set_boot(&kept, 12345);
         println!("{blank:#?}");
         let bus = Bus::at(&kept).unwrap();
         assert!(bus.cuts().is_empty(), "{:?}", bus.cuts());

@@ -499,7 +499,7 @@ impl TopicFiles {
         Ok(cursor)
     }
 
-    /// What is copied of its control page, read anew.
+    /// Its control page, read anew where it is copied.
     pub fn look_again(&self) -> Result<()> {
         if self.control.refresh() {
             return Ok(());
