@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use buslane::{Bus, Envelope, ErrorKind, Kind, Start, Subscriber};
-use common::{Private, private, role, say};
+use common::{Private, private, role, say, set_boot};
 
 /// Bytes in a data file: few, so that there are many of them.
 const FILE: usize = 4096;
@@ -169,11 +169,6 @@ fn a_file_that_is_cut_off_or_missing() {
     assert_eq!(receive(&bus), (sent, 0));
 }
 
-/// In another boot of the machine, as far as the bus can tell.
-fn set_boot(private: &Private) {
-    write(&private.path.join("bus"), 4096 + 128, &[9; 8]);
-}
-
 fn write(path: &Path, at: u64, bytes: &[u8]) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.write_all_at(bytes, at).unwrap();
@@ -192,7 +187,7 @@ fn more_files_behind_a_hole_than_have_a_place() {
     (0..2 * files).for_each(|_| publisher.send(&[1; FILE / 3]).unwrap());
     drop((publisher, topic, bus));
     write(&data_file(&private, 1), 4096, &[0; 8]);
-    set_boot(&private);
+    set_boot(&private.path);
     let bus = open(&private.path);
     let [cut] = bus.cuts() else {
         panic!("there is a hole: {:?}", bus.cuts());
@@ -209,7 +204,7 @@ fn a_bus_with_a_damaged_file_can_be_opened() {
         let path = data_file(&private, number);
         write(&path, 20, &[1]);
         if is_other_boot {
-            set_boot(&private);
+            set_boot(&private.path);
         }
         let bus = open(&private.path);
         assert!(!bus.verify("t").unwrap().damage.is_empty());
@@ -275,7 +270,7 @@ fn places_that_are_older_than_the_disk() {
     let claims = private.path.join("topics/q").join(claims.unwrap());
     write(&claims, 4096 + 8, &[0; 8]);
     write(&claims, 8192, &[0; 2048]);
-    set_boot(&private);
+    set_boot(&private.path);
 
     let bus = open(&private.path);
     let mut subscription = bus.topic("t").unwrap().subscription("s").unwrap();

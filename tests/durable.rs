@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use buslane::{Bus, ErrorKind, Keep, Start, SyncPolicy};
-use common::{Private, private};
+use common::{Private, private, set_boot};
 
 /// Bytes in a data file: few, so that there are many of them.
 const FILE: usize = 4096;
@@ -330,15 +330,6 @@ fn what_is_not_durable_says_so() {
 
 // ------------------------------------------------------------------------------------------- what a reader had found
 
-/// In another boot of the machine, as far as the bus can tell.
-fn set_boot(private: &Private) {
-    let file = OpenOptions::new()
-        .write(true)
-        .open(private.path.join("bus"))
-        .unwrap();
-    file.write_all_at(&[9; 8], 4096 + 128).unwrap();
-}
-
 #[test]
 fn the_head_passes_messages_whose_claims_newer_ones_have() {
     let private = private();
@@ -437,7 +428,7 @@ fn loans_that_were_forgotten_or_given_back_at_the_end_of_a_file() {
         assert_eq!(*subscription.recv().unwrap(), numbered(n));
     }
     drop((subscription, publisher, topic, bus));
-    set_boot(&private);
+    set_boot(&private.path);
     let bus = open(&private);
     assert!(bus.cuts().is_empty(), "{:?}", bus.cuts());
     let mut subscription = bus.topic("t").unwrap().subscription("s").unwrap();
@@ -507,7 +498,7 @@ fn what_was_synced_is_found_by_who_had_a_name() {
     }
     publisher.sync().unwrap();
     drop((publisher, topic, bus));
-    set_boot(&private);
+    set_boot(&private.path);
     // Its places never reached the disk.
     let path = private.path.join("topics/t/subscription.s");
     let file = OpenOptions::new().write(true).open(path).unwrap();

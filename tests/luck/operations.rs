@@ -3,6 +3,8 @@
 //! The scene has three buses: `bus`, which a witness is on, too; `disk`, a durable one, likewise; and those that an operation
 //! has for itself. What an operation makes for good is called `new`, and is taken away after it.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -16,7 +18,7 @@ use buslane::{
 };
 use nix::unistd::{ForkResult, fork};
 
-use crate::common::{check, fill, length, names};
+use crate::common::{check, fill, length, names, set_boot};
 
 /// What an operation is tried on.
 pub struct Scene<'a> {
@@ -557,14 +559,19 @@ fn past_damage<S>(
     Ok(got)
 }
 
+/// The data file with this number, of a topic that has one lane.
+fn data_file(topic: &Path, number: u64) -> Option<File> {
+    let end = format!(".{number}");
+    let is_it = |name: &String| name.starts_with("data.") && name.ends_with(&end);
+    let name = names(topic).into_iter().find(is_it)?;
+    let mut options = File::options();
+    let opened = options.read(true).write(true).open(topic.join(name));
+    Some(opened.unwrap())
+}
+
 fn damage_second_file(topic: &Path) {
-    use std::os::unix::fs::FileExt;
-    let is_it = |name: &String| name.starts_with("data.") && name.ends_with(".1");
-    let name = names(topic).into_iter().find(is_it).expect("a second file");
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(topic.join(name));
-    file.unwrap().write_all_at(&[0xff; 4096], 4096).unwrap();
+    let second = data_file(topic, 1).expect("a second file");
+    second.write_all_at(&[0xff; 4096], 4096).unwrap();
 }
 
 /// A durable bus that was in use when the machine went down: some of its messages were synced, the others are in one topic all
@@ -603,38 +610,16 @@ fn recover(scene: &Scene<'_>) -> Result<()> {
 
 /// In the second of a lane's data files, at its beginning. The number of the last one that has a frame, from 0.
 fn make_a_hole(topic: &Path) -> u64 {
-    use std::os::unix::fs::FileExt;
-    let open = |number: u64| {
-        let end = format!(".{number}");
-        let is_it = |name: &String| name.starts_with("data.") && name.ends_with(&end);
-        let name = names(topic).into_iter().find(is_it)?;
-        let path = topic.join(name);
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path);
-        Some(file.unwrap())
-    };
-    let has_frame = |file: &std::fs::File| {
+    let has_frame = |file: &File| {
         let mut word = [0; 8];
         file.read_exact_at(&mut word, 4096).unwrap();
         word != [0; 8]
     };
-    let begun = (0..).map_while(|number| open(number).filter(has_frame));
+    let begun = (0..).map_while(|number| data_file(topic, number).filter(has_frame));
     let last = begun.count() as u64 - 1;
-    let second = open(1).expect("a second file");
+    let second = data_file(topic, 1).expect("a second file");
     second.write_all_at(&[0; 8], 4096).unwrap();
     last
-}
-
-/// In another boot of the machine, as far as the bus can tell.
-fn set_boot(bus: &Path) {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(bus.join("bus"))
-        .unwrap();
-    file.write_all_at(&[9; 8], 4096 + 128).unwrap();
 }
 
 // ----------------------------------------------------------------------------------------------------------- death
