@@ -241,6 +241,8 @@ fn go(
 
 /// Where tables, cursors and lanes say whose they are or were; a member's number is random.
 const OWNERS: [usize; 3] = [128, 384, 640];
+/// Where a file says when it was made.
+const MADE: usize = 40;
 /// In nanoseconds.
 const HOUR: u64 = 3_600_000_000_000;
 
@@ -254,15 +256,23 @@ fn fingerprint(dir: &Path) -> u64 {
     let now = Duration::from(now).as_nanos() as u64;
     let is_time = |word: u64| (now.saturating_sub(HOUR)..now).contains(&word);
     let is_id = |part: &str| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit());
-    let mut ids: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut state = DefaultHasher::new();
-    for name in files.keys() {
+    // Whose file was made first is the first one.
+    let mut made: BTreeMap<u64, u64> = BTreeMap::new();
+    for (name, bytes) in &files {
+        let at = bytes.get(MADE..MADE + 8).map_or(u64::MAX, |word| {
+            u64::from_le_bytes(word.try_into().unwrap())
+        });
         for id in name.split(['/', '.']).filter(|part| is_id(part)) {
-            let next = ids.len() as u64;
-            ids.entry(u64::from_str_radix(id, 16).unwrap())
-                .or_insert(next);
+            let first = made
+                .entry(u64::from_str_radix(id, 16).unwrap())
+                .or_insert(at);
+            *first = at.min(*first);
         }
     }
+    let mut by_age: Vec<(u64, u64)> = made.into_iter().map(|(id, at)| (at, id)).collect();
+    by_age.sort_unstable();
+    let ids: BTreeMap<u64, u64> = (by_age.iter().map(|&(_, id)| id)).zip(0..).collect();
+    let mut state = DefaultHasher::new();
     let mut hashes: Vec<u64> = Vec::new();
     for (name, bytes) in &files {
         let mut state = DefaultHasher::new();
@@ -278,7 +288,7 @@ fn fingerprint(dir: &Path) -> u64 {
             let is_bumped = is_control && [4096, 4224, 4352].contains(&(8 * i));
             let is_ring = name.contains("/lane.") && 8 * i >= 4096;
             // When it was made; whose process.
-            if i == 5 || (i == 8 && name.starts_with("members")) || is_bumped || is_ring {
+            if 8 * i == MADE || (i == 8 && name.starts_with("members")) || is_bumped || is_ring {
                 continue;
             }
             let mut word = <[u8; 8]>::try_from(word).map_or(0, u64::from_le_bytes);
