@@ -18,15 +18,16 @@ use crate::inspect::{TopicReport, Verified};
 use crate::message::{Any, Message, Payload, PayloadType};
 use crate::presence::Presence;
 use crate::pubsub::{Publisher, Start, Subscriber, SubscriptionBuilder};
+use crate::reactor;
 use crate::select::{Names, Selection};
-use crate::shm::files::{self, Dir, Plan, Whom};
+use crate::shm::files::{self, Dir, Plan, Whom, skip_damaged};
 use crate::shm::fork::{self, Held};
 use crate::shm::layout::{BusConfig, BusControl, Identity, Kind, Pattern, TopicConfig, max_len};
 use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::recover::{Cut, recover};
 use crate::shm::roster::Cursor;
-use crate::shm::topic::{BUS_SIZE, LANE, TopicFiles, check_capacity, map_bus};
+use crate::shm::topic::{BUS_SIZE, LANE, TopicFiles, check_capacity, check_capacity_for, map_bus};
 use crate::shm::{View, futex, lane, roster};
 use crate::wait::WaitStrategy;
 
@@ -367,18 +368,30 @@ impl Bus {
             return Err(in_use());
         }
         // Away from under its name in one step: whoever comes later makes a new one.
-        let aside = reclaim::aside(&self.0.topics, &escaped)?.ok_or_else(|| not_found(name))?;
-        // Somebody who had found it just before may have joined meanwhile.
-        if !force && files.is_used()? && self.0.topics.rename(&aside, &escaped)? {
+        let topics = &self.0.topics;
+        let aside = reclaim::aside(topics, &escaped, self.member()?)?;
+        let aside = aside.ok_or_else(|| not_found(name))?;
+        let look = || {
+            // Another one may have come by the name since it was opened.
+            let files = skip_damaged(TopicFiles::open(topics.dir(&aside)?, name))?;
+            // Somebody who had found it just before may have joined meanwhile.
+            match &files {
+                Some(files) if !force && files.is_used()? => Err(in_use()),
+                _ => Ok(files),
+            }
+        };
+        let looked = look();
+        if looked.is_err() && topics.rename(&aside, &escaped)? {
             // Who has listed the topics meanwhile has not seen it.
             roster::topics_changed(self.control());
-            return Err(in_use());
+            return looked.map(drop);
         }
-        // Before what may fail: its name is free already.
+        // Before what may fail: its name is free already, and who is in it is not to go on.
         roster::topics_changed(self.control());
-        self.0.topics.remove_all(&aside)?;
-        roster::changed(&files.control);
-        Ok(())
+        if let Ok(Some(files)) = &looked {
+            roster::remove(&files.control);
+        }
+        topics.remove_all(&aside)
     }
 
     /// Removes the whole bus: its directory, and all that is in it.
@@ -717,9 +730,10 @@ impl BusBuilder {
         self
     }
 
-    /// The mode of the bus directory, if this makes it: by default `0o700`, nobody else. Others may be let in to look
-    /// ([`Bus::observe`]), never to write: by `0o750` the directory's group, by `0o755` all, whatever the umask. The files of
-    /// topics and lanes get the same without the execute bits; what processes agree by is the owner's alone in any case.
+    /// The mode of the bus directory, if this makes the bus: by default `0o700`, nobody else. Others may be let in to look
+    /// ([`Bus::observe`]), never to write: by `0o750` the directory's group, by `0o755` all, whatever the umask. A directory that
+    /// is there already lets in those, too, then. The files of topics and lanes get the same without the execute bits; what
+    /// processes agree by is the owner's alone in any case.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self
@@ -821,10 +835,13 @@ impl BusBuilder {
                     .advise("use 0o700, or 0o750 or 0o755 to let others read"),
             );
         }
-        let create = self.create;
-        let root = Dir::open(path, create.then_some(Mode::from_bits_truncate(self.mode)))?;
+        let mode = self.create.then_some(Mode::from_bits_truncate(self.mode));
+        let mut root = Dir::open(path, mode)?;
         root.check_filesystem()?;
-        if create {
+        if let Some(mode) = mode
+            && root.open_any("bus", false)?.is_none()
+        {
+            root = root.let_in(mode)?;
             // Before the file that makes it a bus.
             root.make_dir("members", Whom::Owner)?;
             root.make_dir("topics", Whom::All)?;
@@ -846,6 +863,9 @@ impl BusBuilder {
                 root.sync()?;
                 root.sync_above()?;
             }
+        }
+        if !root.is_private() {
+            reactor::sleep_in_slices();
         }
         let (control, is_durable) = open_bus_file(&root, &shown)?;
         if self.durable && !is_durable {
@@ -937,8 +957,13 @@ const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// The lock of a durable bus, for who opens it.
 fn lock_bus(shown: &str, root: &Dir) -> Result<Held> {
     let started = Instant::now();
-    let locks = root.make_locks()?;
-    while !files::try_lock(&locks).map_err(|e| Error::system("lock the bus", shown, e))? {
+    loop {
+        let staying = fork::stay();
+        let locks = root.make_locks()?;
+        if files::try_lock(&locks).map_err(|e| Error::system("lock the bus", shown, e))? {
+            return Ok(Held::new(locks));
+        }
+        drop((locks, staying));
         if started.elapsed() > RECOVERY_PATIENCE {
             let why = "another process is opening it, and does not go on";
             return Err(Error::new(ErrorKind::TimedOut, "open the bus", shown, why)
@@ -946,14 +971,17 @@ fn lock_bus(shown: &str, root: &Dir) -> Result<Held> {
         }
         thread::sleep(Duration::from_millis(1));
     }
-    Ok(Held::new(locks))
 }
 
 pub(crate) fn capacity_or_error(tried: &'static str, on: &str, capacity: usize) -> Result<()> {
-    check_capacity(capacity as u64).map(drop).map_err(|why| {
-        Error::new(ErrorKind::InvalidCapacity, tried, on, why)
-            .advise("use a power of two, 4 KiB or more")
-    })
+    check_capacity(capacity as u64)
+        .map(drop)
+        .map_err(|why| invalid_capacity(tried, on, why))
+}
+
+fn invalid_capacity(tried: &'static str, on: &str, why: String) -> Error {
+    Error::new(ErrorKind::InvalidCapacity, tried, on, why)
+        .advise("use a power of two, 4 KiB or more, and for a queue 32 GiB at most")
 }
 
 /// Opens a [`Topic`] otherwise than by default. Made by [`Bus::topic_builder`].
@@ -1115,6 +1143,8 @@ impl TopicBuilder<'_> {
                 config.sync_ns = sync.unwrap_or_default().to_ns();
                 (config.keep_bytes, config.keep_ns) = keep.unwrap_or_default().to_sizes();
                 let capacity = capacity.unwrap_or(made_with);
+                check_capacity_for(patterns[0], capacity as u64)
+                    .map_err(|why| invalid_capacity(tried, &name, why))?;
                 let files = bus.make_topic(&escaped, &name, capacity, &config)?;
                 if bus.is_durable() {
                     bus.0.topics.sync()?;

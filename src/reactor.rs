@@ -1,10 +1,11 @@
 //! What tasks sleep on: one thread for each 127 signals sleeps for them, and wakes theirs. It starts when it is first
 //! needed, takes no time while nothing happens, and has no timer but for what is put off until a time: who dies before it
-//! has rung is noticed by its bus, which rings then.
+//! has rung is noticed by its bus, which rings then. In a process with a bus that others may look at, it looks again after each
+//! [`SLICE`], too: whoever can map a word for reading can take its sleepers away (`FUTEX_REQUEUE`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Instant;
@@ -15,7 +16,7 @@ use crate::shm::futex;
 use crate::shm::park::{self, Signal, Ticket};
 use crate::shm::sync::heavy_fence;
 use crate::shm::wakers::Wakers;
-use crate::wait::Waitable;
+use crate::wait::{SLICE, Waitable};
 
 /// A thread that sleeps for others, as they share it.
 #[derive(Debug)]
@@ -31,6 +32,14 @@ static SLEEPERS: [Mutex<Vec<Arc<Sleeper>>>; GENERATIONS] =
     [const { Mutex::new(Vec::new()) }; GENERATIONS];
 /// How often a process may fork, and its child, and so on.
 const GENERATIONS: usize = 64;
+
+/// Whether there is a bus in this process that others may look at.
+static IS_LOOKED_AT: OnceLock<()> = OnceLock::new();
+
+/// Has sleeps be in slices from now on. What has been slept on before is nothing that others may look at.
+pub(crate) fn sleep_in_slices() {
+    IS_LOOKED_AT.get_or_init(|| ());
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,6 +76,8 @@ impl Sleeper {
                 let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
             }
             let time = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let slice = IS_LOOKED_AT.get().map(|()| SLICE);
+            let time = time.into_iter().chain(slice).min();
             park::sleep_any(&tickets, time);
             tickets.clear();
         }

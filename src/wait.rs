@@ -78,7 +78,7 @@ pub enum WaitStrategy {
 /// looking for as long as that costs at most twice what the better choice would have.
 const SPIN: Duration = Duration::from_micros(50);
 /// Sleeps are cut into slices: a waker that dies between its store and its wake costs one of these.
-const SLICE: Duration = Duration::from_millis(250);
+pub(crate) const SLICE: Duration = Duration::from_millis(250);
 /// Calls between two readings of the clock: a reader looks up to 32 times in each.
 const LOOKS: u32 = 8;
 

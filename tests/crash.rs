@@ -104,6 +104,47 @@ mod child {
         }
     }
 
+    /// Forks again and again while another thread takes locks.
+    #[test]
+    fn forking_beside() {
+        let Some((path, _)) = role() else { return };
+        let (go_on, stopped) = std::sync::mpsc::channel::<()>();
+        let joining = std::thread::spawn(move || {
+            let bus = Bus::at(&path).unwrap();
+            let (topic, queue) = (bus.topic("t").unwrap(), bus.queue("q").unwrap());
+            // Who lets go of a lock takes it from a child, too.
+            let mut kept = Vec::new();
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                kept.push((topic.subscriber().unwrap(), queue.consumer().unwrap()));
+            }
+            kept
+        });
+        let fork_one = |_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            // SAFETY: the child only waits.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => loop {
+                    pause();
+                },
+                ForkResult::Parent { child } => child,
+            }
+        };
+        let children: Vec<_> = (0..200).map(fork_one).collect();
+        drop(go_on);
+        let _kept = joining.join().unwrap();
+        let mut locks = Vec::new();
+        for child in children {
+            for open in std::fs::read_dir(format!("/proc/{child}/fdinfo")).unwrap() {
+                let info = std::fs::read_to_string(open.unwrap().path()).unwrap();
+                let held = info.lines().filter(|line| line.starts_with("lock:"));
+                locks.extend(held.map(str::to_owned));
+            }
+            nix::sys::signal::kill(child, nix::sys::signal::SIGKILL).unwrap();
+            waitpid(child, None).unwrap();
+        }
+        assert!(locks.is_empty(), "{} locks: {locks:?}", locks.len());
+    }
+
     /// Runs `op` in a forked child, and notes how that ended if not well.
     fn forked(wrong: &mut Vec<String>, name: &str, op: impl FnOnce() -> bool) {
         // SAFETY: the child calls nothing that another thread could hold a lock of: the doorbell sleeps in poll.
@@ -379,6 +420,13 @@ fn a_forked_child_gets_errors_and_harms_nobody() {
     let private = private();
     private.bus();
     private.child("forking_often", "").join();
+}
+
+#[test]
+fn a_child_that_comes_while_a_lock_is_taken_does_not_have_it() {
+    let private = private();
+    private.bus();
+    private.child("forking_beside", "").join();
 }
 
 #[test]

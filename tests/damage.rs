@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use buslane::{Bus, Envelope, ErrorKind, Kind, Start, Subscriber};
+use buslane::{Bus, Envelope, ErrorKind, Keep, Kind, Publisher, Start, Subscriber};
 use common::{Private, private, role, say, set_boot};
 
 /// Bytes in a data file: few, so that there are many of them.
@@ -287,6 +287,93 @@ fn places_that_are_older_than_the_disk() {
         }
     }
     assert!(consumer.is_empty().unwrap());
+}
+
+/// Sends until only so many files are left.
+fn send_until_files_are_left(publisher: &mut Publisher, private: &Private, left: usize) {
+    let is_data = |name: &String| name.starts_with("data.");
+    for _ in 0..2000 {
+        if private
+            .names("topics/t")
+            .iter()
+            .filter(|name| is_data(name))
+            .count()
+            <= left
+        {
+            return;
+        }
+        publisher.send(b"more").unwrap();
+        publisher.sync().unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{:?}", private.names("topics/t"));
+}
+
+/// What a file says of what is before it did not reach the disk, and its frames did.
+#[test]
+fn a_file_whose_beginning_was_lost_with_the_power() {
+    for lost in [[0; 64], [0xa5; 64]] {
+        let private = private();
+        let bus = open(&private.path);
+        let topic = bus.topic("t").unwrap();
+        drop(topic.subscription("s").unwrap());
+        let mut publisher = topic.publisher().unwrap();
+        for n in 0..12_u64 {
+            publisher.send(&n.to_le_bytes().repeat(150)).unwrap();
+        }
+        drop((publisher, topic, bus));
+        let start = data_file(&private, 1);
+        let was = fs::read(&start).unwrap()[64..64 + 24].to_vec();
+        write(&start, 64, &lost);
+        // Nothing was said to be synced.
+        let lane = private
+            .names("topics/t")
+            .into_iter()
+            .find(|name| name.starts_with("lane."));
+        write(
+            &private.path.join("topics/t").join(lane.unwrap()),
+            1408,
+            &[0; 64],
+        );
+        set_boot(&private.path);
+        let bus = open(&private.path);
+        assert!(bus.cuts().is_empty(), "{:?}", bus.cuts());
+        assert_eq!(fs::read(&start).unwrap()[64..64 + 24], was);
+        let topic = bus.topic("t").unwrap();
+        let mut subscription = topic.subscription("s").unwrap();
+        let mut publisher = topic.publisher().unwrap();
+        for n in 0..4_u64 {
+            assert_eq!(subscription.recv().unwrap()[..8], n.to_le_bytes());
+        }
+        subscription.ack().unwrap();
+        publisher.send(b"more").unwrap();
+        while private
+            .names("topics/t")
+            .iter()
+            .any(|name| name.ends_with(".0") && name.starts_with("data."))
+        {
+            publisher.sync().unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut oldest = topic.subscriber_from(Start::Oldest).unwrap();
+        assert_eq!(oldest.recv().unwrap()[..8], 3_u64.to_le_bytes());
+    }
+}
+
+/// A file that does not say when it was begun holds up neither those before it nor those behind it.
+#[test]
+fn files_go_by_time_past_one_that_is_damaged() {
+    let private = private();
+    let bus = open(&private.path);
+    let age = Duration::from_secs(1);
+    let topic = bus.topic_builder("t").keep(Keep::For(age)).open().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for _ in 0..30 {
+        publisher.send(&[1; 1200]).unwrap();
+    }
+    write(&data_file(&private, 3), 64, &[0xa5; 64]);
+    std::thread::sleep(age);
+    send_until_files_are_left(&mut publisher, &private, 4);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use buslane::{Bus, Consumer, DeadLetter, Delivery, ErrorKind, Producer, Queue};
-use common::{PATIENCE, private, role, say};
+use common::{PATIENCE, block_on, private, role, say};
 
 fn queue(private: &common::Private) -> Queue {
     private.bus().queue("jobs").unwrap()
@@ -29,6 +29,15 @@ fn push(producer: &mut Producer, n: u64) {
 }
 
 // ------------------------------------------------------------------------------------------------------ one process
+
+#[test]
+fn a_queue_has_fewer_claims_than_sequence_numbers() {
+    let private = private();
+    let bus = private.bus();
+    let error = bus.queue_builder("q").capacity(1 << 36).open().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidCapacity, "{error}");
+    assert!(bus.topics().unwrap().is_empty());
+}
 
 #[test]
 fn what_is_pushed_before_the_first_consumer_waits_for_it() {
@@ -781,23 +790,4 @@ fn a_consumer_in_a_wait_set_and_as_a_stream() {
     delivery.ack().unwrap();
 
     assert!(other.recv_async().now_or_never().unwrap().is_ok());
-}
-
-/// Runs a future on this thread, which is parked meanwhile.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = std::task::Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
-    let mut context = std::task::Context::from_waker(&waker);
-    let mut future = std::pin::pin!(future);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            std::task::Poll::Ready(output) => return output,
-            std::task::Poll::Pending => std::thread::park(),
-        }
-    }
 }

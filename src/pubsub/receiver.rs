@@ -1,5 +1,6 @@
 //! What a subscriber of whatever type does: looks, waits, keeps up with the lanes.
 
+use std::collections::BTreeSet;
 use std::hint;
 use std::sync::Arc;
 use std::thread;
@@ -75,7 +76,9 @@ pub(super) struct Receiver {
     /// The last batch ended where there was nothing more: a look in vain.
     pub(super) was_short: bool,
     /// Lanes that contradicted themselves.
-    abandoned: Vec<u64>,
+    abandoned: BTreeSet<u64>,
+    /// An observer: that there are more lanes than it follows.
+    has_said_enough: bool,
     /// Those of them in data files, until they are gone on with.
     damaged: Vec<Source>,
     /// It is a named subscription: it stays, with what it has not received.
@@ -134,7 +137,8 @@ impl Receiver {
             looks: 1,
             pace: Pace::default(),
             was_short: false,
-            abandoned: Vec::new(),
+            abandoned: BTreeSet::new(),
+            has_said_enough: false,
             damaged: Vec::new(),
             named,
             lost: Lost::default(),
@@ -387,7 +391,7 @@ impl Receiver {
                     lost.messages = lost.messages.saturating_add(missed.messages);
                     lost.bytes = lost.bytes.saturating_add(missed.bytes);
                     lost.lane = source.id;
-                    self.abandoned.retain(|id| *id != source.id);
+                    self.abandoned.remove(&source.id);
                     self.sources.push(source);
                     // Its end is to be reported.
                     self.had_publisher = true;
@@ -457,7 +461,7 @@ impl Receiver {
     #[cold]
     fn abandon(&mut self) {
         if let Some(source) = self.sources.remove_here() {
-            self.abandoned.push(source.id);
+            self.abandoned.insert(source.id);
             if self.topic.files.is_logged() {
                 // Its publisher does not wait for us, and what we have not received is kept.
                 self.damaged.push(source);
@@ -586,9 +590,11 @@ impl Receiver {
             self.abandoned.contains(id) || self.sources.iter().any(|source| source.id == *id)
         };
         let unknown: Vec<u64> = ids.into_iter().filter(|id| !is_known(id)).collect();
-        for (i, &id) in unknown.iter().enumerate() {
+        for id in unknown {
             if self.lock.is_none() && self.sources.iter().count() >= OBSERVED_LANES {
-                self.abandoned.extend(&unknown[i..]);
+                if std::mem::replace(&mut self.has_said_enough, true) {
+                    break;
+                }
                 let why =
                     format!("it is one more than the {OBSERVED_LANES} that an observer follows");
                 return Err(files.corrupt_lane(id, why));
@@ -597,7 +603,7 @@ impl Receiver {
                 // Reported once: the next look goes on with the other lanes. What other users do is nobody's fault here.
                 let may_pass = self.lock.is_some() || e.kind() == ErrorKind::TooMany;
                 if e.kind() == ErrorKind::Corrupt || !may_pass {
-                    self.abandoned.push(id);
+                    self.abandoned.insert(id);
                 }
             })?;
         }
@@ -786,9 +792,16 @@ impl Drop for Receiver {
             source.reader.track().settle();
         }
         let files = &self.topic.files;
-        if self.named.is_some() {
-            self.cursor.disown();
-            roster::changed(&files.control);
+        if let Some(named) = &self.named {
+            if self.cursor.is_joined() {
+                self.cursor.disown();
+                roster::changed(&files.control);
+            } else {
+                // It could not be made, and nothing was promised yet.
+                let name = escape(&named.name);
+                let removed = name.and_then(|name| files.remove_subscription(&name, &self.cursor));
+                self.topic.bus.leave_to_others(removed);
+            }
             return;
         }
         // Also those that it has not come to: there may be no other reader.

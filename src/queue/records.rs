@@ -6,6 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::delivery::Share;
 use crate::error::{Error, ErrorKind, Result};
+use crate::shm::layout::MAX_QUEUE_CAPACITY;
 
 /// Before a message that was put off, in its group's retry topic; its envelope, if it has one, and the payload follow.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
@@ -181,7 +182,7 @@ impl<'a> DeadLetter<'a> {
 
 /// Bytes in the lanes of a group's topics: what was the longest message of the queue fits, with all that stands before it.
 pub(super) fn capacity_beside(capacity: usize) -> usize {
-    2 * capacity
+    (2 * capacity).min(MAX_QUEUE_CAPACITY)
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ impl Identity {
 }
 
 impl Dir {
-    /// Opens `path`, which is ours, made with `mode` first if `create` and it is missing.
+    /// Opens `path`, which is ours, made first if it is missing and `create` says with which mode.
     pub fn open(path: &Path, create: Option<Mode>) -> Result<Self> {
         Self::open_path(path, create, false)
     }
@@ -102,23 +102,29 @@ impl Dir {
             Error::system("open the directory above", shown(path), e)
                 .advise("make that directory first")
         })?;
-        let made = make_dir(parent.as_fd(), name.as_ref(), path, create)?;
+        if let Some(mode) = create {
+            make_dir(parent.as_fd(), name.as_ref(), path, mode)?;
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(parent, name, flags, Mode::empty())
             .map_err(|e| Error::system("open the directory", shown(path), e))?;
-        Self::checked(fd, path, None, is_observed)?.let_in(made)
+        Self::checked(fd, path, None, is_observed)
     }
 
-    /// Has a directory that was made now let in whom it is to let in, whatever the umask.
-    fn let_in(self, made: Option<Mode>) -> Result<Self> {
-        match made {
-            Some(mode) => {
-                let failed = |e| Error::system("make the directory", shown(&self.path), e);
-                let_in(&self.fd, mode).map_err(failed)?;
-                Ok(Self { mode, ..self })
-            }
-            None => Ok(self),
+    /// Has it let in whom `mode` does, whatever the umask of who made it: for a directory in which nothing is finished yet, as
+    /// whoever made it may have died before it came to this.
+    pub fn let_in(self, mode: Mode) -> Result<Self> {
+        let failed = |e| Error::system("make the directory", shown(&self.path), e);
+        let mode = self.mode | mode;
+        if mode != self.mode {
+            let_in(&self.fd, mode).map_err(failed)?;
         }
+        Ok(Self { mode, ..self })
+    }
+
+    /// Whether nobody but its owner can open what is in it.
+    pub fn is_private(&self) -> bool {
+        !lets_others_in(self.mode)
     }
 
     /// Opens `name` in this directory.
@@ -148,8 +154,8 @@ impl Dir {
             Whom::Owner => self.mode & Mode::S_IRWXU,
         };
         let path = self.path.join(name);
-        let made = make_dir(self.fd.as_fd(), Path::new(name), &path, Some(mode))?;
-        self.dir(name)?.let_in(made)
+        make_dir(self.fd.as_fd(), Path::new(name), &path, mode)?;
+        self.dir(name)?.let_in(mode)
     }
 
     /// Opens a name in here, without following links, and without waiting for who serves another filesystem.
@@ -441,6 +447,16 @@ impl Dir {
         let mut dir = nix::dir::Dir::from_fd(fd).map_err(failed)?;
         let mut names = Vec::new();
         for entry in dir.iter() {
+            if self.is_observed && names.len() == OBSERVED_NAMES {
+                let why = format!(
+                    "it has more than the {OBSERVED_NAMES} names that an observer looks through"
+                );
+                let tried = "list the directory";
+                return Err(
+                    Error::new(ErrorKind::Corrupt, tried, shown(&self.path), why)
+                        .advise("ask its owner what they are"),
+                );
+            }
             let name: CString = entry.map_err(failed)?.file_name().to_owned();
             if let Ok(name) = name.into_string()
                 && name != "."
@@ -535,6 +551,9 @@ impl AsFd for Dir {
 
 /// What others may read, if they are let in.
 const SAID: [Kind; 3] = [Kind::Bus, Kind::Topic, Kind::Lane];
+
+/// Names in a directory that an observer looks through: another user says how many there are.
+const OBSERVED_NAMES: usize = 1 << 16;
 
 /// For whom a directory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -637,23 +656,20 @@ pub fn observed(tried: &'static str, on: &str) -> Error {
         .advise("open it as its owner (Bus::at); to answer, publish on a bus of your own")
 }
 
-/// The mode, if it was made now.
-fn make_dir(
-    at: BorrowedFd<'_>,
-    name: &Path,
-    path: &Path,
-    mode: Option<Mode>,
-) -> Result<Option<Mode>> {
-    match mode.map(|mode| mkdirat(at, name, mode)) {
-        Some(Ok(())) => Ok(mode),
-        None | Some(Err(Errno::EEXIST)) => Ok(None),
-        Some(Err(e)) => Err(Error::system("make the directory", shown(path), e)),
+fn make_dir(at: BorrowedFd<'_>, name: &Path, path: &Path, mode: Mode) -> Result<()> {
+    match mkdirat(at, name, mode) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(e) => Err(Error::system("make the directory", shown(path), e)),
     }
+}
+
+fn lets_others_in(mode: Mode) -> bool {
+    mode.intersects(Mode::S_IRWXG | Mode::S_IRWXO)
 }
 
 /// Has others get what `mode` gives them: who made this, under whatever umask, meant it.
 fn let_in(fd: &OwnedFd, mode: Mode) -> nix::Result<()> {
-    match mode.intersects(Mode::S_IRWXG | Mode::S_IRWXO) {
+    match lets_others_in(mode) {
         true => retry(|| fchmod(fd, mode)),
         false => Ok(()),
     }

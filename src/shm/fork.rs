@@ -2,10 +2,11 @@
 //! its own: whatever it does to the handles that it got from its parent reaches nobody, and the least of it, a look at a word
 //! that is never 0 otherwise, has a handle compare the [`generation`] it was born in with the current one.
 
+use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Once, OnceLock};
+use std::sync::{Once, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{files, segment};
 
@@ -46,8 +47,7 @@ impl Node {
 
     /// One that nobody used.
     fn take() -> &'static Self {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| segment::at_fork(in_child));
+        watch();
         let mut node = &FIRST;
         while node
             .fd
@@ -66,7 +66,39 @@ pub fn generation() -> u64 {
     FORKS.load(Ordering::Relaxed)
 }
 
+/// Held for reading by who takes a lock, and for writing by who forks.
+static TAKING: RwLock<()> = RwLock::new(());
+
+thread_local! {
+    /// By who forks, until it has.
+    static FORKING: Cell<Option<RwLockWriteGuard<'static, ()>>> = const { Cell::new(None) };
+}
+
+/// While this is held, nobody forks. From before a file is opened until its lock is [`Held`]: a child that comes between has the lock,
+/// too, and does not know of it. Not to be held twice.
+pub fn stay() -> RwLockReadGuard<'static, ()> {
+    watch();
+    TAKING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn watch() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| segment::at_fork(before_fork, in_parent, in_child));
+}
+
+extern "C" fn before_fork() {
+    // A thread that is ending may have none any more.
+    let _ = FORKING.try_with(|forking| {
+        forking.set(Some(TAKING.write().unwrap_or_else(PoisonError::into_inner)));
+    });
+}
+
+extern "C" fn in_parent() {
+    let _ = FORKING.try_with(Cell::take);
+}
+
 extern "C" fn in_child() {
+    in_parent();
     FORKS.fetch_add(1, Ordering::Relaxed);
     let mut node = Some(&FIRST);
     while let Some(this) = node {

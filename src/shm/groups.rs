@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::claims::{self, Claims};
 use super::files::{self, Dir, Plan, skip_damaged};
-use super::fork::Held;
+use super::fork::{self, Held};
 use super::futex;
 use super::lane::{self, Corrupt, Outside};
 use super::layout::{
@@ -199,6 +199,7 @@ impl TopicFiles {
         let failed = |e: nix::Error| Error::system("lock a group of", &*self.name, e);
         let mut waited = Duration::ZERO;
         loop {
+            let staying = fork::stay();
             let Some((file, group)) = self.group(name, Access::Write)? else {
                 return Ok(None);
             };
@@ -209,6 +210,7 @@ impl TopicFiles {
                 }
                 continue;
             }
+            drop((file, staying));
             if waited > LOCK_PATIENCE {
                 let why = format!("somebody who joins or removes the group {name} does not go on");
                 return Err(Error::new(ErrorKind::TimedOut, "join", &*self.name, why)
@@ -223,6 +225,7 @@ impl TopicFiles {
     /// A new group, that joins every lane from now on. `None`: somebody was faster.
     fn make_group(&self, name: &str) -> Result<Option<(Held, Group)>> {
         let id = self.next_id()?;
+        let staying = fork::stay();
         let made = self
             .dir
             .create(&format!("{GROUP}{name}"), &plan(id, true), |file| {
@@ -233,6 +236,7 @@ impl TopicFiles {
             return Ok(None);
         };
         let lock = Held::new(file);
+        drop(staying);
         roster::changed(&self.control);
         let group = Group {
             id,
@@ -585,22 +589,33 @@ impl TopicFiles {
         let claims = self.all_claims()?;
         let mut groups = Vec::new();
         for name in self.group_names()? {
+            let _staying = fork::stay();
             let Some((file, group)) = skip_damaged(self.group(&name, Access::Write))? else {
                 // Damaged: its claims stay with it.
                 return Ok(());
             };
             groups.push(group.id);
-            let locked = || {
-                files::try_lock(&file).map_err(|e| Error::system("lock a group of", &*self.name, e))
-            };
-            if !group.cursor.is_joined() && locked()? && !group.cursor.is_joined() {
-                let _lock = Held::new(file);
-                self.remove_group_files(&group)?;
+            if !group.cursor.is_joined() {
+                self.remove_unjoined(file, &group)?;
             }
         }
         let lanes = self.dir.numbers(LANE)?;
         let is_left = |group, lane| !groups.contains(&group) || lanes.binary_search(&lane).is_err();
         self.remove_claims(|group, lane| claims.contains(&(group, lane)) && is_left(group, lane))
+    }
+
+    /// Removes a group that its maker died over, if it did.
+    fn remove_unjoined(&self, file: OwnedFd, group: &Group) -> Result<()> {
+        let failed = |e: nix::Error| Error::system("lock a group of", &*self.name, e);
+        if !files::try_lock(&file).map_err(failed)? {
+            return Ok(());
+        }
+        let lock = Held::new(file);
+        // Another one may have its name by now.
+        if group.cursor.is_joined() || !files::is_named(&lock).map_err(failed)? {
+            return Ok(());
+        }
+        self.remove_group_files(group)
     }
 
     fn damaged(&self, why: String) -> Error {
@@ -611,4 +626,31 @@ impl TopicFiles {
 
 fn claims_size(capacity: u64) -> u64 {
     (2 * PAGE + claims_of(capacity) * size_of::<u64>()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Bus;
+
+    #[test]
+    fn a_group_that_has_the_name_of_one_whose_maker_died_stays() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("bus");
+        let _queue = Bus::at(&path).unwrap().queue("q").unwrap();
+        let topics = Dir::open(&path.join("topics"), None).unwrap();
+        let files = TopicFiles::open(topics.dir("q").unwrap(), "q").unwrap();
+        let files = files.unwrap();
+        let unjoined = |_: &OwnedFd| Ok(());
+        drop(
+            files
+                .dir
+                .create(&format!("{GROUP}g"), &plan(77, false), unjoined),
+        );
+        // As a sweep does, that goes on when another one has it.
+        let (file, group) = files.group("g", Access::Write).unwrap().unwrap();
+        drop(files.open_group("g").unwrap());
+        files.remove_unjoined(file, &group).unwrap();
+        assert!(files.group_names().unwrap().contains(&String::from("g")));
+    }
 }

@@ -1244,9 +1244,10 @@ pub struct Whole {
     pub is_damaged: bool,
 }
 
-/// Follows a lane in data files from a boundary on, as far as its frames are as they were written.
+/// Follows a lane in data files from a boundary on, as far as its frames are as they were written. `turn` is called with what is
+/// before each file that it comes to.
 #[cfg(not(loom))]
-pub fn follow_whole(ring: &Ring, from: Boundary) -> Whole {
+pub fn follow_whole(ring: &Ring, from: Boundary, mut turn: impl FnMut(Boundary)) -> Whole {
     let mut tail = from;
     loop {
         let is_next =
@@ -1257,6 +1258,7 @@ pub fn follow_whole(ring: &Ring, from: Boundary) -> Whole {
                 if found.word.is_padding() {
                     // There may be more files than have a place.
                     ring.lift_before(tail.position);
+                    turn(tail);
                 }
             }
             Ok(None) => {

@@ -32,6 +32,8 @@ pub const CURSOR_SLOTS: usize = if cfg!(loom) {
 pub const MIN_CAPACITY: usize = 4096;
 /// See [`MIN_CAPACITY`].
 pub const MAX_CAPACITY: usize = 1 << 40;
+/// Largest lane of a queue, in bytes: its claims are told apart by the 32 bits of a sequence number.
+pub const MAX_QUEUE_CAPACITY: usize = 1 << 35;
 /// `want` when no writer waits: no position reaches it.
 pub const NOBODY: u64 = u64::MAX;
 /// Bit 0 of a cursor position: the reader has left, and gates nobody.
@@ -252,6 +254,8 @@ pub struct Control {
     pub ended: Line<AtomicU64>,
     /// 1: a sync has failed, and what is on the disk is not known: nothing is sent until the topic is recovered.
     pub poisoned: Line<AtomicU64>,
+    /// 1: the topic was removed. Nobody comes to it by its name any more, and who is in it is told.
+    pub removed: Line<AtomicU64>,
 }
 
 /// A bus's control page, behind its identity: every member maps it writable. Its word changes by read-modify-write.
@@ -786,6 +790,7 @@ const _: () = {
     assert!(offset_of!(Control, last_id) == 384);
     assert!(offset_of!(Control, ended) == 512);
     assert!(offset_of!(Control, poisoned) == 640);
+    assert!(offset_of!(Control, removed) == 768);
     assert!(offset_of!(BusControl, topics) == 0);
     assert!(offset_of!(BusControl, boot) == 128);
     assert!(offset_of!(LaneHeader, want) == 128);

@@ -74,6 +74,7 @@ impl Member {
                 content,
                 lock: true,
             };
+            let _staying = fork::stay();
             if let Some((file, ())) = dir.create_draft(&file_name(id), &plan, |_| Ok(()))? {
                 return Ok(Self {
                     dir,
@@ -188,7 +189,7 @@ pub fn dead(dir: &Dir) -> Result<Vec<Dead>> {
 #[derive(Debug)]
 pub struct Dead {
     id: u64,
-    _lock: OwnedFd,
+    _lock: Held,
 }
 
 impl Dead {
@@ -213,11 +214,15 @@ fn lock_if_dead(dir: &Dir, id: u64) -> Result<Option<Dead>> {
     if files::is_locked(&file).map_err(failed)? {
         return Ok(None);
     }
+    let _staying = fork::stay();
     let Some((file, _)) = skip_damaged(open(dir, id, true))? else {
         return Ok(None);
     };
     let ours = files::try_lock(&file).map_err(failed)?;
-    Ok(ours.then_some(Dead { id, _lock: file }))
+    Ok(ours.then(|| Dead {
+        id,
+        _lock: Held::new(file),
+    }))
 }
 
 /// A thread that runs `on_death` soon after a member has died, and again after a while if it says `false`.

@@ -7,9 +7,11 @@
 //! Four invariants hold, whoever dies at whatever step, each named at the function that keeps it. `reclaim/explored.rs` says what they
 //! mean, and looks at every state that a few processes can reach.
 
+use std::os::fd::OwnedFd;
 use std::thread;
 
 use super::files::{self, DRAFT, Dir, skip_damaged};
+use super::fork;
 use super::lane::{self, Outside};
 use super::layout::{BusControl, LEFT, Pattern, TopicConfig};
 use super::members::{self, Dead};
@@ -40,14 +42,14 @@ pub struct Reclaimed {
 pub fn sweep(members: &Dir, topics: &Dir, control: &BusControl) -> Result<Reclaimed> {
     let mut found = Reclaimed::default();
     let dead = members::dead(members)?;
+    let ids: Vec<u64> = dead.iter().map(Dead::id).collect();
     tidy_drafts(members)?;
-    finish_removals(topics)?;
+    finish_removals(members, topics, &ids)?;
     if dead.is_empty() {
         return Ok(found);
     }
     // One of them may have made or removed a topic, and died before telling.
     roster::topics_changed(control);
-    let ids: Vec<u64> = dead.iter().map(Dead::id).collect();
     let mut names = names(topics)?;
     for step in members::LOCK_LINGERS {
         thread::sleep(step);
@@ -122,6 +124,7 @@ fn tidy_all(topic: &TopicFiles) -> Result<Reclaimed> {
         tidy_subscription(topic, &name)?;
     }
     topic.tidy_groups()?;
+    topic.remove_data_without_lane()?;
     tidy_drafts(topic.dir())?;
     Ok(found)
 }
@@ -131,6 +134,7 @@ fn locked(topic: &TopicFiles, lock: nix::Result<bool>) -> Result<bool> {
 }
 
 fn tidy_cursor(topic: &TopicFiles, id: u64) -> Result<bool> {
+    let _staying = fork::stay();
     // What is no cursor gates nobody. It stays for a person to look at.
     let Some((file, cursor)) = skip_damaged(topic.cursor(id, Access::Write))? else {
         return Ok(false);
@@ -143,14 +147,29 @@ fn tidy_cursor(topic: &TopicFiles, id: u64) -> Result<bool> {
 
 /// Says of a named subscription whose reader has died that nobody reads with it. It stays.
 fn tidy_subscription(topic: &TopicFiles, name: &str) -> Result<()> {
-    if let Some((file, cursor)) = skip_damaged(topic.subscription(name, Access::Write))?
-        && locked(topic, files::try_lock(&file))?
-    {
-        match cursor.is_joined() {
-            true => cursor.disown(),
-            // Its maker has died over it. Nothing was promised yet.
-            false => topic.remove_subscription(name, &cursor)?,
-        }
+    let _staying = fork::stay();
+    match skip_damaged(topic.subscription(name, Access::Write))? {
+        // Nobody reads with it: to lock it would keep away who is about to.
+        Some((_, cursor)) if cursor.is_joined() && cursor.is_away() => Ok(()),
+        Some((file, cursor)) => tidy_opened_subscription(topic, name, &file, &cursor),
+        None => Ok(()),
+    }
+}
+
+fn tidy_opened_subscription(
+    topic: &TopicFiles,
+    name: &str,
+    file: &OwnedFd,
+    cursor: &roster::Cursor,
+) -> Result<()> {
+    // Another one may have its name by now.
+    if !locked(topic, files::try_lock(file))? || !locked(topic, files::is_named(file))? {
+        return Ok(());
+    }
+    match cursor.is_joined() {
+        true => cursor.disown(),
+        // Its maker has died over it. Nothing was promised yet.
+        false => topic.remove_subscription(name, cursor)?,
     }
     Ok(())
 }
@@ -182,12 +201,13 @@ pub fn trim(topic: &TopicFiles, id: u64) -> Result<bool> {
         file_of(newest.position.saturating_sub(keep_bytes))
     } else if keep_ns > 0 {
         let until_ns = files::now_ns().saturating_sub(keep_ns);
-        // What is before a file was sent before its writer came to it.
-        let is_old = |number: &u64| {
-            let start = log.start(number + 1).ok().flatten();
-            start.is_some_and(|start| start.began_ns < until_ns)
-        };
-        first + numbers.iter().take_while(|number| is_old(number)).count() as u64
+        // What is before a file was sent before its writer came to it. A file that does not say when is as old as the next that does.
+        let begun = numbers.iter().skip(1).filter_map(|&number| {
+            let start = log.start(number).ok().flatten()?;
+            Some((number, start.began_ns))
+        });
+        let old = begun.take_while(|&(_, began_ns)| began_ns < until_ns);
+        old.last().map_or(first, |(number, _)| number)
     } else {
         file_of(topic.passed_by_all(id)?)
     };
@@ -282,17 +302,18 @@ const INBOX: &str = "%inbox.";
 
 /// Removes a topic's directory, if it is there: from under its name in one step.
 pub fn remove_topic(topics: &Dir, name: &str) -> Result<()> {
-    match aside(topics, name)? {
+    match aside(topics, name, 0)? {
         Some(aside) => topics.remove_all(&aside),
         None => Ok(()),
     }
 }
 
-/// Gives a topic's directory a name under which nobody looks for it: that name. `None`: it is gone.
-pub fn aside(topics: &Dir, name: &str) -> Result<Option<String>> {
+/// Gives a topic's directory a name under which nobody looks for it, on behalf of a member (0: of nobody who could take that back):
+/// that name. `None`: it is gone.
+pub fn aside(topics: &Dir, name: &str, member: u64) -> Result<Option<String>> {
     let number = files::random()
         .map_err(|e| Error::system("remove", topics.path().display().to_string(), e))?;
-    let aside = format!("{DRAFT}{number:016x}");
+    let aside = format!("{DRAFT}{number:016x}.{member:016x}");
     Ok(topics.rename(name, &aside)?.then_some(aside))
 }
 
@@ -303,8 +324,8 @@ pub fn names(topics: &Dir) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes what somebody had put aside to remove it, and died.
-fn finish_removals(topics: &Dir) -> Result<()> {
+/// Removes what somebody had put aside to remove it, and died. We have the locks of the `dead`.
+fn finish_removals(members: &Dir, topics: &Dir, dead: &[u64]) -> Result<()> {
     for name in topics
         .names()?
         .iter()
@@ -313,14 +334,30 @@ fn finish_removals(topics: &Dir) -> Result<()> {
         let Ok(dir) = topics.dir(name) else {
             continue;
         };
-        // With somebody in it, its remover, if that lives, is about to give it back its name. But not that of an inbox.
         let topic = skip_damaged(TopicFiles::open(dir, name))?;
-        let topic = topic.filter(|topic| topic.pattern != Pattern::Inbox);
-        if !topic.map_or(Ok(false), |topic| topic.is_used())? {
-            topics.remove_all(name)?;
+        // But not that of an inbox.
+        if let Some(topic) = topic.filter(|topic| topic.pattern != Pattern::Inbox) {
+            // With somebody in it, its remover, if that lives, is about to give it back its name.
+            if !roster::is_removed(&topic.control)
+                && is_remover_alive(members, name, dead)?
+                && topic.is_used()?
+            {
+                continue;
+            }
+            roster::remove(&topic.control);
         }
+        topics.remove_all(name)?;
     }
     Ok(())
+}
+
+/// Whether the member lives that has put a topic aside under this name.
+fn is_remover_alive(members: &Dir, aside: &str, dead: &[u64]) -> Result<bool> {
+    let remover = aside.rsplit('.').next().unwrap_or_default();
+    match u64::from_str_radix(remover, 16) {
+        Ok(remover) if !dead.contains(&remover) => Ok(members::owner(members, remover)?.alive),
+        _ => Ok(false),
+    }
 }
 
 /// Removes files that their makers died over before they had their names.
@@ -338,3 +375,101 @@ fn tidy_drafts(dir: &Dir) -> Result<()> {
 
 #[cfg(test)]
 mod explored;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::shm::log::Log;
+    use crate::{Bus, Topic};
+
+    fn durable(path: &std::path::Path) -> (Topic, TopicFiles) {
+        let bus = Bus::builder().durable(true).capacity(4096).at(path);
+        let topic = bus.unwrap().topic("t").unwrap();
+        let topics = Dir::open(&path.join("topics"), None).unwrap();
+        let files = TopicFiles::open(topics.dir("t").unwrap(), "t").unwrap();
+        (topic, files.unwrap())
+    }
+
+    #[test]
+    fn a_subscription_that_has_the_name_of_one_whose_maker_died_stays() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (topic, files) = durable(&dir.path().join("bus"));
+        drop(files.open_subscription(1, "s").unwrap());
+        // As a sweep does, that goes on when another one has it.
+        let (file, cursor) = files.subscription("s", Access::Write).unwrap().unwrap();
+        let subscription = topic.subscription("s").unwrap();
+        tidy_opened_subscription(&files, "s", &file, &cursor).unwrap();
+        assert_eq!(files.subscription_names().unwrap(), ["s"]);
+        drop(subscription);
+        tidy_subscription(&files, "s").unwrap();
+        assert_eq!(files.subscription_names().unwrap(), ["s"]);
+    }
+
+    #[test]
+    fn a_subscription_is_not_in_use_because_somebody_tidies_up() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (topic, files) = durable(&dir.path().join("bus"));
+        drop(topic.subscription("s").unwrap());
+        let (file, _) = files.subscription("s", Access::Write).unwrap().unwrap();
+        let (locked, is_locked) = channel();
+        let sweep = thread::spawn(move || {
+            assert!(files::try_lock(&file).unwrap());
+            locked.send(()).unwrap();
+            thread::sleep(Duration::from_millis(5));
+        });
+        is_locked.recv().unwrap();
+        let subscription = topic.subscription("s");
+        sweep.join().unwrap();
+        assert!(subscription.is_ok());
+        let error = topic.subscription("s").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InUse);
+    }
+
+    #[test]
+    fn a_subscription_that_could_not_be_made_is_gone() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (topic, files) = durable(&dir.path().join("bus"));
+        drop(topic.publisher().unwrap());
+        let lane = files.dir().path().join("lane.1");
+        let lane = std::fs::OpenOptions::new().write(true).open(lane).unwrap();
+        files::write_at(&lane, 32, &[0xff; 8]).unwrap();
+        let error = topic.subscription("s").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(files.subscription_names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn data_files_whose_maker_died_before_their_lane_had_a_name_go() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (topic, files) = durable(&dir.path().join("bus"));
+        let _publisher = topic.publisher().unwrap();
+        let log_dir = Arc::new(Dir::open(files.dir().path(), None).unwrap());
+        let log = Log::new(&log_dir, &files.name, 99, 4096, Access::Write).unwrap();
+        log.make(0).unwrap();
+        let has = |name: &str| files.dir().names().unwrap().iter().any(|one| one == name);
+        let lock = files.lock(99).unwrap().unwrap();
+        tidy(&files).unwrap();
+        assert!(has("data.99.0"));
+        drop(lock);
+        tidy(&files).unwrap();
+        assert!(has("data.1.0") && !has("data.99.0"));
+    }
+
+    #[test]
+    fn a_lane_that_cannot_have_its_name_leaves_no_data_file() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (topic, files) = durable(&dir.path().join("bus"));
+        std::fs::File::create(files.dir().path().join("lane.1")).unwrap();
+        let error = topic.publisher().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        let names = files.dir().names().unwrap();
+        assert!(
+            !names.iter().any(|name| name.starts_with("data.")),
+            "{names:?}"
+        );
+    }
+}

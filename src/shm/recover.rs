@@ -104,7 +104,8 @@ fn recover_lane(
             false => retire(topic, lane, log).map(Some),
         };
     };
-    let Whole { tail, is_damaged } = follow(lane, log, from)?;
+    let mut turns = Vec::new();
+    let Whole { tail, is_damaged } = follow(lane, log, from, |at| turns.push(at))?;
     let file_end = tail.position + lane.ring.to_end(tail.position);
     let numbers = log.numbers()?;
     let behind = numbers
@@ -137,6 +138,9 @@ fn recover_lane(
     let first = numbers.first().map_or(0, |number| number * log.capacity());
     lane::renew(&lane.header, first, tail);
     if !is_known {
+        for at in turns {
+            begin_anew(topic, log, at)?;
+        }
         if let Some(file) = log.file(tail.position / log.capacity())? {
             files::sync(&file).map_err(failed)?;
         }
@@ -151,10 +155,28 @@ fn recover_lane(
     Ok(found_to.map(|to| (tail.position, to)))
 }
 
-/// Follows the frames as far as they are whole.
-fn follow(lane: &LaneFile, log: &Log, mut from: Boundary) -> Result<Whole> {
+/// Has a file say what is before it, if it does not: it may not have reached the disk, or may be that of a message that was given up.
+fn begin_anew(topic: &TopicFiles, log: &Log, at: Boundary) -> Result<()> {
+    let number = at.position / log.capacity();
+    let said = skip_damaged(log.start(number))?.map(|start| start.boundary());
+    if said != Some(at)
+        && let Some(file) = skip_damaged(log.file(number))?
+    {
+        log.begin(number, at)?;
+        files::sync(&file).map_err(|e| Error::system("sync a lane of", topic.name.clone(), e))?;
+    }
+    Ok(())
+}
+
+/// Follows the frames as far as they are whole: `turn` is called with what is before each file that they go on in.
+fn follow(
+    lane: &LaneFile,
+    log: &Log,
+    mut from: Boundary,
+    mut turn: impl FnMut(Boundary),
+) -> Result<Whole> {
     loop {
-        let whole = lane::follow_whole(&lane.ring, from);
+        let whole = lane::follow_whole(&lane.ring, from, &mut turn);
         let at = whole.tail.position;
         // What could not be opened is not damaged.
         let is_away = whole.is_damaged && !log.is_here(at);
@@ -275,15 +297,34 @@ impl TopicFiles {
     }
 
     /// Removes data files whose maker died before their lane had a name.
-    fn remove_data_without_lane(&self) -> Result<()> {
+    pub(super) fn remove_data_without_lane(&self) -> Result<()> {
+        if !self.is_logged() {
+            return Ok(());
+        }
+        let lane_of = |name: &String| {
+            let (lane, _) = name.strip_prefix(log::DATA)?.split_once('.')?;
+            lane.parse::<u64>().ok()
+        };
         let lanes = self.dir().numbers(LANE)?;
-        for name in self.dir().names()? {
-            let lane = name
-                .strip_prefix(log::DATA)
-                .and_then(|rest| rest.split_once('.'));
-            if let Some((lane, _)) = lane
-                && lane.parse().is_ok_and(|lane| !lanes.contains(&lane))
+        let mut without: Vec<u64> = self.dir().names()?.iter().filter_map(lane_of).collect();
+        without.retain(|lane| !lanes.contains(lane));
+        without.dedup();
+        for lane in without {
+            // Its maker has that until the lane has its name.
+            if let Some(_lock) = self.lock(lane)?
+                && !self.dir().numbers(LANE)?.contains(&lane)
             {
+                self.remove_data_of(lane)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the data files of a lane that has no name, by the holder of its lock.
+    pub(super) fn remove_data_of(&self, lane: u64) -> Result<()> {
+        let prefix = format!("{}{lane}.", log::DATA);
+        for name in self.dir().names()? {
+            if name.starts_with(&prefix) {
                 self.dir().remove(&name)?;
             }
         }
@@ -313,7 +354,7 @@ mod tests {
         log.arrive(0).unwrap();
         // Where the first file is, too.
         let missing = log.reach();
-        let whole = follow(&lane, log, Boundary::without_count(missing)).unwrap();
+        let whole = follow(&lane, log, Boundary::without_count(missing), |_| {}).unwrap();
         assert!(whole.is_damaged);
         assert_eq!(whole.tail.position, missing);
     }

@@ -106,6 +106,20 @@ pub fn cure(control: &Control) {
     control.poisoned.swap(0, Ordering::Relaxed);
 }
 
+/// Tells all members that the topic was removed.
+#[cfg(not(loom))]
+pub fn remove(control: &Control) {
+    // No ordering of its own: `changed` tells of it.
+    control.removed.swap(1, Ordering::Relaxed);
+    changed(control);
+}
+
+/// Whether it was. After [`state`].
+#[cfg(not(loom))]
+pub fn is_removed(control: &Control) -> bool {
+    control.removed.load(Ordering::Relaxed) != 0
+}
+
 /// A number for the boot of the machine in which a durable bus was last recovered.
 pub fn recovered_in(control: &BusControl) -> u64 {
     control.boot.load(Ordering::Relaxed)

@@ -416,10 +416,11 @@ pub fn refill(start: usize, len: usize, is_inherited: bool) {
     }
 }
 
-/// Has `child` called in every forked child, before `fork` returns there. `child` must be async-signal-safe.
-pub fn at_fork(child: extern "C" fn()) {
-    // SAFETY: a plain call; `child` is a function that lives for ever and needs no arguments.
-    let error = unsafe { libc::pthread_atfork(None, None, Some(child)) };
+/// Has `before` called by whoever forks, `parent` behind that, and `child` in every forked child, before `fork` returns there: that
+/// must be async-signal-safe.
+pub fn at_fork(before: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    // SAFETY: a plain call; these are functions that live for ever and need no arguments.
+    let error = unsafe { libc::pthread_atfork(Some(before), Some(parent), Some(child)) };
     assert_eq!(
         error, 0,
         "pthread_atfork fails only when memory has run out"

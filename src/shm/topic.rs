@@ -9,12 +9,12 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::bytes::Ring;
 use super::files::{self, Dir, Plan, skip_damaged};
-use super::fork::Held;
+use super::fork::{self, Held};
 use super::futex;
 use super::lane::{self, Boundary, Corrupt, Writer};
 use super::layout::{
     BusControl, CURSOR_SLOTS, Control, Identity, Kind, LEFT, LaneHeader, MAX_CAPACITY,
-    MIN_CAPACITY, PAGE, Pattern, Slot, TopicConfig,
+    MAX_QUEUE_CAPACITY, MIN_CAPACITY, PAGE, Pattern, Slot, TopicConfig,
 };
 use super::log::Log;
 use super::roster::{self, Cursor, Listed, Role};
@@ -85,7 +85,6 @@ impl TopicFiles {
                 2 * PAGE
             )));
         }
-        let capacity = check_capacity(identity.capacity).map_err(&corrupt)?;
         let mut bytes = [0; size_of::<TopicConfig>()];
         files::read_at(&file, size_of::<Identity>() as u64, &mut bytes)
             .map_err(|e| Error::system("read the topic", name, e))?;
@@ -97,6 +96,7 @@ impl TopicFiles {
                 config.pattern
             ))
         })?;
+        let capacity = check_capacity_for(pattern, identity.capacity).map_err(&corrupt)?;
         let is_observable =
             matches!(pattern, Pattern::Lossless | Pattern::Lossy) && config.logged == 0;
         if dir.is_observed() && !is_observable {
@@ -162,14 +162,18 @@ impl TopicFiles {
 
     /// Whether it was not removed meanwhile.
     pub fn exists(&self) -> Result<bool> {
+        if roster::is_removed(&self.control) {
+            return Ok(false);
+        }
         files::is_named(&self.dir).map_err(|e| Error::system("look at the topic", &*self.name, e))
     }
 
     // ------------------------------------------------------------------------------------------------------ locks
 
     /// The lock of the writer of the lane or table with this number: of that byte of the file of locks. `None`: somebody has it.
-    fn lock(&self, number: u64) -> Result<Option<Held>> {
+    pub(super) fn lock(&self, number: u64) -> Result<Option<Held>> {
         let failed = |e: nix::Error| Error::system("lock a file of", &*self.name, e);
+        let _staying = fork::stay();
         let locks = self.dir.make_locks()?;
         let ours = files::try_lock_byte(&locks, number).map_err(failed)?;
         Ok(ours.then(|| Held::new(locks)))
@@ -243,8 +247,14 @@ impl TopicFiles {
                     .map_err(|e| Error::system("sync a lane of", Arc::clone(&self.name), e))?;
             }
             Ok(writer)
+        });
+        let made = made.and_then(|made| made.ok_or_else(|| self.taken("lane", id)));
+        let (_, writer) = made.inspect_err(|_| {
+            if self.is_logged() {
+                // What could not be removed goes when somebody tidies up.
+                let _ = self.remove_data_of(id);
+            }
         })?;
-        let (_, writer) = made.ok_or_else(|| self.taken("lane", id))?;
         if self.is_logged() {
             self.dir.sync()?;
         }
@@ -366,7 +376,7 @@ impl TopicFiles {
         let Some((file, identity)) = self.dir.open_file(&name, Kind::Lane, is_write)? else {
             return Ok(None);
         };
-        let capacity = check_capacity(identity.capacity)
+        let capacity = check_capacity_for(self.pattern, identity.capacity)
             .and_then(|capacity| {
                 match identity.size == self.lane_size(capacity) as u64 && identity.id == id {
                     true => Ok(capacity),
@@ -480,6 +490,7 @@ impl TopicFiles {
             lock: true,
         };
         let name = format!("{CURSOR}{id}");
+        let _staying = fork::stay();
         let made = self.dir.create(&name, &plan, |file| {
             let cursor = self.map_cursor(id, file, Access::Write)?;
             cursor.own(member, !futex::has_barrier());
@@ -576,14 +587,20 @@ impl TopicFiles {
                 content: &[],
                 lock: true,
             };
+            let staying = fork::stay();
             let made = self.dir.create(&file_name, &plan, |file| {
                 let cursor = self.map_cursor(id, file, Access::Write)?;
                 cursor.own(member, !futex::has_barrier());
                 Ok(cursor)
             })?;
             if let Some((file, cursor)) = made {
-                self.dir.sync()?;
-                return Ok((Held::new(file), cursor, true));
+                let lock = Held::new(file);
+                drop(staying);
+                if let Err(e) = self.dir.sync() {
+                    self.remove_subscription(name, &cursor)?;
+                    return Err(e);
+                }
+                return Ok((lock, cursor, true));
             }
         }
     }
@@ -591,11 +608,20 @@ impl TopicFiles {
     /// A named subscription that is there, with its lock. `None`: there is none.
     pub fn lock_subscription(&self, name: &str) -> Result<Option<(Held, Cursor)>> {
         let failed = |e: nix::Error| Error::system("lock a subscription of", &*self.name, e);
+        let mut tries = 0;
         loop {
+            let staying = fork::stay();
             let Some((file, cursor)) = self.subscription(name, Access::Write)? else {
                 return Ok(None);
             };
             if !files::try_lock(&file).map_err(failed)? {
+                tries += 1;
+                if tries < ADOPTIONS {
+                    drop((file, staying));
+                    // Somebody who tidies up has it for a moment.
+                    thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
                 let why = format!("somebody receives as {name} already");
                 return Err(Error::new(
                     ErrorKind::InUse,
@@ -990,6 +1016,16 @@ pub fn check_capacity(capacity: u64) -> Result<usize, String> {
     } else {
         Ok(capacity as usize)
     }
+}
+
+/// The same for a topic of this pattern.
+pub fn check_capacity_for(pattern: Pattern, capacity: u64) -> Result<usize, String> {
+    if pattern == Pattern::Queue && capacity > MAX_QUEUE_CAPACITY as u64 {
+        return Err(format!(
+            "the capacity {capacity} is more than a queue's lanes may have, {MAX_QUEUE_CAPACITY}"
+        ));
+    }
+    check_capacity(capacity)
 }
 
 /// The control page of the bus whose file this is; a copy of it, if it is only looked at.
