@@ -5,13 +5,17 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use buslane::{Bus, ErrorKind, Publisher, Start, Subscriber};
+use buslane::{Bus, ErrorKind, Publisher, Start, Subscriber, WaitSet};
 use common::{PATIENCE, Private, check, fill, length, private};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 /// What strangers do.
 mod child {
@@ -207,6 +211,7 @@ mod child {
         assert!(control != libc::MAP_FAILED && own != libc::MAP_FAILED);
         let mut stolen = 0;
         say("ready");
+        // It sleeps anew after each theft.
         while stolen < 3 {
             // SAFETY: both words are mapped; the kernel moves who sleeps on the one to the other.
             let moved = unsafe {
@@ -492,27 +497,61 @@ fn a_strangers_locks_mean_nothing() {
     assert!(private.names("members").is_empty());
 }
 
-/// A sleeper that a stranger took to another word wakes at the end of its slice, and goes on.
+/// The next message, by one of the ways to wait for it.
+type Wait = fn(&mut Subscriber) -> (u64, u64);
+
+fn blocked(subscriber: &mut Subscriber) -> (u64, u64) {
+    check(&subscriber.recv().unwrap())
+}
+
+fn in_a_task(subscriber: &mut Subscriber) -> (u64, u64) {
+    check(&common::block_on(subscriber.recv_async()).unwrap())
+}
+
+fn in_a_loop(subscriber: &mut Subscriber) -> (u64, u64) {
+    let mut set = WaitSet::new().unwrap();
+    while set.poll(&mut [subscriber]).unwrap().is_none() {
+        let mut fds = [PollFd::new(set.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE).unwrap();
+    }
+    check(&subscriber.try_recv().unwrap().expect("it is ready"))
+}
+
+/// A sleeper that a stranger took to another word wakes at the end of its slice, and goes on. None of these waits has an end of
+/// its own.
 #[test]
 fn a_stolen_sleeper_is_late_but_not_lost() {
-    let private = private();
-    let topic = open_to_all(&private).topic("t").unwrap();
-    let mut publisher = topic.publisher().unwrap();
-    let mut subscriber = topic.subscriber().unwrap();
-    let Some(mut stranger) = private.stranger("requeueing", "") else {
-        return;
-    };
-    assert_eq!(stranger.hear(), "ready");
-    let reading = std::thread::spawn(move || {
+    let ways: [(&str, Wait); 3] = [
+        ("blocked", blocked),
+        ("in a task", in_a_task),
+        ("in a loop", in_a_loop),
+    ];
+    for (name, wait) in ways {
+        let private = private();
+        let topic = open_to_all(&private).topic("t").unwrap();
+        let mut publisher = topic.publisher().unwrap();
+        let mut subscriber = topic.subscriber().unwrap();
+        let Some(mut stranger) = private.stranger("requeueing", "") else {
+            return;
+        };
+        assert_eq!(stranger.hear(), "ready");
+        let (got, said) = mpsc::channel();
+        std::thread::spawn(move || {
+            for i in 0..20 {
+                assert_eq!(wait(&mut subscriber), (1, i));
+                got.send(Instant::now()).unwrap();
+            }
+        });
+        assert_eq!(stranger.hear(), "stolen");
+        let mut late = Duration::ZERO;
         for i in 0..20 {
-            assert_eq!(next(&mut subscriber), (1, i));
+            let sent = Instant::now();
+            send(&mut publisher, i);
+            let got = said.recv_timeout(PATIENCE).expect(name);
+            late = late.max(got - sent);
         }
-    });
-    assert_eq!(stranger.hear(), "stolen");
-    for i in 0..20 {
-        send(&mut publisher, i);
+        println!("{name}: at most {late:?} late");
     }
-    reading.join().unwrap();
 }
 
 /// A process of our own user can make all others look who is there, before each message. They do, and lose nothing.
@@ -558,8 +597,9 @@ fn what_is_observed_is_taken_away() {
     let swap: [(&str, Attack); 5] = [
         ("removed", |path, _| fs::remove_file(path).unwrap()),
         ("symlink", |path, _| {
+            // To what it was: all but the link is right.
             fs::rename(path, path.with_file_name("aside")).unwrap();
-            symlink("/etc/passwd", path).unwrap();
+            symlink("aside", path).unwrap();
         }),
         ("hard link", |path, _| {
             fs::hard_link(path, path.with_file_name("another")).unwrap()
@@ -612,11 +652,18 @@ fn what_is_observed_is_taken_away() {
                 failed.is_some() || !is_noticed,
                 "{how} {what}: nobody noticed"
             );
-            // Who comes later is told, or sees what is there; it does not wait.
+            // Who comes later is told, or there is nothing (or what is left); it does not wait.
             let topic = Bus::observe(&private.path).unwrap().topic("t");
             let later = topic.and_then(|topic| topic.subscriber_from(Start::Oldest));
-            if let Ok(mut later) = later {
-                let _ = later.recv_timeout(Duration::from_millis(20));
+            let later = later.and_then(|mut later| {
+                let frame = later.recv_timeout(Duration::from_millis(20))?;
+                Ok(frame.map(|frame| check(&frame)))
+            });
+            println!("{how} {what}, later: {later:?}");
+            match how {
+                "removed" if what == "lane.1" => assert_eq!(later.unwrap(), None),
+                "hole in the ring" | "hole" | "garbage" | "cut in the ring" if what == "topic" => {}
+                _ => assert!(later.is_err(), "{how} {what}: {later:?}"),
             }
             let _ = observed.inspect("t");
         }
@@ -640,8 +687,8 @@ fn punch(file: &File, from: i64, len: i64) {
     fallocate(file, flags, from, len).unwrap();
 }
 
-/// Another filesystem in a lane's place may be served by who answers never: it is not looked at. (Here a tmpfs: what matters is that
-/// it is another one.)
+/// Another filesystem in a lane's place may be served by who answers never: it is not looked at. (Here it is that of `/dev/null`: what
+/// matters is that it is another one.)
 #[test]
 fn another_filesystem_in_a_lanes_place_is_not_entered() {
     let private = private();
@@ -673,6 +720,27 @@ fn another_filesystem_in_a_lanes_place_is_not_entered() {
     let unmounted = Command::new("umount").arg(&place).status().unwrap();
     assert!(unmounted.success());
     result.unwrap();
+}
+
+/// A device on the bus's own filesystem, in place of a lane, and of the topic.
+#[test]
+fn a_device_is_not_read() {
+    for what in ["lane.1", "topic"] {
+        let private = private();
+        let topic = open_to_all(&private).topic("t").unwrap();
+        let publisher = topic.publisher().unwrap();
+        let path = path_of(&private.path, what);
+        fs::remove_file(&path).unwrap();
+        let zero = makedev(1, 5);
+        if mknod(&path, SFlag::S_IFCHR, Mode::S_IRWXU, zero).is_err() {
+            return println!("skipped: mknod is not allowed here");
+        }
+        let observed = Bus::observe(&private.path).unwrap().topic("t");
+        let error = observed.and_then(|topic| topic.subscriber()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotBuslane);
+        assert!(error.to_string().contains("no regular file"), "{error}");
+        std::mem::forget((publisher, topic));
+    }
 }
 
 #[test]
@@ -738,6 +806,28 @@ fn a_bus_lets_in_whom_it_says_whatever_the_umask() {
     assert_eq!(rights(&path_of(&private.path, "locks")), 0o600);
     publishing.tell("ok");
     publishing.join();
+}
+
+/// Names cost nothing: with more of them than an observer looks through it says so, and when they are gone it goes on.
+#[test]
+fn a_directory_full_of_names_is_not_looked_through() {
+    let private = private();
+    let topic = open_to_all(&private).topic("t").unwrap();
+    let observed = Bus::observe(&private.path).unwrap().topic("t").unwrap();
+    let mut subscriber = observed.subscriber().unwrap();
+    let names = || (100_000..170_000).map(|n| path_of(&private.path, &format!("lane.{n}")));
+    for name in names() {
+        File::create(name).unwrap();
+    }
+    let mut publisher = topic.publisher().unwrap();
+    send(&mut publisher, 0);
+    let error = subscriber.recv_timeout(PATIENCE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("65536 names"), "{error}");
+    for name in names() {
+        fs::remove_file(name).unwrap();
+    }
+    assert_eq!(next(&mut subscriber), (1, 0));
 }
 
 /// A lane of somebody else's, and more of them than are followed: said once, and the others go on.

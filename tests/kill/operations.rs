@@ -1,5 +1,6 @@
 //! The operations: what the witness sets up, what the victim does when it is killed, and what must hold then.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use buslane::{
     Bus, BusBuilder, CallOptions, Client, Consumer, ErrorKind, Lost, Publisher, Queue, Request,
     Server, Service, Start, State, Subscriber, Topic, WaitStrategy,
 };
+use nix::sys::stat::{Mode, umask};
 
 use crate::common::{PATIENCE, check, fill, length, names};
 use crate::run::doomed;
@@ -54,6 +56,12 @@ fn builder() -> BusBuilder {
 
 fn bus(path: &Path) -> Bus {
     builder().at(path).unwrap()
+}
+
+/// While the umask is one that lets in nobody.
+fn bus_for_all(path: &Path) -> Bus {
+    umask(Mode::from_bits_truncate(0o077));
+    builder().mode(0o755).at(path).unwrap()
 }
 
 fn topic(path: &Path) -> Topic {
@@ -489,6 +497,30 @@ pub const OPERATIONS: &[Operation] = &[
             let path = path.to_owned();
             keep(move || bus(&path))
         },
+        ..OPERATION
+    },
+    Operation {
+        name: "create a bus for all to look at",
+        witness: |path| {
+            let path = path.to_owned();
+            Box::new(move |ask| {
+                if ask == Ask::Check {
+                    let bus = bus_for_all(&path);
+                    let topic = bus.topic("t").unwrap();
+                    go_on(&topic, &mut topic.subscriber().unwrap());
+                    for dir in ["", "topics", "topics/t"] {
+                        let rights = std::fs::metadata(path.join(dir)).unwrap().permissions();
+                        assert_eq!(rights.mode() & 0o777, 0o755, "{dir}");
+                    }
+                }
+                0
+            })
+        },
+        victim: |path| {
+            let path = path.to_owned();
+            keep(move || bus_for_all(&path).topic("t").unwrap())
+        },
+        repair: |path| drop(bus_for_all(path)),
         ..OPERATION
     },
     Operation {
@@ -1342,6 +1374,38 @@ pub const OPERATIONS: &[Operation] = &[
         victim: |path| {
             let bus = bus(path);
             Box::new(move || bus.remove_topic("t", false).unwrap())
+        },
+        ..OPERATION
+    },
+    Operation {
+        name: "remove a topic from under its users",
+        witness: |path| {
+            let topic = topic(path);
+            let mut publisher = topic.publisher().unwrap();
+            let mut subscriber = topic.subscriber().unwrap();
+            let path = path.to_owned();
+            Box::new(move |ask| {
+                if ask != Ask::Check {
+                    return 0;
+                }
+                let bus = bus(&path);
+                let removed = bus.topics().unwrap().is_empty();
+                if removed {
+                    // They never meet who comes later, and are told.
+                    let error = subscriber.recv_timeout(PATIENCE).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+                    let error = publisher.send(&message(1, 0)).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+                } else {
+                    publish_on(&mut publisher, &mut subscriber, 0);
+                }
+                drop(bus.topic("t").unwrap());
+                u64::from(removed)
+            })
+        },
+        victim: |path| {
+            let bus = bus(path);
+            Box::new(move || bus.remove_topic("t", true).unwrap())
         },
         ..OPERATION
     },

@@ -37,6 +37,7 @@ pub const MAY_FAIL: &[May] = &[
     // Where there is no such call, or it is not allowed, the older one does.
     may(libc::SYS_openat2, "openat2", &[EINTR, EACCES, EIO, EMFILE, ENFILE, ENODEV, ENOMEM, ENOSYS, EPERM]),
     may(libc::SYS_mkdirat, "mkdirat", &[EACCES, EDQUOT, EIO, EMLINK, ENOMEM, ENOSPC, EROFS]),
+    may(libc::SYS_fchmod, "fchmod", &[EINTR, EIO, ENOMEM, EPERM, EROFS]),
     may(libc::SYS_fstat, "fstat", &[EIO, ENOMEM]),
     may(libc::SYS_newfstatat, "newfstatat", &[EACCES, EIO, ENOMEM]),
     may(libc::SYS_statx, "statx", &[EACCES, EIO, ENOMEM]),
@@ -45,7 +46,7 @@ pub const MAY_FAIL: &[May] = &[
     may(libc::SYS_ftruncate, "ftruncate", &[EINTR, EFBIG, EIO, EPERM]),
     may(libc::SYS_pwrite64, "pwrite64", &[EINTR, EDQUOT, EFBIG, EIO, ENOSPC]),
     may(libc::SYS_pread64, "pread64", &[EINTR, EIO]),
-    may(libc::SYS_fcntl, "fcntl", &[EINTR, ENOLCK]),
+    may(libc::SYS_fcntl, "fcntl", &[EINTR, EMFILE, ENOLCK]),
     may(libc::SYS_linkat, "linkat", &[EACCES, EDQUOT, EIO, EMLINK, ENOMEM, ENOSPC, EPERM, EROFS]),
     may(libc::SYS_renameat2, "renameat2", &[EACCES, EDQUOT, EINVAL, EIO, ENOMEM, ENOSPC, EROFS]),
     may(libc::SYS_rename, "rename", &[EACCES, EDQUOT, EIO, ENOMEM, ENOSPC, EROFS]),
@@ -106,7 +107,7 @@ impl May {
             libc::SYS_futex => is_wait(call),
             libc::SYS_fcntl => {
                 let command = call.arguments[1] as i32;
-                [libc::F_OFD_SETLK, libc::F_OFD_GETLK].contains(&command)
+                [libc::F_OFD_SETLK, libc::F_OFD_GETLK, libc::F_DUPFD_CLOEXEC].contains(&command)
             }
             _ => true,
         };
@@ -119,7 +120,9 @@ impl May {
         let gives = match (call.number, errno) {
             (libc::SYS_futex, ETIMEDOUT) => call.arguments[3] != 0,
             (libc::SYS_futex_waitv, ETIMEDOUT) => call.arguments[1] > 0 && call.arguments[3] != 0,
-            (libc::SYS_fcntl, ENOLCK) => !call.is_unlock,
+            (libc::SYS_fcntl, ENOLCK) => !is_copy(call) && !call.is_unlock,
+            (libc::SYS_fcntl, EMFILE) => is_copy(call),
+            (libc::SYS_fcntl, EINTR) => !is_copy(call),
             (libc::SYS_openat, EDQUOT | ENOSPC | EOPNOTSUPP | EROFS) => is_making(call),
             // Without anything to wait for, it is asked whether there is such a call.
             (libc::SYS_futex_waitv, ENOSYS | EPERM) => call.arguments[1] == 0,
@@ -136,6 +139,11 @@ impl May {
     pub fn may_be_short(&self) -> bool {
         [libc::SYS_pread64, libc::SYS_pwrite64].contains(&self.number)
     }
+}
+
+/// Of a descriptor.
+fn is_copy(call: &Call) -> bool {
+    call.arguments[1] as i32 == libc::F_DUPFD_CLOEXEC
 }
 
 fn is_making(call: &Call) -> bool {

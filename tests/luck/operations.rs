@@ -3,8 +3,8 @@
 //! The scene has three buses: `bus`, which a witness is on, too; `disk`, a durable one, likewise; and those that an operation
 //! has for itself. What an operation makes for good is called `new`, and is taken away after it.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -16,6 +16,7 @@ use buslane::{
     Bus, BusBuilder, CallOptions, Consumer, Error, ErrorKind, Result, Source, Start, Subscriber,
     SyncPolicy, WaitSet,
 };
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, fork};
 
 use crate::common::{check, fill, length, names, set_boot};
@@ -56,6 +57,7 @@ pub fn small() -> BusBuilder {
 
 pub const OPERATIONS: &[Operation] = &[
     operation("make a bus", make_a_bus),
+    operation("make a bus for all", make_a_bus_for_all),
     operation("make a durable bus", make_a_durable_bus),
     operation("join a bus", join_a_bus),
     operation("remove a bus", remove_a_bus),
@@ -71,6 +73,7 @@ pub const OPERATIONS: &[Operation] = &[
     operation("select topics", select_topics),
     operation("watch who is there", watch_who_is_there),
     operation("look from outside", look_from_outside),
+    operation("observe", observe),
     operation("queue", queue),
     operation("put off, and give up", put_off_and_give_up),
     operation("make a group", make_a_group),
@@ -108,6 +111,22 @@ pub fn message(n: u64) -> Vec<u8> {
 fn make_a_bus(scene: &Scene<'_>) -> Result<()> {
     (scene.begin)();
     small().at(scene.path("new")).map(drop)
+}
+
+/// That others may look at, while the umask is one that lets in nobody.
+fn make_a_bus_for_all(scene: &Scene<'_>) -> Result<()> {
+    umask(Mode::from_bits_truncate(0o077));
+    (scene.begin)();
+    let path = scene.path("new");
+    let bus = small().mode(0o755).at(&path)?;
+    drop(bus.topic("t")?.publisher()?);
+    for (name, rights) in [("", 0o755), ("bus", 0o644), ("topics/t", 0o755)] {
+        // That may be refused, too.
+        if let Ok(is) = fs::metadata(path.join(name)) {
+            assert_eq!(is.permissions().mode() & 0o777, rights, "{name}");
+        }
+    }
+    Ok(())
 }
 
 fn make_a_durable_bus(scene: &Scene<'_>) -> Result<()> {
@@ -346,6 +365,24 @@ fn watch_who_is_there(scene: &Scene<'_>) -> Result<()> {
     assert!(subscriber.try_recv()?.is_some());
     assert!(subscriber.try_recv()?.is_none());
     publisher.wait_delivered(Some(PATIENCE))
+}
+
+/// As another user does.
+fn observe(scene: &Scene<'_>) -> Result<()> {
+    let topic = scene.bus().topic("own").unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    publisher.send(&message(0)).unwrap();
+    (scene.begin)();
+    let topic = Bus::observe(scene.path("bus"))?.topic("own")?;
+    let mut subscriber = topic.subscriber_from(Start::Oldest)?;
+    let mut presence = topic.presence()?;
+    assert_eq!(presence.publishers()?, 1);
+    publisher.send(&message(1)).unwrap();
+    for n in 0..2 {
+        let frame = subscriber.recv_timeout(PATIENCE)?;
+        assert_eq!(check(&frame.expect("what was sent is received")), (1, n));
+    }
+    Ok(())
 }
 
 fn look_from_outside(scene: &Scene<'_>) -> Result<()> {
