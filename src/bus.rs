@@ -102,7 +102,8 @@ impl Bus {
         Self::builder().open(name)
     }
 
-    /// Opens the bus in the directory `path`, which is made if it is missing (the one above it must exist).
+    /// Opens the bus in the directory `path`, which is made if it is missing (the one above it must exist). Unless it is durable, it
+    /// should be in memory (`/dev/shm`): what a bus on a disk finds there when the machine was down may be torn.
     ///
     /// # Errors
     ///

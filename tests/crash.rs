@@ -472,7 +472,7 @@ fn a_lane_lock_that_outlives_the_member_lock() {
         let late = libc::syscall(libc::SYS_pidfd_getfd, pidfd, fd, 0) as i32;
         libc::close(pidfd);
         if late < 0 {
-            println!("skipped: pidfd_getfd is not allowed here");
+            common::skipped("pidfd_getfd is not allowed here");
             return;
         }
         OwnedFd::from_raw_fd(late)

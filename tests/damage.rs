@@ -479,7 +479,7 @@ fn make_room(ballast: &Path) {
 fn a_full_disk_at_every_write() {
     let private = private();
     let Some(mounted) = mount(&private.path) else {
-        println!("skipped: mount is not allowed here");
+        common::skipped("mount is not allowed here");
         return;
     };
     let (at, ballast) = (mounted.0.join("bus"), mounted.0.join("ballast"));
@@ -549,7 +549,7 @@ fn a_sync_that_fails_poisons_the_topic() {
         .status()
         .is_err()
     {
-        println!("skipped: there is no strace here");
+        common::skipped("there is no strace here");
         return;
     }
     let private = private();

@@ -703,7 +703,7 @@ fn another_filesystem_in_a_lanes_place_is_not_entered() {
         .args(["/dev/null".as_ref(), place.as_path()])
         .status();
     if !mounted.is_ok_and(|status| status.success()) {
-        return println!("skipped: mount is not allowed here");
+        return common::skipped("mount is not allowed here");
     }
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let observed = Bus::observe(&private.path).unwrap().topic("t").unwrap();
@@ -733,7 +733,7 @@ fn a_device_is_not_read() {
         fs::remove_file(&path).unwrap();
         let zero = makedev(1, 5);
         if mknod(&path, SFlag::S_IFCHR, Mode::S_IRWXU, zero).is_err() {
-            return println!("skipped: mknod is not allowed here");
+            return common::skipped("mknod is not allowed here");
         }
         let observed = Bus::observe(&private.path).unwrap().topic("t");
         let error = observed.and_then(|topic| topic.subscriber()).unwrap_err();

@@ -692,7 +692,7 @@ fn a_consumer_that_is_late_for_a_new_lane() {
     use std::process::{Command, Stdio};
     let strace = || Command::new("strace");
     if strace().arg("-V").stdout(Stdio::null()).status().is_err() {
-        println!("skipped: there is no strace here");
+        common::skipped("there is no strace here");
         return;
     }
     let private = private();

@@ -109,13 +109,18 @@ impl Files {
         self.scribble();
     }
 
-    /// Has a few words of a few files overwritten by what the tape says.
+    /// Has a few words of a few files overwritten by what the tape says; or all of one, with a few of the tape's, again and again.
     pub fn scribble(&self) {
-        for _ in 0..byte() % 4 {
+        let how = byte();
+        for _ in 0..how % 4 {
             let image = &self.files[usize::from(byte()) % self.files.len()];
             let Ok(file) = OpenOptions::new().read(true).write(true).open(&image.path) else {
                 continue;
             };
+            if how == u8::MAX {
+                fill(&file, image.len.min(REACHED));
+                continue;
+            }
             for _ in 0..byte() % 8 {
                 // Half of them where headers are.
                 let place = short();
@@ -127,6 +132,16 @@ impl Files {
             }
         }
     }
+}
+
+/// Has a file be words of the tape's, from its beginning, or from behind its header, on.
+fn fill(file: &File, len: u64) {
+    let how = byte();
+    let words: Vec<u64> = (0..1 + how % 8).map(|_| adversary::word(0)).collect();
+    let from = if how & 0x80 == 0 { 0 } else { PAGE as u64 };
+    let bytes = words.iter().cycle().flat_map(|word| word.to_le_bytes());
+    let bytes: Vec<u8> = bytes.take(len.saturating_sub(from) as usize).collect();
+    file.write_all_at(&bytes, from).unwrap();
 }
 
 fn overwrite(file: &File, at: u64) {

@@ -4,7 +4,7 @@
 //! Those of [`lanes`] and [`tables`] drive the core in memory in which each load answers what the fuzzer says
 //! (`src/shm/adversary.rs` of the library). Those of [`patterns`] write what it says into the files of a bus, and use the library as
 //! everybody does, its loads answered by the fuzzer, too. Nothing may panic, read out of bounds, or take more than [`memory::LOADS`]
-//! (or [`files::LOADS`]) loads for one call; libFuzzer sees to time and memory.
+//! (or [`files::LOADS`]) loads for one call, or [`MOST`] bytes at once; libFuzzer sees to time, and to all of the memory.
 
 pub mod files;
 pub mod lanes;
@@ -12,6 +12,7 @@ pub mod memory;
 pub mod patterns;
 pub mod tables;
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::RefCell;
 use std::sync::OnceLock;
 
@@ -35,6 +36,50 @@ pub const TARGETS: &[Target] = &[
     ("durable", durable),
     ("service", service),
 ];
+
+/// Bytes that are asked for at once, at most.
+pub const MOST: usize = 16 << 20;
+
+/// Ends the process if more is asked for.
+struct Bounded;
+
+#[global_allocator]
+static BOUNDED: Bounded = Bounded;
+
+impl Bounded {
+    fn check(size: usize) {
+        if size > MOST {
+            eprintln!("{size} bytes are asked for at once");
+            std::process::abort();
+        }
+    }
+}
+
+// SAFETY: it is the system's.
+unsafe impl GlobalAlloc for Bounded {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        Self::check(layout.size());
+        // SAFETY: as the caller says.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as the caller says.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        Self::check(layout.size());
+        // SAFETY: as the caller says.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        Self::check(size);
+        // SAFETY: as the caller says.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
 
 static CHOSEN: OnceLock<fn(&[u8])> = OnceLock::new();
 

@@ -38,18 +38,22 @@ pub fn recover(topics: &Dir, control: &BusControl) -> Result<Vec<Cut>> {
     let now = boot();
     let is_same_boot = now != 0 && roster::recovered_in(control) == now;
     let mut cuts = Vec::new();
+    let mut are_all = true;
     for name in reclaim::names(topics)? {
         if let Some(dir) = topics.find_dir(&name)?
             && let Some(topic) = skip_damaged(TopicFiles::open(dir, &name))?
         {
-            recover_topic(&topic, is_same_boot, &mut cuts)?;
+            are_all &= recover_topic(&topic, is_same_boot, &mut cuts)?;
         }
     }
-    roster::set_recovered_in(control, now);
+    if are_all {
+        roster::set_recovered_in(control, now);
+    }
     Ok(cuts)
 }
 
-fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) -> Result<()> {
+/// Whether all its lanes were recovered that can be: not if somebody has the lock of one, though nobody is on the bus.
+fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) -> Result<bool> {
     roster::number_from(&topic.control, topic.last_number()?);
     if topic.pattern == Pattern::State && !is_same_boot {
         // Its values have no checksums.
@@ -58,12 +62,14 @@ fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) ->
         }
     }
     if !topic.is_logged() {
-        return Ok(());
+        return Ok(true);
     }
     let is_known = is_same_boot && !roster::is_poisoned(&topic.control);
-    let mut is_whole = true;
+    let (mut is_whole, mut are_all) = (true, true);
     for id in topic.dir().numbers(LANE)? {
-        if let Some((_lock, lane)) = skip_damaged(topic.lane_to_close(id))?
+        let opened = skip_damaged(topic.lane_to_close(id).map(Some))?;
+        are_all &= !matches!(opened, Some(None));
+        if let Some((_lock, lane)) = opened.flatten()
             && let Some(log) = lane.ring.log()
         {
             let cut = recover_lane(topic, &lane, log, is_known)?;
@@ -81,7 +87,7 @@ fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) ->
     if is_whole {
         roster::cure(&topic.control);
     }
-    Ok(())
+    Ok(are_all)
 }
 
 /// Where it was cut, and up to where something was behind that.
@@ -336,6 +342,30 @@ impl TopicFiles {
 mod tests {
     use super::*;
     use crate::Bus;
+
+    #[test]
+    fn what_somebody_has_locked_is_recovered_by_the_next() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("bus");
+        let open = || Bus::builder().durable(true).capacity(4096).at(&path);
+        let topic = open().unwrap().topic("t").unwrap();
+        let mut publisher = topic.publisher().unwrap();
+        publisher.send(b"message").unwrap();
+        drop((publisher, topic));
+        let topics = Dir::open(&path.join("topics"), None).unwrap();
+        let topic = TopicFiles::open(topics.dir("t").unwrap(), "t").unwrap();
+        let topic = topic.unwrap();
+        let bus = open().unwrap();
+        let control = bus.control().clone();
+        drop(bus);
+        roster::set_recovered_in(&control, 9);
+        let held = topic.lock(1).unwrap();
+        drop(open().unwrap());
+        assert_eq!(roster::recovered_in(&control), 9);
+        drop(held);
+        drop(open().unwrap());
+        assert_eq!(roster::recovered_in(&control), boot());
+    }
 
     #[test]
     fn following_ends_where_a_file_is_missing_and_its_place_is_taken() {

@@ -124,7 +124,7 @@ fn start_by(program: &[&str], path: &Path, test: &str) -> Option<Process> {
     match process.try_hear() {
         Some(_) => Some(process),
         None => {
-            println!("skipped: {} is not allowed here", program.join(" "));
+            crate::common::skipped(&format!("{} is not allowed here", program.join(" ")));
             None
         }
     }
@@ -327,7 +327,7 @@ fn while_the_wall_clock_jumps() {
         .args([&library, &source])
         .status();
     if !compiled.is_ok_and(|status| status.success()) {
-        return println!("skipped: there is no C compiler here");
+        return crate::common::skipped("there is no C compiler here");
     }
     for operation in OPERATIONS {
         let mut witness = Witness::new();

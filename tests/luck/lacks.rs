@@ -143,7 +143,7 @@ fn too_little_of_everything() {
     let is_allowed =
         std::thread::scope(|scope| scope.spawn(|| mount_small(dir.path())).join().unwrap());
     if !is_allowed {
-        return println!("skipped: mount is not allowed here");
+        return crate::common::skipped("mount is not allowed here");
     }
     let said = attend_all("lacks::child::lacking", |part| {
         assert!(mount_small(dir.path()));

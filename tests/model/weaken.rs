@@ -55,7 +55,7 @@ const OUTSIDE: &[(&str, &str, &str)] = &[
         "src/shm/bytes.rs",
         "_mm_sfence()",
         "stores past the caches, which no ordering of the language knows: behind the raised floor, before the frame's word. \
-         tests/stress.rs and src/shm/props.rs copy both ways",
+         src/shm/haul.rs has a reader beside copies of both ways",
     ),
     (
         "src/waitset.rs",
