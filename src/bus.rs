@@ -27,7 +27,9 @@ use crate::shm::members::{self, Doorbell, Member, Owner};
 use crate::shm::reclaim::{self, Reclaimed};
 use crate::shm::recover::{Cut, recover};
 use crate::shm::roster::Cursor;
-use crate::shm::topic::{BUS_SIZE, LANE, TopicFiles, check_capacity, check_capacity_for, map_bus};
+use crate::shm::topic::{
+    BUS_SIZE, LANE, TopicFiles, check_capacity, check_capacity_for, map_bus, most_for,
+};
 use crate::shm::{View, futex, lane, roster};
 use crate::wait::WaitStrategy;
 
@@ -372,26 +374,34 @@ impl Bus {
         let topics = &self.0.topics;
         let aside = reclaim::aside(topics, &escaped, self.member()?)?;
         let aside = aside.ok_or_else(|| not_found(name))?;
-        let look = || {
-            // Another one may have come by the name since it was opened.
-            let files = skip_damaged(TopicFiles::open(topics.dir(&aside)?, name))?;
-            // Somebody who had found it just before may have joined meanwhile.
-            match &files {
-                Some(files) if !force && files.is_used()? => Err(in_use()),
-                _ => Ok(files),
+        let give_back = || -> Result<bool> {
+            let is_back = topics.rename(&aside, &escaped)?;
+            if is_back {
+                // Who has listed the topics meanwhile has not seen it.
+                roster::topics_changed(self.control());
             }
+            Ok(is_back)
         };
-        let looked = look();
-        if looked.is_err() && topics.rename(&aside, &escaped)? {
-            // Who has listed the topics meanwhile has not seen it.
-            roster::topics_changed(self.control());
-            return looked.map(drop);
+        // Another one may have come by the name since it was opened.
+        let opened = topics.dir(&aside);
+        let opened = skip_damaged(opened.and_then(|dir| TopicFiles::open(dir, name)));
+        let files = opened.or_else(|e| give_back().and(Err(e)))?;
+        // Somebody who had found it just before may have joined meanwhile.
+        let is_used = match &files {
+            Some(files) if !force => files.is_used(),
+            _ => Ok(false),
+        };
+        let why = is_used.map_or_else(Some, |is_used| is_used.then(in_use));
+        if let Some(why) = why
+            && give_back()?
+        {
+            return Err(why);
         }
         // Before what may fail: its name is free already, and who is in it is not to go on.
-        roster::topics_changed(self.control());
-        if let Ok(Some(files)) = &looked {
+        if let Some(files) = &files {
             roster::remove(&files.control);
         }
+        roster::topics_changed(self.control());
         topics.remove_all(&aside)
     }
 
@@ -842,8 +852,8 @@ impl BusBuilder {
         if let Some(mode) = mode
             && root.open_any("bus", false)?.is_none()
         {
-            root = root.let_in(mode)?;
             // Before the file that makes it a bus.
+            root = root.let_in(mode)?;
             root.make_dir("members", Whom::Owner)?;
             root.make_dir("topics", Whom::All)?;
             let identity = Identity::new(Kind::Bus, BUS_SIZE, 0, 0);
@@ -865,17 +875,22 @@ impl BusBuilder {
                 root.sync_above()?;
             }
         }
-        if !root.is_private() {
+        let (control, is_durable) = open_bus_file(&root, &shown)?;
+        if !root.is_private()? {
             reactor::sleep_in_slices();
         }
-        let (control, is_durable) = open_bus_file(&root, &shown)?;
         if self.durable && !is_durable {
             let why = "it was made, and not as a durable one";
             return Err(Error::new(ErrorKind::Mismatch, "open the durable bus", shown, why)
                 .advise("use another path, or remove the bus (buslane rm --whole-bus) when nobody uses it"));
         }
-        let (members, topics) = (root.dir("members")?, Arc::new(root.dir("topics")?));
-        let members = Arc::new(members);
+        // A copy of a bus that was put back may lack what was empty.
+        let inner = |name, for_whom| match root.find_dir(name)? {
+            Some(dir) => Ok(Arc::new(dir)),
+            None if self.create => root.make_dir(name, for_whom).map(Arc::new),
+            None => root.dir(name).map(Arc::new),
+        };
+        let (members, topics) = (inner("members", Whom::Owner)?, inner("topics", Whom::All)?);
         let mut cuts = Vec::new();
         let mut opening = None;
         if is_durable {
@@ -960,11 +975,10 @@ fn lock_bus(shown: &str, root: &Dir) -> Result<Held> {
     let started = Instant::now();
     loop {
         let staying = fork::stay();
-        let locks = root.make_locks()?;
-        if files::try_lock(&locks).map_err(|e| Error::system("lock the bus", shown, e))? {
-            return Ok(Held::new(locks));
+        let locked = staying.try_lock(root.make_locks()?);
+        if let Some(held) = locked.map_err(|e| Error::system("lock the bus", shown, e))? {
+            return Ok(held);
         }
-        drop((locks, staying));
         if started.elapsed() > RECOVERY_PATIENCE {
             let why = "another process is opening it, and does not go on";
             return Err(Error::new(ErrorKind::TimedOut, "open the bus", shown, why)
@@ -1143,7 +1157,7 @@ impl TopicBuilder<'_> {
                 config.logged = u64::from(bus.is_durable() && is_logged);
                 config.sync_ns = sync.unwrap_or_default().to_ns();
                 (config.keep_bytes, config.keep_ns) = keep.unwrap_or_default().to_sizes();
-                let capacity = capacity.unwrap_or(made_with);
+                let capacity = capacity.unwrap_or(made_with.min(most_for(patterns[0])));
                 check_capacity_for(patterns[0], capacity as u64)
                     .map_err(|why| invalid_capacity(tried, &name, why))?;
                 let files = bus.make_topic(&escaped, &name, capacity, &config)?;

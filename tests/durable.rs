@@ -62,6 +62,15 @@ fn a_subscription_finds_what_was_sent_while_it_was_away() {
     assert!(subscription.try_recv().unwrap().is_none());
 }
 
+/// Put back by what leaves out directories that are empty.
+#[test]
+fn a_bus_without_its_empty_directories() {
+    let private = private();
+    drop(open(&private).topic("t").unwrap());
+    std::fs::remove_dir(private.path.join("members")).unwrap();
+    assert_eq!(open(&private).topics().unwrap(), ["t"]);
+}
+
 #[test]
 fn files_go_when_all_have_passed_them() {
     let private = private();

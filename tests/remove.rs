@@ -65,6 +65,35 @@ fn what_a_dead_remover_had_put_aside_is_finished() {
     assert!(private.names("topics").is_empty());
 }
 
+/// It may be about to give it back its name.
+#[test]
+fn what_a_living_remover_has_put_aside_is_left() {
+    let private = private();
+    let bus = private.bus();
+    bus.topic("t").unwrap();
+    let [remover] = &private.names("members")[..] else {
+        panic!("there is one member");
+    };
+    let (topics, aside) = (
+        private.path.join("topics"),
+        format!(".draft.00000000000000ff.{remover}"),
+    );
+    std::fs::rename(topics.join("t"), topics.join(&aside)).unwrap();
+    private.bus();
+    assert_eq!(private.names("topics"), std::slice::from_ref(&aside));
+    std::fs::rename(topics.join(&aside), topics.join("t")).unwrap();
+    bus.topic("t")
+        .unwrap()
+        .publisher()
+        .unwrap()
+        .send(b"")
+        .unwrap();
+    std::fs::rename(topics.join("t"), topics.join(&aside)).unwrap();
+    drop(bus);
+    private.bus();
+    assert!(private.names("topics").is_empty());
+}
+
 #[test]
 fn a_bus_is_removed_by_its_last_user() {
     let private = private();

@@ -157,7 +157,11 @@ impl Receiver {
         if let (Some(_), Some(lock)) = (&receiver.named, &receiver.lock)
             && is_new
         {
-            topic.files.sync_subscription(lock)?;
+            let synced = topic.files.sync_subscription(lock);
+            if let Err(e) = synced {
+                receiver.withdraw();
+                return Err(e);
+            }
         }
         receiver.tell();
         Ok(receiver)
@@ -568,6 +572,15 @@ impl Receiver {
         }
     }
 
+    /// Removes a named subscription that could not be made: nothing was promised yet.
+    fn withdraw(&self) {
+        let Some(named) = &self.named else { return };
+        let files = &self.topic.files;
+        let removed =
+            escape(&named.name).and_then(|name| files.remove_subscription(&name, &self.cursor));
+        self.topic.bus.leave_to_others(removed);
+    }
+
     /// Lists the lanes: joins new ones, drops those that are gone. `start`: it is the first time.
     fn refresh(&mut self, start: Option<Start>) -> Result<()> {
         // The source that is read may be another one afterwards, also after an error.
@@ -792,15 +805,12 @@ impl Drop for Receiver {
             source.reader.track().settle();
         }
         let files = &self.topic.files;
-        if let Some(named) = &self.named {
+        if self.named.is_some() {
             if self.cursor.is_joined() {
                 self.cursor.disown();
                 roster::changed(&files.control);
             } else {
-                // It could not be made, and nothing was promised yet.
-                let name = escape(&named.name);
-                let removed = name.and_then(|name| files.remove_subscription(&name, &self.cursor));
-                self.topic.bus.leave_to_others(removed);
+                self.withdraw();
             }
             return;
         }

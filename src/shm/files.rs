@@ -122,9 +122,11 @@ impl Dir {
         Ok(Self { mode, ..self })
     }
 
-    /// Whether nobody but its owner can open what is in it.
-    pub fn is_private(&self) -> bool {
-        !lets_others_in(self.mode)
+    /// Whether nobody but its owner can open what is in it, as it is now.
+    pub fn is_private(&self) -> Result<bool> {
+        let stat = fstat(&self.fd)
+            .map_err(|e| Error::system("look at the directory", shown(&self.path), e))?;
+        Ok(!lets_others_in(Mode::from_bits_truncate(stat.st_mode)))
     }
 
     /// Opens `name` in this directory.
@@ -150,7 +152,7 @@ impl Dir {
     pub fn make_dir(&self, name: &str, for_whom: Whom) -> Result<Self> {
         self.check_ours("make the directory", name)?;
         let mode = match for_whom {
-            Whom::All => self.mode,
+            Whom::All => self.mode & (Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO),
             Whom::Owner => self.mode & Mode::S_IRWXU,
         };
         let path = self.path.join(name);
@@ -199,7 +201,7 @@ impl Dir {
             )
             .advise("take that permission away (chmod go-w), or use another directory"));
         }
-        let mode = Mode::from_bits_truncate(stat.st_mode & 0o777);
+        let mode = Mode::from_bits_truncate(stat.st_mode & 0o7777);
         Ok(Self {
             fd,
             path: path.to_owned(),

@@ -74,11 +74,38 @@ thread_local! {
     static FORKING: Cell<Option<RwLockWriteGuard<'static, ()>>> = const { Cell::new(None) };
 }
 
-/// While this is held, nobody forks. From before a file is opened until its lock is [`Held`]: a child that comes between has the lock,
-/// too, and does not know of it. Not to be held twice.
-pub fn stay() -> RwLockReadGuard<'static, ()> {
+/// While this lives, nobody forks: from before a file is opened until its lock is [`Held`]. A child that comes between has the lock,
+/// too, and does not know of it.
+#[must_use]
+#[derive(Debug)]
+pub struct Staying {
+    _guard: RwLockReadGuard<'static, ()>,
+}
+
+/// Has nobody fork. A thread does so once at a time.
+pub fn stay() -> Staying {
     watch();
-    TAKING.read().unwrap_or_else(PoisonError::into_inner)
+    let _guard = TAKING.read().unwrap_or_else(PoisonError::into_inner);
+    Staying { _guard }
+}
+
+impl Staying {
+    /// Locks a file that was opened meanwhile. `None`: somebody has it.
+    pub fn try_lock(self, file: OwnedFd) -> nix::Result<Option<Held>> {
+        let is_ours = files::try_lock(&file)?;
+        Ok(is_ours.then(|| self.hold(file)))
+    }
+
+    /// The same of one of its bytes.
+    pub fn try_lock_byte(self, file: OwnedFd, number: u64) -> nix::Result<Option<Held>> {
+        let is_ours = files::try_lock_byte(&file, number)?;
+        Ok(is_ours.then(|| self.hold(file)))
+    }
+
+    /// Of one that is locked.
+    pub fn hold(self, file: OwnedFd) -> Held {
+        Held::new(file)
+    }
 }
 
 fn watch() {
@@ -173,7 +200,7 @@ pub struct Held {
 
 impl Held {
     /// Notes `fd` among those that a child closes.
-    pub fn new(fd: OwnedFd) -> Self {
+    fn new(fd: OwnedFd) -> Self {
         let node = Node::take();
         node.fd.store(fd.as_raw_fd(), Ordering::Relaxed);
         Self {

@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::claims::{self, Claims};
 use super::files::{self, Dir, Plan, skip_damaged};
-use super::fork::{self, Held};
+use super::fork::{self, Held, Staying};
 use super::futex;
 use super::lane::{self, Corrupt, Outside};
 use super::layout::{
@@ -203,14 +203,12 @@ impl TopicFiles {
             let Some((file, group)) = self.group(name, Access::Write)? else {
                 return Ok(None);
             };
-            if files::try_lock(&file).map_err(failed)? {
-                let lock = Held::new(file);
+            if let Some(lock) = staying.try_lock(file).map_err(failed)? {
                 if files::is_named(&lock).map_err(failed)? {
                     return Ok(Some((lock, group)));
                 }
                 continue;
             }
-            drop((file, staying));
             if waited > LOCK_PATIENCE {
                 let why = format!("somebody who joins or removes the group {name} does not go on");
                 return Err(Error::new(ErrorKind::TimedOut, "join", &*self.name, why)
@@ -235,8 +233,7 @@ impl TopicFiles {
         let Some((file, cursor)) = made else {
             return Ok(None);
         };
-        let lock = Held::new(file);
-        drop(staying);
+        let lock = staying.hold(file);
         roster::changed(&self.control);
         let group = Group {
             id,
@@ -252,8 +249,12 @@ impl TopicFiles {
         joined?;
         group.cursor.set_joined();
         if self.is_logged() {
-            files::sync(&lock).map_err(|e| Error::system("sync a group of", &*self.name, e))?;
-            self.dir.sync()?;
+            let failed = |e| Error::system("sync a group of", &*self.name, e);
+            let synced = files::sync(&lock).map_err(failed);
+            if let Err(e) = synced.and_then(|()| self.dir.sync()) {
+                self.remove_group_files(&group)?;
+                return Err(e);
+            }
         }
         roster::changed(&self.control);
         Ok(Some((lock, group)))
@@ -589,14 +590,14 @@ impl TopicFiles {
         let claims = self.all_claims()?;
         let mut groups = Vec::new();
         for name in self.group_names()? {
-            let _staying = fork::stay();
+            let staying = fork::stay();
             let Some((file, group)) = skip_damaged(self.group(&name, Access::Write))? else {
                 // Damaged: its claims stay with it.
                 return Ok(());
             };
             groups.push(group.id);
             if !group.cursor.is_joined() {
-                self.remove_unjoined(file, &group)?;
+                self.remove_unjoined(staying, file, &group)?;
             }
         }
         let lanes = self.dir.numbers(LANE)?;
@@ -605,12 +606,11 @@ impl TopicFiles {
     }
 
     /// Removes a group that its maker died over, if it did.
-    fn remove_unjoined(&self, file: OwnedFd, group: &Group) -> Result<()> {
+    fn remove_unjoined(&self, staying: Staying, file: OwnedFd, group: &Group) -> Result<()> {
         let failed = |e: nix::Error| Error::system("lock a group of", &*self.name, e);
-        if !files::try_lock(&file).map_err(failed)? {
+        let Some(lock) = staying.try_lock(file).map_err(failed)? else {
             return Ok(());
-        }
-        let lock = Held::new(file);
+        };
         // Another one may have its name by now.
         if group.cursor.is_joined() || !files::is_named(&lock).map_err(failed)? {
             return Ok(());
@@ -650,7 +650,7 @@ mod tests {
         // As a sweep does, that goes on when another one has it.
         let (file, group) = files.group("g", Access::Write).unwrap().unwrap();
         drop(files.open_group("g").unwrap());
-        files.remove_unjoined(file, &group).unwrap();
+        files.remove_unjoined(fork::stay(), file, &group).unwrap();
         assert!(files.group_names().unwrap().contains(&String::from("g")));
     }
 }

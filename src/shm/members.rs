@@ -74,12 +74,12 @@ impl Member {
                 content,
                 lock: true,
             };
-            let _staying = fork::stay();
+            let staying = fork::stay();
             if let Some((file, ())) = dir.create_draft(&file_name(id), &plan, |_| Ok(()))? {
                 return Ok(Self {
                     dir,
                     id,
-                    _lock: Held::new(file),
+                    _lock: staying.hold(file),
                     owes: OnceLock::new(),
                     born: fork::generation(),
                 });
@@ -214,15 +214,12 @@ fn lock_if_dead(dir: &Dir, id: u64) -> Result<Option<Dead>> {
     if files::is_locked(&file).map_err(failed)? {
         return Ok(None);
     }
-    let _staying = fork::stay();
+    let staying = fork::stay();
     let Some((file, _)) = skip_damaged(open(dir, id, true))? else {
         return Ok(None);
     };
-    let ours = files::try_lock(&file).map_err(failed)?;
-    Ok(ours.then(|| Dead {
-        id,
-        _lock: Held::new(file),
-    }))
+    let lock = staying.try_lock(file).map_err(failed)?;
+    Ok(lock.map(|lock| Dead { id, _lock: lock }))
 }
 
 /// A thread that runs `on_death` soon after a member has died, and again after a while if it says `false`.

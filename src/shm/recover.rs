@@ -38,22 +38,18 @@ pub fn recover(topics: &Dir, control: &BusControl) -> Result<Vec<Cut>> {
     let now = boot();
     let is_same_boot = now != 0 && roster::recovered_in(control) == now;
     let mut cuts = Vec::new();
-    let mut are_all = true;
     for name in reclaim::names(topics)? {
         if let Some(dir) = topics.find_dir(&name)?
             && let Some(topic) = skip_damaged(TopicFiles::open(dir, &name))?
         {
-            are_all &= recover_topic(&topic, is_same_boot, &mut cuts)?;
+            recover_topic(&topic, is_same_boot, &mut cuts)?;
         }
     }
-    if are_all {
-        roster::set_recovered_in(control, now);
-    }
+    roster::set_recovered_in(control, now);
     Ok(cuts)
 }
 
-/// Whether all its lanes were recovered that can be: not if somebody has the lock of one, though nobody is on the bus.
-fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) -> Result<bool> {
+fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) -> Result<()> {
     roster::number_from(&topic.control, topic.last_number()?);
     if topic.pattern == Pattern::State && !is_same_boot {
         // Its values have no checksums.
@@ -62,13 +58,16 @@ fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) ->
         }
     }
     if !topic.is_logged() {
-        return Ok(true);
+        return Ok(());
     }
     let is_known = is_same_boot && !roster::is_poisoned(&topic.control);
-    let (mut is_whole, mut are_all) = (true, true);
+    let mut is_whole = true;
     for id in topic.dir().numbers(LANE)? {
         let opened = skip_damaged(topic.lane_to_close(id).map(Some))?;
-        are_all &= !matches!(opened, Some(None));
+        if matches!(opened, Some(None)) {
+            // Somebody has its lock, though nobody is on the bus: it is as little known as before.
+            roster::poison(&topic.control);
+        }
         if let Some((_lock, lane)) = opened.flatten()
             && let Some(log) = lane.ring.log()
         {
@@ -87,7 +86,7 @@ fn recover_topic(topic: &TopicFiles, is_same_boot: bool, cuts: &mut Vec<Cut>) ->
     if is_whole {
         roster::cure(&topic.control);
     }
-    Ok(are_all)
+    Ok(())
 }
 
 /// Where it was cut, and up to where something was behind that.
@@ -307,32 +306,24 @@ impl TopicFiles {
         if !self.is_logged() {
             return Ok(());
         }
-        let lane_of = |name: &String| {
-            let (lane, _) = name.strip_prefix(log::DATA)?.split_once('.')?;
-            lane.parse::<u64>().ok()
-        };
-        let lanes = self.dir().numbers(LANE)?;
-        let mut without: Vec<u64> = self.dir().names()?.iter().filter_map(lane_of).collect();
-        without.retain(|lane| !lanes.contains(lane));
-        without.dedup();
-        for lane in without {
+        let names = self.dir().names()?;
+        let first = |name: &String| Some(name.strip_suffix(".0")?.to_owned());
+        let begun: Vec<String> = names.iter().filter_map(first).collect();
+        for lane in files::numbers_among(&begun, log::DATA) {
             // Its maker has that until the lane has its name.
-            if let Some(_lock) = self.lock(lane)?
-                && !self.dir().numbers(LANE)?.contains(&lane)
+            if !names.contains(&format!("{LANE}{lane}"))
+                && let Some(_lock) = self.lock(lane)?
             {
-                self.remove_data_of(lane)?;
+                self.remove_data_without(lane)?;
             }
         }
         Ok(())
     }
 
-    /// Removes the data files of a lane that has no name, by the holder of its lock.
-    pub(super) fn remove_data_of(&self, lane: u64) -> Result<()> {
-        let prefix = format!("{}{lane}.", log::DATA);
-        for name in self.dir().names()? {
-            if name.starts_with(&prefix) {
-                self.dir().remove(&name)?;
-            }
+    /// Removes the first data file of a lane, by the holder of its lock, if the lane has no name.
+    pub(super) fn remove_data_without(&self, lane: u64) -> Result<()> {
+        if self.is_logged() && !self.dir().numbers(LANE)?.contains(&lane) {
+            self.dir().remove(&format!("{}{lane}.0", log::DATA))?;
         }
         Ok(())
     }
@@ -361,10 +352,10 @@ mod tests {
         roster::set_recovered_in(&control, 9);
         let held = topic.lock(1).unwrap();
         drop(open().unwrap());
-        assert_eq!(roster::recovered_in(&control), 9);
+        assert!(roster::is_poisoned(&topic.control));
         drop(held);
         drop(open().unwrap());
-        assert_eq!(roster::recovered_in(&control), boot());
+        assert!(!roster::is_poisoned(&topic.control));
     }
 
     #[test]

@@ -173,10 +173,9 @@ impl TopicFiles {
     /// The lock of the writer of the lane or table with this number: of that byte of the file of locks. `None`: somebody has it.
     pub(super) fn lock(&self, number: u64) -> Result<Option<Held>> {
         let failed = |e: nix::Error| Error::system("lock a file of", &*self.name, e);
-        let _staying = fork::stay();
+        let staying = fork::stay();
         let locks = self.dir.make_locks()?;
-        let ours = files::try_lock_byte(&locks, number).map_err(failed)?;
-        Ok(ours.then(|| Held::new(locks)))
+        staying.try_lock_byte(locks, number).map_err(failed)
     }
 
     /// Whether a lane or a table has a writer who lives.
@@ -234,7 +233,10 @@ impl TopicFiles {
             lane::own(&header, member, name, !futex::has_barrier());
             if let Some(log) = ring.log() {
                 // Before its lane has a name: a lane has a first file.
-                let (first, _) = log.make(0)?;
+                let (first, is_new) = log.make(0)?;
+                if !is_new {
+                    return Err(self.taken("lane", id));
+                }
                 log.lay(0, &first)?;
                 log.begin(0, Boundary::default())?;
                 files::sync(&first)
@@ -250,10 +252,8 @@ impl TopicFiles {
         });
         let made = made.and_then(|made| made.ok_or_else(|| self.taken("lane", id)));
         let (_, writer) = made.inspect_err(|_| {
-            if self.is_logged() {
-                // What could not be removed goes when somebody tidies up.
-                let _ = self.remove_data_of(id);
-            }
+            // What can't be removed goes when somebody tidies up.
+            let _ = self.remove_data_without(id);
         })?;
         if self.is_logged() {
             self.dir.sync()?;
@@ -490,7 +490,7 @@ impl TopicFiles {
             lock: true,
         };
         let name = format!("{CURSOR}{id}");
-        let _staying = fork::stay();
+        let staying = fork::stay();
         let made = self.dir.create(&name, &plan, |file| {
             let cursor = self.map_cursor(id, file, Access::Write)?;
             cursor.own(member, !futex::has_barrier());
@@ -498,7 +498,7 @@ impl TopicFiles {
             Ok(cursor)
         })?;
         let (file, cursor) = made.ok_or_else(|| self.taken("cursor", id))?;
-        Ok((Held::new(file), cursor))
+        Ok((staying.hold(file), cursor))
     }
 
     /// The cursor of an observer: nobody sees it, or waits for it.
@@ -594,8 +594,7 @@ impl TopicFiles {
                 Ok(cursor)
             })?;
             if let Some((file, cursor)) = made {
-                let lock = Held::new(file);
-                drop(staying);
+                let lock = staying.hold(file);
                 if let Err(e) = self.dir.sync() {
                     self.remove_subscription(name, &cursor)?;
                     return Err(e);
@@ -614,10 +613,9 @@ impl TopicFiles {
             let Some((file, cursor)) = self.subscription(name, Access::Write)? else {
                 return Ok(None);
             };
-            if !files::try_lock(&file).map_err(failed)? {
+            let Some(lock) = staying.try_lock(file).map_err(failed)? else {
                 tries += 1;
                 if tries < ADOPTIONS {
-                    drop((file, staying));
                     // Somebody who tidies up has it for a moment.
                     thread::sleep(Duration::from_millis(1));
                     continue;
@@ -632,8 +630,7 @@ impl TopicFiles {
                 .advise(
                     "end that one first, or take another name; to share the work, use a queue",
                 ));
-            }
-            let lock = Held::new(file);
+            };
             if files::is_named(&lock).map_err(failed)? {
                 return Ok(Some((lock, cursor)));
             }
@@ -1018,14 +1015,26 @@ pub fn check_capacity(capacity: u64) -> Result<usize, String> {
     }
 }
 
-/// The same for a topic of this pattern.
-pub fn check_capacity_for(pattern: Pattern, capacity: u64) -> Result<usize, String> {
-    if pattern == Pattern::Queue && capacity > MAX_QUEUE_CAPACITY as u64 {
-        return Err(format!(
-            "the capacity {capacity} is more than a queue's lanes may have, {MAX_QUEUE_CAPACITY}"
-        ));
+/// The largest capacity for a topic of this pattern.
+pub fn most_for(pattern: Pattern) -> usize {
+    match pattern {
+        Pattern::Queue => MAX_QUEUE_CAPACITY,
+        _ => MAX_CAPACITY,
     }
-    check_capacity(capacity)
+}
+
+/// Whether a capacity is one for a topic of this pattern; else why not.
+pub fn check_capacity_for(pattern: Pattern, capacity: u64) -> Result<usize, String> {
+    let most = most_for(pattern);
+    match check_capacity(capacity)? {
+        capacity if capacity > most => {
+            let name = pattern.name();
+            Err(format!(
+                "the capacity {capacity} is more than {most}, the most for a {name}"
+            ))
+        }
+        capacity => Ok(capacity),
+    }
 }
 
 /// The control page of the bus whose file this is; a copy of it, if it is only looked at.
