@@ -191,6 +191,42 @@ mod child {
         }
     }
 
+    /// Wakes those that sleep on the topic's bell, again and again.
+    #[test]
+    fn waking() {
+        let Some((path, _)) = role() else { return };
+        let file = File::open(path_of(&path, "topic")).unwrap();
+        let mut woken = 0;
+        // SAFETY: a new mapping of a whole page of a file; the kernel wakes who sleeps on a word in it.
+        let mut wake = unsafe {
+            let (fd, access) = (file.as_raw_fd(), libc::PROT_READ);
+            let map = libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                access,
+                libc::MAP_SHARED,
+                fd,
+                4096,
+            );
+            assert!(map != libc::MAP_FAILED);
+            move || {
+                libc::syscall(
+                    libc::SYS_futex,
+                    map.byte_add(128),
+                    libc::FUTEX_WAKE,
+                    i32::MAX,
+                )
+            }
+        };
+        while woken < 1000 {
+            woken += wake();
+        }
+        say("woken");
+        loop {
+            wake();
+        }
+    }
+
     /// Takes those that sleep on the topic's bell away to a word of its own, again and again.
     #[test]
     fn requeueing() {
@@ -552,6 +588,28 @@ fn a_stolen_sleeper_is_late_but_not_lost() {
         }
         println!("{name}: at most {late:?} late");
     }
+}
+
+/// Who is woken for nothing looks, and sleeps on.
+#[test]
+fn a_sleeper_that_is_woken_for_nothing_misses_nothing() {
+    let private = private();
+    let topic = open_to_all(&private).topic("t").unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    let Some(mut stranger) = private.stranger("waking", "") else {
+        return;
+    };
+    let reading = std::thread::spawn(move || {
+        for i in 0..200 {
+            assert_eq!(next(&mut subscriber), (1, i));
+        }
+    });
+    assert_eq!(stranger.hear(), "woken");
+    for i in 0..200 {
+        send(&mut publisher, i);
+    }
+    reading.join().unwrap();
 }
 
 /// A process of our own user can make all others look who is there, before each message. They do, and lose nothing.

@@ -36,9 +36,9 @@ const ALL: Shares = Shares {
 };
 /// What a minute is enough for.
 const SOME: Shares = Shares {
-    points: 32,
+    points: 64,
     states: 64,
-    repairs: 16,
+    repairs: 32,
 };
 
 /// What is asked for.

@@ -114,6 +114,15 @@ const LIKELY: &[(&str, &str)] = &[
     ("slot.lane.load", "position_in_a_used_slot"),
     ("roster.fetch_add", "await_a_change"),
     ("attention.fetch_add", "attention_tells_of_the_roster"),
+    ("fence in `roster::join`: either", "join_each_other"),
+    ("bell.fetch_add", "sleep_for_a_joiner"),
+    ("used.store", "join_from_start"),
+    ("those slots are allocated", "join_from_start"),
+    (
+        "`is_hole`: who sees it sees the words",
+        "files::a_frame_is_no_hole",
+    ),
+    ("see its `want`", "both_sleep"),
 ];
 
 /// Orderings that no model can miss, and why they stand.
