@@ -13,8 +13,8 @@ use crate::operations::{OPERATIONS, Operation};
 use crate::run::{Outcome, Until, run};
 use crate::trace::{Code, Point};
 
-/// Processes that run points side by side. A run waits for the kernel most of the time: for what it closes.
-const WORKERS: usize = 8;
+/// Processes that run points side by side. A run waits for the kernel much of the time: for what it closes.
+const WORKERS: usize = 24;
 /// A run that did not come by its point is tried so often.
 const TRIES: usize = 24;
 /// So many points of one repair are run at most, if not all are asked for.
