@@ -198,7 +198,7 @@ mod child {
         let file = File::open(path_of(&path, "topic")).unwrap();
         let mut woken = 0;
         // SAFETY: a new mapping of a whole page of a file; the kernel wakes who sleeps on a word in it.
-        let mut wake = unsafe {
+        let wake = unsafe {
             let (fd, access) = (file.as_raw_fd(), libc::PROT_READ);
             let map = libc::mmap(
                 std::ptr::null_mut(),
