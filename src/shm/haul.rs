@@ -142,6 +142,8 @@ impl Haul {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::*;
     use crate::shm::segment::Mapping;
 
@@ -209,26 +211,23 @@ mod tests {
         assert!((100..250).contains(&cost.rate()), "{cost:?}");
     }
 
-    /// Whichever way it went, who sees the word behind it sees all of it: stores past the caches come before.
+    /// Whichever way it went, who is told of it sees all of it: stores past the caches come before.
     #[test]
     fn a_reader_sees_what_went_either_way() {
         const LEN: usize = 1 << 16;
         const ROUNDS: u64 = 2000;
         let map = Mapping::private(LEN).unwrap();
         let (ring, read) = (Ring::new(&map, LEN), Ring::new(&map, LEN));
-        let (told, seen) = (LEN as u64 - 128, LEN as u64 - 64);
+        let ((tell, told), (answer, seen)) = (channel(), channel());
         // Of another length, at another place in a line.
         let place = |n: u64| (8 + 16 * (n % 4), (n * 7919 % 60_000) as usize);
         let byte = |n: u64, i: usize| (n * 31 + i as u64) as u8;
         let reader = std::thread::spawn(move || {
-            for n in 1..=ROUNDS {
-                while read.word(told).load(Ordering::Acquire) != n {
-                    std::thread::yield_now();
-                }
+            while let Ok(n) = told.recv() {
                 let (at, len) = place(n);
-                let payload = read.loaned(at, len).iter().enumerate();
-                assert!(payload.into_iter().all(|(i, is)| *is == byte(n, i)), "{n}");
-                read.word(seen).store(n, Ordering::Release);
+                let mut payload = read.loaned(at, len).iter().enumerate();
+                assert!(payload.all(|(i, is)| *is == byte(n, i)), "{n}");
+                answer.send(()).unwrap();
             }
         });
         for n in 1..=ROUNDS {
@@ -236,11 +235,10 @@ mod tests {
             let payload: Vec<u8> = (0..len).map(|i| byte(n, i)).collect();
             let way = if n % 3 == 0 { Way::Through } else { Way::Past };
             ring.copy_long_in(at, &payload, way);
-            ring.word(told).store(n, Ordering::Release);
-            while ring.word(seen).load(Ordering::Acquire) != n && !reader.is_finished() {
-                std::thread::yield_now();
-            }
+            tell.send(n).unwrap();
+            seen.recv().expect("the reader goes on");
         }
+        drop(tell);
         reader.join().unwrap();
     }
 
