@@ -638,9 +638,7 @@ mod tests {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("bus");
         let _queue = Bus::at(&path).unwrap().queue("q").unwrap();
-        let topics = Dir::open(&path.join("topics"), None).unwrap();
-        let files = TopicFiles::open(topics.dir("q").unwrap(), "q").unwrap();
-        let files = files.unwrap();
+        let files = TopicFiles::of(&path, "q");
         let unjoined = |_: &OwnedFd| Ok(());
         drop(
             files

@@ -390,9 +390,7 @@ mod tests {
     fn durable(path: &std::path::Path) -> (Topic, TopicFiles) {
         let bus = Bus::builder().durable(true).capacity(4096).at(path);
         let topic = bus.unwrap().topic("t").unwrap();
-        let topics = Dir::open(&path.join("topics"), None).unwrap();
-        let files = TopicFiles::open(topics.dir("t").unwrap(), "t").unwrap();
-        (topic, files.unwrap())
+        (topic, TopicFiles::of(path, "t"))
     }
 
     #[test]

@@ -343,9 +343,7 @@ mod tests {
         let mut publisher = topic.publisher().unwrap();
         publisher.send(b"message").unwrap();
         drop((publisher, topic));
-        let topics = Dir::open(&path.join("topics"), None).unwrap();
-        let topic = TopicFiles::open(topics.dir("t").unwrap(), "t").unwrap();
-        let topic = topic.unwrap();
+        let topic = TopicFiles::of(&path, "t");
         let bus = open().unwrap();
         let control = bus.control().clone();
         drop(bus);
@@ -366,9 +364,7 @@ mod tests {
         let topic = bus.unwrap().topic("t").unwrap();
         drop(topic.subscription("s").unwrap());
         topic.publisher().unwrap().send(b"message").unwrap();
-        let topics = Dir::open(&path.join("topics"), None).unwrap();
-        let topic = TopicFiles::open(topics.dir("t").unwrap(), "t").unwrap();
-        let topic = topic.unwrap();
+        let topic = TopicFiles::of(&path, "t");
         let id = topic.dir().numbers(LANE).unwrap()[0];
         let (_lock, lane) = topic.lane_to_close(id).unwrap().unwrap();
         let log = lane.ring.log().unwrap();

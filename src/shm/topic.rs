@@ -150,6 +150,15 @@ impl TopicFiles {
         Self::open(dir, name)
     }
 
+    /// The topic of this name in the bus at `path`, beside the handle that a test has of it.
+    #[cfg(test)]
+    pub fn of(path: &std::path::Path, name: &str) -> Self {
+        let topics = Dir::open(&path.join("topics"), None).unwrap();
+        Self::open(topics.dir(name).unwrap(), name)
+            .unwrap()
+            .unwrap()
+    }
+
     /// Where its files are.
     pub fn dir(&self) -> &Dir {
         &self.dir
