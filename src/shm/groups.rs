@@ -9,8 +9,6 @@
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -25,7 +23,7 @@ use super::layout::{
 };
 use super::roster::{self, Cursor, Role};
 use super::segment::{Access, Mapping};
-use super::topic::{CURSOR, LANE, LaneFile, TopicFiles, map};
+use super::topic::{CURSOR, LANE, LaneFile, TopicFiles, lock_named, map};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What groups are called, before their escaped name.
@@ -38,8 +36,8 @@ pub const DEFAULT: &str = "default";
 pub const DEFAULT_ID: u64 = 0;
 /// Marks the number of a group's claims among the readers of a lane.
 const IS_CLAIMS: u64 = 1 << 63;
-/// How long to wait for the lock of a group, which is held for moments only.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often, a millisecond apart, the lock of a group is asked for, which is held for moments only.
+const LOCK_TRIES: u32 = 2000;
 
 /// A group of consumers.
 #[derive(Debug)]
@@ -197,27 +195,12 @@ impl TopicFiles {
     /// A group that is there, with its lock. `None`: there is none.
     pub fn lock_group(&self, name: &str) -> Result<Option<(Held, Group)>> {
         let failed = |e: nix::Error| Error::system("lock a group of", &*self.name, e);
-        let mut waited = Duration::ZERO;
-        loop {
-            let staying = fork::stay();
-            let Some((file, group)) = self.group(name, Access::Write)? else {
-                return Ok(None);
-            };
-            if let Some(lock) = staying.try_lock(file).map_err(failed)? {
-                if files::is_named(&lock).map_err(failed)? {
-                    return Ok(Some((lock, group)));
-                }
-                continue;
-            }
-            if waited > LOCK_PATIENCE {
-                let why = format!("somebody who joins or removes the group {name} does not go on");
-                return Err(Error::new(ErrorKind::TimedOut, "join", &*self.name, why)
-                    .advise("look for a stopped process (buslane inspect)"));
-            }
-            let step = Duration::from_millis(1);
-            thread::sleep(step);
-            waited += step;
-        }
+        let open = || self.group(name, Access::Write);
+        lock_named(LOCK_TRIES, open, failed, || {
+            let why = format!("somebody who joins or removes the group {name} does not go on");
+            Error::new(ErrorKind::TimedOut, "join", &*self.name, why)
+                .advise("look for a stopped process (buslane inspect)")
+        })
     }
 
     /// A new group, that joins every lane from now on. `None`: somebody was faster.

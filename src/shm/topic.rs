@@ -616,34 +616,14 @@ impl TopicFiles {
     /// A named subscription that is there, with its lock. `None`: there is none.
     pub fn lock_subscription(&self, name: &str) -> Result<Option<(Held, Cursor)>> {
         let failed = |e: nix::Error| Error::system("lock a subscription of", &*self.name, e);
-        let mut tries = 0;
-        loop {
-            let staying = fork::stay();
-            let Some((file, cursor)) = self.subscription(name, Access::Write)? else {
-                return Ok(None);
-            };
-            let Some(lock) = staying.try_lock(file).map_err(failed)? else {
-                tries += 1;
-                if tries < ADOPTIONS {
-                    // Somebody who tidies up has it for a moment.
-                    thread::sleep(Duration::from_millis(1));
-                    continue;
-                }
-                let why = format!("somebody receives as {name} already");
-                return Err(Error::new(
-                    ErrorKind::InUse,
-                    "use a subscription of",
-                    &*self.name,
-                    why,
-                )
-                .advise(
-                    "end that one first, or take another name; to share the work, use a queue",
-                ));
-            };
-            if files::is_named(&lock).map_err(failed)? {
-                return Ok(Some((lock, cursor)));
-            }
-        }
+        let open = || self.subscription(name, Access::Write);
+        // Somebody who tidies up has it for a moment.
+        lock_named(ADOPTIONS, open, failed, || {
+            let why = format!("somebody receives as {name} already");
+            let tried = "use a subscription of";
+            Error::new(ErrorKind::InUse, tried, &*self.name, why)
+                .advise("end that one first, or take another name; to share the work, use a queue")
+        })
     }
 
     /// The named subscription with this escaped name.
@@ -1021,6 +1001,34 @@ pub fn check_capacity(capacity: u64) -> Result<usize, String> {
         ))
     } else {
         Ok(capacity as usize)
+    }
+}
+
+/// Opens a file, with what is in it, and locks it, while it has the name that it was opened by; asked for so often, a millisecond
+/// apart. `None`: there is none.
+pub(super) fn lock_named<T>(
+    tries: u32,
+    open: impl Fn() -> Result<Option<(OwnedFd, T)>>,
+    failed: impl Fn(nix::Error) -> Error,
+    is_held: impl FnOnce() -> Error,
+) -> Result<Option<(Held, T)>> {
+    let mut tried = 0;
+    loop {
+        let staying = fork::stay();
+        let Some((file, content)) = open()? else {
+            return Ok(None);
+        };
+        if let Some(lock) = staying.try_lock(file).map_err(&failed)? {
+            if files::is_named(&lock).map_err(&failed)? {
+                return Ok(Some((lock, content)));
+            }
+            continue;
+        }
+        tried += 1;
+        if tried == tries {
+            return Err(is_held());
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
