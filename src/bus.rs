@@ -849,8 +849,9 @@ impl BusBuilder {
         let mode = self.create.then_some(Mode::from_bits_truncate(self.mode));
         let mut root = Dir::open(path, mode)?;
         root.check_filesystem()?;
+        let mut found = open_bus_file(&root, &shown)?;
         if let Some(mode) = mode
-            && root.open_any("bus", false)?.is_none()
+            && found.is_none()
         {
             // Before the file that makes it a bus.
             root = root.let_in(mode)?;
@@ -874,8 +875,9 @@ impl BusBuilder {
                 root.sync()?;
                 root.sync_above()?;
             }
+            found = open_bus_file(&root, &shown)?;
         }
-        let (control, is_durable) = open_bus_file(&root, &shown)?;
+        let (control, is_durable) = found.ok_or_else(|| no_bus(shown.clone()))?;
         if !root.is_private()? {
             reactor::sleep_in_slices();
         }
@@ -933,7 +935,8 @@ impl BusBuilder {
         let shown = path.display().to_string();
         let root = Dir::observe(path)?;
         root.check_filesystem()?;
-        let (control, is_durable) = open_bus_file(&root, &shown)?;
+        let found = open_bus_file(&root, &shown)?;
+        let (control, is_durable) = found.ok_or_else(|| no_bus(shown))?;
         Ok(Bus(Arc::new(BusInner {
             path: path.to_owned(),
             options: self,
@@ -947,24 +950,24 @@ impl BusBuilder {
     }
 }
 
+fn no_bus(shown: String) -> Error {
+    let why = "there is no bus in this directory";
+    Error::new(ErrorKind::NotFound, "open the bus", shown, why)
+        .advise("check the path, or start a publisher or subscriber first")
+}
+
 /// The control page of the file that says that a directory is a bus, and whether it is durable.
-fn open_bus_file(root: &Dir, shown: &str) -> Result<(View<BusControl>, bool)> {
+fn open_bus_file(root: &Dir, shown: &str) -> Result<Option<(View<BusControl>, bool)>> {
     let write = !root.is_observed();
     let Some((file, identity)) = root.open_file("bus", Kind::Bus, write)? else {
-        return Err(Error::new(
-            ErrorKind::NotFound,
-            "open the bus",
-            shown,
-            "there is no bus in this directory",
-        )
-        .advise("check the path, or start a publisher or subscriber first"));
+        return Ok(None);
     };
     let control = map_bus(shown, &file, &identity, root.is_observed())?;
     let mut config = [0; size_of::<BusConfig>()];
     files::read_at(&file, size_of::<Identity>() as u64, &mut config)
         .map_err(|e| Error::system("read the bus", shown, e))?;
     let config = BusConfig::read_from_bytes(&config).expect("as many bytes as it has");
-    Ok((control, config.durable != 0))
+    Ok(Some((control, config.durable != 0)))
 }
 
 /// How long to wait for who recovers a bus.

@@ -2,6 +2,9 @@
 //!
 //! No test depends on the clock; the one timeout is there so that a hang is a failure.
 
+#[path = "../../tests/common/skipped.rs"]
+mod skipped;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
@@ -18,6 +21,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use self::skipped::skipped;
 
 const HANG: Duration = Duration::from_secs(60);
 
@@ -1188,7 +1193,7 @@ fn another_users_bus_is_looked_at() {
         .arg(stage.bus())
         .status();
     if !given.unwrap().success() {
-        return println!("skipped: chown is not allowed here");
+        return skipped("chown is not allowed here");
     }
     assert_eq!(stage.json(&["ls", "--json"]).len(), 1);
     assert_eq!(stage.json(&["inspect", "t", "--json"])[0]["messages"], 2);

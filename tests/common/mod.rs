@@ -1,5 +1,7 @@
 //! Private buses, and real child processes: the test binary runs itself again with one role.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
+
+mod skipped;
 
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +18,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+pub use self::skipped::skipped;
 
 /// Only against hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,21 +95,6 @@ impl Private {
     /// A test of this binary, alone in a process, where it has a role.
     pub fn child_test(&self, test: &str) -> Process {
         Process::start(&self.path, test, "")
-    }
-}
-
-/// Says that a test, or a part of it, is not run here; in CI, at the end of the run, too, which has what passing tests say nowhere.
-pub fn skipped(why: &str) {
-    println!("skipped: {why}");
-    if let Some(list) = std::env::var_os("BUSLANE_SKIPPED") {
-        let test = thread::current().name().unwrap_or("?").to_owned();
-        let mut list = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(list)
-            .unwrap();
-        list.write_all(format!("{test}: {why}\n").as_bytes())
-            .unwrap();
     }
 }
 

@@ -1,9 +1,11 @@
 //! Hosts that are network namespaces, and processes on them; all is taken away when it is dropped.
 #![allow(dead_code)] // Each test uses some of it.
 
+#[path = "../../../tests/common/skipped.rs"]
+mod skipped;
+
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
@@ -13,6 +15,8 @@ use buslane::Bus;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use self::skipped::skipped;
 
 /// As long as a condition may take on a machine that is busy.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -32,16 +36,7 @@ pub fn can_have_hosts() -> bool {
         Ok(output) if !output.status.success() => String::from("no network namespaces here"),
         Ok(_) => return true,
     };
-    eprintln!("skipped: {why}");
-    if let Some(list) = std::env::var_os("BUSLANE_SKIPPED") {
-        let mut list = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(list)
-            .unwrap();
-        list.write_all(format!("the bridge: {why}\n").as_bytes())
-            .unwrap();
-    }
+    skipped(&why);
     false
 }
 
