@@ -169,18 +169,41 @@ fn every_file_replaced_by_something_else() {
 }
 
 #[test]
-fn foreign_and_open_directories_are_refused() {
+fn what_others_own_or_may_write_to_is_refused() {
     let private = private();
-    drop(private.bus());
-    fs::set_permissions(&private.path, fs::Permissions::from_mode(0o777)).unwrap();
-    assert_eq!(kind(Bus::at(&private.path)), ErrorKind::ForeignOwner);
-    fs::set_permissions(&private.path, fs::Permissions::from_mode(0o700)).unwrap();
+    drop(private.bus().topic("t").unwrap());
+    for (name, right, wrong) in [
+        ("", 0o700, 0o777),
+        ("bus", 0o600, 0o602),
+        ("topics/t/topic", 0o600, 0o660),
+    ] {
+        let set = |mode| {
+            fs::set_permissions(private.path.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let open = || Bus::at(&private.path).and_then(|bus| bus.topic("t"));
+        set(wrong);
+        assert_eq!(kind(open()), ErrorKind::ForeignOwner, "{name:?}");
+        set(right);
+        open().unwrap();
+    }
     if std::os::unix::fs::chown(&private.path, Some(12345), None).is_err() {
         return common::skipped("chown is not allowed here");
     }
     let error = Bus::at(&private.path).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ForeignOwner);
     assert!(error.to_string().contains("12345"), "{error}");
+}
+
+#[test]
+fn a_link_in_the_place_of_a_bus_is_not_followed() {
+    let private = private();
+    let other = private.path.with_extension("other");
+    drop(Bus::at(&other).unwrap());
+    symlink(&other, &private.path).unwrap();
+    for opened in [Bus::at(&private.path), Bus::observe(&private.path)] {
+        let error = opened.unwrap_err();
+        assert!(error.to_string().contains("not a link"), "{error}");
+    }
 }
 
 #[test]

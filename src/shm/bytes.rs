@@ -1,7 +1,11 @@
 //! The bytes of a ring: words, copies in, and payloads lent out. `unsafe`, and no algorithm.
 //!
 //! Every function checks its range against the ring. That nobody writes what is lent out, and nobody reads what is
-//! being written, is the lane's protocol: `lane` is the only caller (and `haul` for it), and says at each call why it holds.
+//! being written, is the protocol of those that call: `lane` (and `haul` for it), `log`, and a queue's `delivery`. Only who has the
+//! lane's lock has its ring mapped writable, and asks for loans.
+//!
+//! One race is part of that protocol: on a lossy lane the writer stores plainly over what a reader that was lapped loads word by word
+//! ([`Ring::copy_out`]). The reader finds out afterwards, and discards it. See `docs/safety.md`.
 
 use std::fmt;
 use std::io;
@@ -39,7 +43,7 @@ pub struct Ring {
 // protocol, which holds between processes and so between threads.
 unsafe impl Send for Ring {}
 
-// SAFETY: as above; a ring may be cloned, so that `&Ring` gives no more than another `Ring` would.
+// SAFETY: as above; what it offers by `&self` is no more than another thread could do by a clone that was sent to it.
 unsafe impl Sync for Ring {}
 
 impl fmt::Debug for Ring {
@@ -190,7 +194,7 @@ impl Ring {
     pub fn word(&self, position: u64) -> &AtomicU64 {
         // SAFETY: the offset is at most capacity - 8 and a multiple of 8, the mapping holds `capacity` bytes from
         // `start`, which is aligned to 64; any bytes are an `AtomicU64`; frame words are only accessed as atomics while
-        // a reader may look at them.
+        // a reader may look at them, but for one that was lapped (see above).
         unsafe {
             self.start
                 .add(self.offset(position) as usize)
@@ -215,7 +219,7 @@ impl Ring {
     pub fn copy_in(&self, position: u64, payload: &[u8]) {
         let to = self.range(position, payload.len());
         // SAFETY: `range` checked the bounds; the source is an ordinary slice that cannot overlap memory which is never
-        // borrowed as one while writable; nobody else touches it until the frame's word is stored.
+        // borrowed as one while writable; until the frame's word is stored, nobody else touches it but a lapped reader (see above).
         unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), to.as_ptr(), payload.len()) }
         self.stored(position, payload.len());
     }
@@ -252,7 +256,7 @@ impl Ring {
     #[inline(always)]
     fn zero_range(&self, position: u64, len: u64) {
         let at = self.range(position, len as usize);
-        // SAFETY: `range` checked the bounds; nobody else touches these bytes until a word makes them reachable.
+        // SAFETY: `range` checked the bounds; as for the rest, as in `copy_in`.
         unsafe { std::ptr::write_bytes(at.as_ptr(), 0, len as usize) }
         self.stored(position, len as usize);
     }
@@ -279,7 +283,7 @@ impl Ring {
     pub fn fill_up(&self, position: u64, len: usize, total: usize) {
         let place = self.place(position, total);
         let rest = total.checked_sub(len).expect("a payload fits its place");
-        // SAFETY: `place` checked that `total` bytes behind the word are in the ring; as for the rest, as in `zero_range`.
+        // SAFETY: `place` checked that `total` bytes behind the word are in the ring; as for the rest, as in `copy_in`.
         unsafe { std::ptr::write_bytes(place.at.add(8 + len).as_ptr(), 0, rest) }
         // With what a loan, or a copy in place, has put before them.
         self.stored(position + 8, total);
@@ -342,7 +346,7 @@ impl Ring {
         }
         to.extend((0..count).map(|i| {
             // SAFETY: `range` checked the bounds, `start` and the position are aligned to 8, and any bytes are an
-            // `AtomicU64`. The writer's plain store may race with this load; the value is discarded then.
+            // `AtomicU64`. The writer's plain store may race with this load (see above); the value is discarded then.
             let word = unsafe { words.add(i).as_ref() };
             word.load(Ordering::Relaxed)
         }));
@@ -429,6 +433,9 @@ mod wide {
     pub const HAS_PAST: bool = false;
     pub const HAS_PAIRS: bool = false;
 
+    /// # Safety
+    ///
+    /// None is needed: it does nothing, and nobody comes here (`HAS_PAIRS`).
     pub unsafe fn store_pair(_at: NonNull<u8>, _first: u64, _second: u64) {}
 }
 
@@ -464,7 +471,7 @@ impl<'a> Place<'a> {
     #[inline(always)]
     pub fn head(self) -> &'a AtomicU64 {
         // SAFETY: `place` found the slot in the mapping, which the ring keeps; it is aligned to 16; any bytes are an
-        // `AtomicU64`; frame words are only accessed as atomics while a reader may look at them.
+        // `AtomicU64`; for the rest, as in `Ring::word`.
         unsafe { self.at.cast().as_ref() }
     }
 

@@ -106,8 +106,13 @@ impl Dir {
             make_dir(parent.as_fd(), name.as_ref(), path, mode)?;
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(parent, name, flags, Mode::empty())
-            .map_err(|e| Error::system("open the directory", shown(path), e))?;
+        let fd = openat(parent, name, flags, Mode::empty()).map_err(|e| {
+            let error = Error::system("open the directory", shown(path), e);
+            match e {
+                Errno::ENOTDIR => error.advise("name a directory, not a link to one"),
+                _ => error,
+            }
+        })?;
         Self::checked(fd, path, None, is_observed)
     }
 
@@ -191,16 +196,7 @@ impl Dir {
             true => owner.unwrap_or(stat.st_uid),
             false => Uid::effective().as_raw(),
         };
-        check_owner(&stat, owner, tried, path)?;
-        if stat.st_mode & 0o022 != 0 {
-            return Err(Error::new(
-                ErrorKind::ForeignOwner,
-                tried,
-                shown(path),
-                "others may write to it",
-            )
-            .advise("take that permission away (chmod go-w), or use another directory"));
-        }
+        check_whose(&stat, owner, tried, path)?;
         let mode = Mode::from_bits_truncate(stat.st_mode & 0o7777);
         Ok(Self {
             fd,
@@ -402,7 +398,7 @@ impl Dir {
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
             return Err(not_buslane(&path, "it is no regular file"));
         }
-        check_owner(&stat, self.owner, tried, &path)?;
+        check_whose(&stat, self.owner, tried, &path)?;
         match stat.st_nlink {
             0 => return Ok(None),
             1 => {}
@@ -630,9 +626,15 @@ fn not_buslane(path: &Path, why: impl Into<std::borrow::Cow<'static, str>>) -> E
         .advise("if nobody needs it, remove it; buslane makes its own")
 }
 
-fn check_owner(stat: &FileStat, owner: u32, tried: &'static str, path: &Path) -> Result<()> {
+/// Only its owner, who is the bus's, may write to it.
+fn check_whose(stat: &FileStat, owner: u32, tried: &'static str, path: &Path) -> Result<()> {
     if stat.st_uid == owner {
-        return Ok(());
+        if stat.st_mode & 0o022 == 0 {
+            return Ok(());
+        }
+        let why = "others may write to it";
+        return Err(Error::new(ErrorKind::ForeignOwner, tried, shown(path), why)
+            .advise("take that permission away (chmod go-w), or use another bus"));
     }
     let why = match owner == Uid::effective().as_raw() {
         true => format!(

@@ -276,7 +276,7 @@ pub struct BusControl {
 #[repr(C)]
 pub struct LaneHeader {
     /// [`Identity`]; not touched through the mapping.
-    pub identity: Line<[u64; 16]>,
+    pub identity: Line<[AtomicU64; 16]>,
     /// The cursor position that a waiting writer wants, or [`NOBODY`]. Readers load it at each release.
     pub want: Line<AtomicU64>,
     /// A frame boundary from which a joiner may start.
@@ -343,7 +343,7 @@ pub struct Record {
 #[repr(C)]
 pub struct CursorHeader {
     /// [`Identity`]; not touched through the mapping.
-    pub identity: Line<[u64; 16]>,
+    pub identity: Line<[AtomicU64; 16]>,
     /// 1 while the reader sleeps or is about to.
     pub parked: Line<AtomicU64>,
     /// How many slots were ever used; those behind are not allocated.
@@ -521,7 +521,7 @@ pub struct Slot {
 #[repr(C)]
 pub struct TableHeader {
     /// [`Identity`]; not touched through the mapping.
-    pub identity: Line<[u64; 16]>,
+    pub identity: Line<[AtomicU64; 16]>,
     /// Member id of whose it is, or was.
     pub owner: Line<AtomicU64>,
     /// Slots that have a key.
