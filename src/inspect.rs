@@ -479,7 +479,8 @@ impl TopicReport {
         self
     }
 
-    /// The last `n` messages of each lane that are still held, oldest first. None in a forked child.
+    /// The last `n` messages of each lane that are still held, oldest first; of a durable topic, up to one that is damaged. None in a
+    /// forked child.
     #[must_use]
     pub fn tail(&self, n: usize) -> Vec<Seen> {
         let mut seen = Vec::new();
@@ -515,6 +516,9 @@ impl TopicReport {
                 let Some((found, body)) = outside.frame(at.position, wanted) else {
                     break;
                 };
+                if lane.ring.is_checked() && found.word.sequence() != at.sequence as u32 {
+                    break;
+                }
                 if wanted && found.word.is_message() {
                     let Some((envelope, payload)) = lane::parts(found.word, &body) else {
                         break;

@@ -33,6 +33,8 @@ const NEWS_CAPACITY: usize = 64 << 10;
 const SLICE: Duration = Duration::from_millis(250);
 /// So often a watch looks at all because news were lost, and finds nothing, before it says that there is nothing yet.
 const LOSSES: usize = 16;
+/// So many changes of other keys a watch of one passes, once its time is over, before it says that there is nothing yet.
+const OTHERS: usize = 1 << 16;
 
 // ---------------------------------------------------------------------------------------------------------- opening
 
@@ -761,7 +763,8 @@ impl<T: ?Sized + Payload> Watch<T> {
     }
 
     fn find(&mut self, time: Duration) -> Result<bool> {
-        let mut losses = 0;
+        let (deadline, mut left) = (Instant::now() + time, time);
+        let (mut losses, mut others) = (0, 0);
         loop {
             if self.tables.refresh()? {
                 // A writer that died may not have told the last that it had set.
@@ -770,7 +773,7 @@ impl<T: ?Sized + Payload> Watch<T> {
             if self.scan()? {
                 return Ok(true);
             }
-            let news = match self.news.recv_timeout(time) {
+            let news = match self.news.recv_timeout(left) {
                 Ok(Some(frame)) => <[u8; 16]>::try_from(&*frame).ok(),
                 Ok(None) => return Ok(false),
                 Err(e) if matches!(e.kind(), ErrorKind::Lost | ErrorKind::Ended) => {
@@ -787,6 +790,11 @@ impl<T: ?Sized + Payload> Watch<T> {
                 && self.look(u128::from_le_bytes(news))?
             {
                 return Ok(true);
+            }
+            left = deadline.saturating_duration_since(Instant::now());
+            others += usize::from(left.is_zero());
+            if others == OTHERS {
+                return Ok(false);
             }
         }
     }

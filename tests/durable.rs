@@ -4,10 +4,10 @@ mod common;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use buslane::{Bus, ErrorKind, Keep, Start, SyncPolicy};
-use common::{Private, private, set_boot};
+use buslane::{Bus, CallOptions, ErrorKind, Keep, Kind, Server, Service, Start, SyncPolicy};
+use common::{PATIENCE, Private, private, set_boot};
 
 /// Bytes in a data file: few, so that there are many of them.
 const FILE: usize = 4096;
@@ -565,4 +565,150 @@ fn a_named_subscription_is_found_wanting_by_inspection() {
     assert_eq!(report.lanes[0].kept.as_ref().unwrap().unsynced, 0);
     assert_eq!(report.lag(), 200);
     assert_eq!(bus.verify("t").unwrap().messages, 200);
+}
+
+#[test]
+fn what_is_put_off_for_long_is_not_passed_by_many_that_are_not() {
+    let private = private();
+    let queue = open(&private).queue("q").unwrap();
+    // A claim for each 16 bytes of a file of what is put off, and more messages than that.
+    let count = 2 * FILE as u64 / 16 + 88;
+    let mut producer = queue.producer().unwrap();
+    let mut consumer = queue.consumer().unwrap();
+    for n in 0..count {
+        producer.push(&n.to_le_bytes()).unwrap();
+        let after = Duration::from_millis(if n == 0 { 1000 } else { 1 });
+        consumer.recv().unwrap().retry(after).unwrap();
+    }
+    let mut seen = vec![false; count as usize];
+    for _ in 0..count {
+        let delivery = consumer.recv_timeout(PATIENCE).unwrap().expect("another");
+        let n = u64::from_le_bytes((*delivery).try_into().unwrap());
+        assert!(!std::mem::replace(&mut seen[n as usize], true), "{n} twice");
+        delivery.ack().unwrap();
+    }
+    assert!(consumer.is_empty().unwrap());
+}
+
+fn service(private: &Private) -> Service {
+    let bus = open(private);
+    bus.service_builder("s").capacity(FILE).open().unwrap()
+}
+
+/// Answers all that there is: how much.
+fn answer(server: &mut Server) -> usize {
+    let mut count = 0;
+    while let Some(request) = server.try_recv().unwrap() {
+        let body = request.to_vec();
+        request.reply(&body).unwrap();
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn an_event_that_waits_for_its_server_is_not_passed_by_many_commands() {
+    let private = private();
+    let service = service(&private);
+    let client = service.client().unwrap();
+    let of = |kind| service.server_builder().kinds(&[kind]).open().unwrap();
+    let mut commands = of(Kind::Command);
+    let start = |n: u64, kind| {
+        let options = CallOptions::new().kind(kind).wait_for_server();
+        client.start_with(&options, &n.to_le_bytes()).unwrap()
+    };
+    let mut pending = vec![start(0, Kind::Event)];
+    pending.extend((1..300).map(|n| start(n, Kind::Command)));
+    // As many as there are claims, with that of the event.
+    assert_eq!(answer(&mut commands), FILE / 16 - 1);
+    assert_eq!(answer(&mut of(Kind::Event)), 1);
+    assert_eq!(answer(&mut commands), 300 - FILE / 16);
+    for (n, pending) in (0..300_u64).zip(pending) {
+        assert_eq!(pending.wait().unwrap().unwrap(), n.to_le_bytes());
+    }
+}
+
+#[test]
+fn a_request_that_is_not_wanted_does_not_take_another_along() {
+    let private = private();
+    let service = service(&private);
+    let client = service.client().unwrap();
+    let options = CallOptions::new().wait_for_server();
+    let start = |n: u64| client.start_with(&options, &n.to_le_bytes()).unwrap();
+    let mut pending: Vec<_> = (0..300).map(start).collect();
+    drop(pending.pop());
+    assert!(answer(&mut service.server().unwrap()) >= 299);
+    for (n, pending) in (0..299_u64).zip(pending) {
+        assert_eq!(pending.wait().unwrap().unwrap(), n.to_le_bytes());
+    }
+}
+
+#[test]
+fn how_a_request_ended_is_found_however_many_came_after_it() {
+    let private = private();
+    let service = service(&private);
+    let client = service.client_builder().inbox(4096).open().unwrap();
+    let options = CallOptions::new().wait_for_server();
+    let start = |n: u64| client.start_with(&options, &n.to_le_bytes()).unwrap();
+    let pending: Vec<_> = (0..800).map(start).collect();
+    let patience = Duration::from_millis(1);
+    let mut server = service.server_builder().patience(patience).open().unwrap();
+    let mut answered = 0;
+    while let Some(request) = server.try_recv().unwrap() {
+        answered += usize::from(request.reply(b"done").is_ok());
+    }
+    assert!(answered < 800 - FILE / 16, "{answered}");
+    let ends = pending.into_iter().map(|pending| pending.wait());
+    assert_eq!(ends.filter(|end| end.is_ok()).count(), answered);
+}
+
+#[test]
+fn a_lane_that_could_not_be_taken_up_has_no_publisher() {
+    let private = private();
+    let bus = open(&private);
+    let topic = bus.topic("t").unwrap();
+    let mut subscriber = topic.subscriber().unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for n in 0..60 {
+        publisher.send(&numbered(n)).unwrap();
+        let _ = subscriber.recv().unwrap();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while files(&private, "t").len() < 2 {
+        assert!(Instant::now() < deadline, "no file is made ahead");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(publisher);
+    assert_eq!(subscriber.recv().unwrap_err().kind(), ErrorKind::Ended);
+    let next = files(&private, "t").into_iter().max().unwrap();
+    let next = private.path.join("topics/t").join(next);
+    let next = OpenOptions::new().write(true).open(next).unwrap();
+    next.write_all_at(&[0xff; 64], 0).unwrap();
+    let _publisher = topic.publisher().unwrap();
+    assert_eq!(subscriber.publisher_count().unwrap(), 1);
+}
+
+#[test]
+fn what_is_damaged_is_not_seen_from_outside_either() {
+    let private = private();
+    let bus = open(&private);
+    let topic = bus.topic("t").unwrap();
+    let _subscription = topic.subscription("s").unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    for message in [b"one", b"two"] {
+        publisher.send(message).unwrap();
+    }
+    let seen = || {
+        let seen = bus.inspect("t").unwrap().tail(2).into_iter();
+        seen.map(|seen| seen.payload).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(), [b"one", b"two"]);
+    let file = private.path.join("topics/t").join(&files(&private, "t")[0]);
+    let at = std::fs::read(&file)
+        .unwrap()
+        .windows(3)
+        .position(|bytes| bytes == b"two");
+    let file = OpenOptions::new().write(true).open(file).unwrap();
+    file.write_all_at(b"2", at.unwrap() as u64).unwrap();
+    assert_eq!(seen(), [b"one"]);
 }

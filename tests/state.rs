@@ -4,6 +4,8 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
 use std::time::Duration;
 
 use buslane::{Bus, ErrorKind, Message, State, StateReader, Watch};
@@ -386,4 +388,28 @@ mod child {
             while number(answers.recv().unwrap().1) < n {}
         }
     }
+}
+
+#[test]
+fn a_watcher_of_one_key_does_not_wait_for_others() {
+    let private = private();
+    let board = private.bus().state("board").unwrap();
+    let mut watch = board.reader().unwrap().watch(Some(b"a")).unwrap();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let mut writer = board.writer().unwrap();
+    let setting = thread::spawn(move || {
+        while stopped.try_recv() == Err(TryRecvError::Empty) {
+            writer.set(b"b", b"!").unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    // Else it hangs.
+    assert!(
+        watch
+            .recv_timeout(Duration::from_millis(50))
+            .unwrap()
+            .is_none()
+    );
+    drop(stop);
+    setting.join().unwrap();
 }

@@ -132,7 +132,7 @@ pub fn consume(queue: &mut Queue) {
         _ => {}
     }
     let (claims, control) = (queue.claims(), queue.lane.control());
-    call(|| claims.repair());
+    call(|| claims.repair(&control));
     let mut walk = call(|| Walk::new(claims.clone()));
     let mut held = Held::new();
     while let Some(op) = adversary::byte() {
@@ -183,17 +183,15 @@ pub fn consume(queue: &mut Queue) {
                     _ => call(|| claims.ack(claim)),
                 };
                 call(|| claims.advance());
-                if claims.take_blocked() {
-                    call(|| claims.offer(&control));
-                }
+                call(|| claims.tell_blocked(&control));
             }
             8 => {
                 if call(|| claims.free_all_of(u64::from(op >> 4))) {
                     call(|| claims.offer(&control));
                 }
-                call(|| claims.repair());
+                call(|| claims.repair(&control));
             }
-            9 => call(|| claims.cancel(u32::from(byte()))),
+            9 => call(|| claims.cancel(u32::from(byte()), &control)),
             10 => {
                 let progress = call(|| claims.progress(u32::from(byte())));
                 assert!(

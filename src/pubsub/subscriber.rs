@@ -431,7 +431,11 @@ impl<T: ?Sized + Payload> Receive for Subscriber<T> {
 /// For streams of bytes: a message that is kept unreleased between calls, without a borrow. Nothing else is called on the
 /// subscriber in between.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kept(Found);
+pub(crate) struct Kept {
+    found: Found,
+    /// Bytes of its envelope, as they were when it was kept.
+    envelope: usize,
+}
 
 impl Subscriber<[u8]> {
     /// Waits for the next message.
@@ -450,8 +454,8 @@ impl Subscriber<[u8]> {
     }
 
     fn kept_of(&mut self, found: Found) -> Result<Kept> {
-        self.receiver.envelope_len(found)?;
-        Ok(Kept(found))
+        let envelope = self.receiver.envelope_len(found)?;
+        Ok(Kept { found, envelope })
     }
 
     /// Whether a publisher is there whose end was not yet reported.
@@ -462,15 +466,13 @@ impl Subscriber<[u8]> {
     pub(crate) fn kept(&self, kept: Kept) -> Result<&[u8]> {
         self.receiver.check_fork()?;
         let here = self.receiver.sources.here();
-        let parts = here.and_then(|here| here.reader.parts(kept.0));
-        // Looked at when it was kept.
-        Ok(parts.map_or(&[], |(_, payload)| payload))
+        Ok(here.map_or(&[], |here| &here.reader.body(kept.found)[kept.envelope..]))
     }
 
     pub(crate) fn release(&mut self, kept: Kept) {
         if self.receiver.check_fork().is_ok() {
             let track = self.receiver.here().reader.track();
-            track.release(kept.0.end(), 0);
+            track.release(kept.found.end(), 0);
         }
     }
 }

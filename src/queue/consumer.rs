@@ -582,7 +582,7 @@ impl Inbox {
             return Ok(());
         };
         // Whoever was here before may have died while it acknowledged.
-        claims.repair();
+        claims.repair(&files.control);
         self.sources.push(Source {
             walk: Walk::new(claims.clone()),
             share: Arc::new(Share::new(&self.seat, id, claims)),
@@ -624,6 +624,7 @@ impl Inbox {
                 failed = Err(e);
                 false
             });
+            share.tell(false);
             if skipped {
                 self.abandoned.retain(|lane| *lane != share.lane);
             }
@@ -924,7 +925,9 @@ impl Desk {
         let buried = share.bury(item, reason);
         if buried.is_err() {
             // Quietly: the others need not look at it again right away, nor we.
-            share.claims.free(item.claim);
+            if !share.claims.free(item.claim) {
+                share.tell(false);
+            }
             self.look_at_all = Instant::now().checked_add(AGAIN);
         }
         buried
@@ -987,8 +990,8 @@ impl Desk {
             let mut copies = self.retries.iter().flat_map(|inbox| &inbox.sources);
             if copies.any(|source| source.share.has_copy_of(&share, moving)) {
                 share.end_move(moving);
-            } else if share.claims.free(moving) {
-                share.offer();
+            } else {
+                share.tell(share.claims.free(moving));
             }
         }
         Ok(())
@@ -1033,9 +1036,7 @@ impl Desk {
                     after.insert(key, (claim, since));
                 }
             }
-            if freed {
-                share.offer();
-            }
+            share.tell(freed);
         }
         self.leases.seen = after;
         self.leases.next = now.checked_add(lease / 4);

@@ -199,7 +199,7 @@ impl Share {
     /// Says of a message that was put off from here that its copy is there.
     pub fn end_move(&self, moving: Claim) {
         if moving.is(Fate::Moving) && self.claims.end_move(moving) {
-            self.claims.advance();
+            self.advance();
         }
     }
 
@@ -321,7 +321,7 @@ impl Share {
         &self.seat.home.topic.files.name
     }
 
-    /// The queue's.
+    /// The queue's: consumers sleep on its bell, also for what was put off.
     pub fn control(&self) -> &Control {
         &self.seat.home.topic.files.control
     }
@@ -350,24 +350,24 @@ impl Share {
     #[inline]
     fn advance(&self) {
         self.claims.advance();
-        if self.claims.take_blocked() {
-            self.offer();
-        }
+        self.claims.tell_blocked(self.control());
     }
 
     /// Gives it back to the group, if it is still ours and not done with.
     #[inline]
     pub fn give_back(&self, claim: Claim) {
-        let is_done = claim == DONE || self.seat.check_fork().is_err();
-        if !is_done && self.claims.free(claim) {
-            self.offer();
+        if claim != DONE && self.seat.check_fork().is_ok() {
+            let freed = self.claims.free(claim);
+            self.tell(freed);
         }
     }
 
-    /// Has the group look again at what was given back.
-    pub fn offer(&self) {
-        // Consumers sleep on the queue's bell, also for what was put off.
-        self.claims.offer(&self.seat.home.topic.files.control);
+    /// Has the group look again at what was given back, if some was, or for what waited for the head.
+    pub fn tell(&self, freed: bool) {
+        match freed {
+            true => self.claims.offer(self.control()),
+            false => self.claims.tell_blocked(self.control()),
+        }
     }
 
     /// Makes it a dead letter. If that can't be written it is still ours.

@@ -261,7 +261,7 @@ impl<Q: ?Sized + Payload, R: ?Sized + Payload> Client<Q, R> {
         let frame = arrived.frame(inbox);
         // Answered, it can't be cancelled; where there are more replies, the rest is not wanted.
         let answer = judge::<R>(&service.files.name, &frame, false)
-            .inspect_err(|_| claims.cancel(ask.sequence()))?;
+            .inspect_err(|_| claims.cancel(ask.sequence(), &service.files.control))?;
         Ok(answer.map(|()| Reply::new(frame)))
     }
 

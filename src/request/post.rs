@@ -478,19 +478,23 @@ impl Post {
         Ok(match progress {
             Progress::Goes => None,
             Progress::Waits { .. } if !self.lacks_server(ask)? => None,
-            Progress::Waits { .. } => self.claims.withdraw(ask.sequence()).map(|attempts| {
-                if attempts == 0 {
-                    self.no_server()
-                } else {
-                    self.server_died("the server that had it died, and there is no other")
-                }
-            }),
+            Progress::Waits { .. } => {
+                let withdrawn = self.claims.withdraw(ask.sequence());
+                self.claims.tell_blocked(&self.service.files.control);
+                withdrawn.map(|attempts| match attempts {
+                    0 => self.no_server(),
+                    _ => self.server_died("the server that had it died, and there is no other"),
+                })
+            }
             Progress::Died => Some(self.server_died("the server that had it died")),
             Progress::Unanswered => {
                 let why = "there was no room for the reply in this client's inbox";
                 let full = self.failed(ErrorKind::Full, why);
                 Some(full.advise("take replies sooner, or open the client with a larger inbox"))
             }
+            Progress::Over => Some(self.server_died(
+                "it ended without a reply, so long ago that how is not known any more",
+            )),
         })
     }
 
@@ -515,7 +519,8 @@ impl Post {
     /// Nobody waits for the reply any more: nobody gets the request, or who has it may see it.
     pub fn cancel(&self, ask: Ask) {
         if self.service.bus.check_fork().is_ok() {
-            self.claims.cancel(ask.sequence());
+            self.claims
+                .cancel(ask.sequence(), &self.service.files.control);
         }
     }
 }

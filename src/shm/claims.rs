@@ -47,7 +47,7 @@
 //! table.
 
 use super::lane::{Corrupt, Found, frame_at, is_boundary, is_whole};
-use super::layout::{Claim, Control, Fate, LEFT, LaneHeader, Line, Slot};
+use super::layout::{Claim, Control, Fate, LEFT, LaneHeader, Line, SLOT, Slot};
 use super::sync::{AtomicU64, Ordering, fence, light_fence, swap_fence};
 use super::{Ring, View, futex, park};
 #[cfg(not(loom))]
@@ -145,9 +145,12 @@ impl Claims {
 
     /// The same in data files, where a newer message may have its claim here, once this one was done with.
     fn was_acked(&self, sequence: u32) -> bool {
-        let claim = self.claim(sequence);
-        let is_newer = (claim.sequence().wrapping_sub(sequence) as i32) > 0;
-        (is_newer && claim.0 != 0) || self.is_acked(sequence)
+        self.is_newer(self.claim(sequence), sequence) || self.is_acked(sequence)
+    }
+
+    /// Whether the place of a message's claim is that of a newer one: this one was done with before.
+    fn is_newer(&self, claim: Claim, sequence: u32) -> bool {
+        claim.0 != 0 && (claim.sequence().wrapping_sub(sequence) as i32) > 0
     }
 
     /// How often a message was delivered that may be claimed, whose claim is `claim`. `None`: somebody has it, or had it.
@@ -163,12 +166,22 @@ impl Claims {
         }
     }
 
-    /// Whether the place of a message's claim is that of an older one that is not done with: only in data files, where more may
-    /// lie behind the head than there are claims. It has to wait.
-    #[inline]
-    fn is_taken_by_older(&self, claim: Claim, sequence: u32) -> bool {
-        let before = sequence.wrapping_sub(self.table.len() as u32);
-        claim.0 != 0 && self.is_older(claim, before) && !claim.is_done()
+    /// Whether a message has to wait for the head to move: only in data files, where more may lie behind the head than there are claims.
+    /// A message that has the same as this one may not be claimed yet, and would be taken for done with once this one is.
+    #[inline(never)]
+    fn is_before_its_turn(&self, sequence: u32) -> bool {
+        for _ in 0..2 {
+            match frame_at(&self.ring, self.head() & !LEFT) {
+                Ok(Some(first)) if first.word.is_message() => {
+                    let ahead = sequence.wrapping_sub(first.word.sequence());
+                    return ahead as usize >= self.table.len();
+                }
+                // The end of a file, which nobody has to acknowledge.
+                Ok(Some(_)) => self.advance(),
+                _ => break,
+            }
+        }
+        true
     }
 
     /// Whether a claim is that of the message one table's length before; in data files, where messages may be passed because they are
@@ -187,12 +200,16 @@ impl Claims {
         swap_fence();
     }
 
-    /// Whether consumers wait for the head to move, which it may have done: they are to look [again](Self::offer). After
-    /// [`advance`](Self::advance).
-    pub fn take_blocked(&self) -> bool {
-        if !self.ring.is_checked() {
-            return false;
+    /// Has consumers look again that wait for the head to move, after what may have [moved](Self::advance) it.
+    #[inline]
+    pub fn tell_blocked(&self, control: &Control) {
+        if self.ring.is_checked() && self.take_blocked() {
+            self.offer(control);
         }
+    }
+
+    #[inline(never)]
+    fn take_blocked(&self) -> bool {
         // With the one in `say_blocked`. That in `advance` is before the head moves, and some wait for the head.
         swap_fence();
         let blocked = self.blocked.load(Ordering::Relaxed);
@@ -211,7 +228,8 @@ impl Claims {
         self.word(claim.sequence()).load(Ordering::Relaxed) == claim.0
     }
 
-    /// Marks a message as done with, and moves nothing: [`advance`](Self::advance) must follow. `false`: the claim was lost.
+    /// Marks a message as done with, and moves nothing: [`advance`](Self::advance) must follow, and [`tell_blocked`](Self::tell_blocked).
+    /// `false`: the claim was lost.
     #[inline]
     pub fn ack(&self, claim: Claim) -> bool {
         self.end(claim, Fate::Acked)
@@ -226,7 +244,8 @@ impl Claims {
             || self.swap(cancelled, claim.sequence(), acked)
     }
 
-    /// Gives a claim back, quietly: [`offer`](Self::offer) tells the others. `false`: it was lost, or cancelled.
+    /// Gives a claim back, quietly: [`offer`](Self::offer) tells the others. `false`: it was lost, or cancelled and is done with, of which
+    /// [`tell_blocked`](Self::tell_blocked) tells.
     pub fn free(&self, claim: Claim) -> bool {
         let freed = self.swap(claim, claim.sequence(), claim.with(Fate::Free));
         if !freed && self.ack(claim) {
@@ -235,7 +254,8 @@ impl Claims {
         freed
     }
 
-    /// Takes a message away from who had it too long: it is free, quietly, or done with if it was cancelled. Whether it is free.
+    /// Takes a message away from who had it too long, as [`free`](Self::free): it is free, or done with if it was cancelled. Whether it is
+    /// free.
     pub fn take_away(&self, claim: Claim) -> bool {
         if !claim.is(Fate::Cancelled) {
             return self.free(claim);
@@ -255,20 +275,29 @@ impl Claims {
     /// What became of a message, as its sender sees it. What its owner did before is visible.
     pub fn progress(&self, sequence: u32) -> Progress {
         let claim = self.claim(sequence);
-        if let Some(attempts) = self.attempts_of(claim, sequence) {
+        if let Some(attempts) = self.attempts_of_ours(claim, sequence) {
             return Progress::Waits { attempts };
         }
         match claim.sequence() == sequence {
             true if claim.is(Fate::Died) => Progress::Died,
             true if claim.is(Fate::Unanswered) => Progress::Unanswered,
+            false if self.is_newer(claim, sequence) => Progress::Over,
             _ => Progress::Goes,
         }
     }
 
-    /// Its sender's: if nobody has it, nobody gets it; how often it was delivered so far. `None`: somebody has it.
+    /// As [`attempts_of`](Self::attempts_of), for the sender. `None` also if it is not the message's turn yet.
+    fn attempts_of_ours(&self, claim: Claim, sequence: u32) -> Option<u64> {
+        let attempts = self.attempts_of(claim, sequence)?;
+        let has_turn = !self.ring.is_checked() || !self.is_before_its_turn(sequence);
+        has_turn.then_some(attempts)
+    }
+
+    /// Its sender's: if nobody has it, nobody gets it; how often it was delivered so far. [`tell_blocked`](Self::tell_blocked) must follow.
+    /// `None`: somebody has it, or it is not its turn yet.
     pub fn withdraw(&self, sequence: u32) -> Option<u64> {
         let claim = self.claim(sequence);
-        let attempts = self.attempts_of(claim, sequence)?;
+        let attempts = self.attempts_of_ours(claim, sequence)?;
         let acked = Claim::new(sequence, 0, attempts, Fate::Acked);
         let withdrawn = self.swap(claim, sequence, acked);
         if withdrawn {
@@ -278,10 +307,11 @@ impl Claims {
     }
 
     /// Its sender's: if nobody has it, nobody gets it; else who has it may see that it is not wanted, and is the last (*cancelled*).
-    pub fn cancel(&self, sequence: u32) {
+    /// Before its turn it can't be: whoever gets it does it.
+    pub fn cancel(&self, sequence: u32, control: &Control) {
         for _ in 0..TRIES {
             if self.withdraw(sequence).is_some() {
-                return;
+                return self.tell_blocked(control);
             }
             let claim = self.claim(sequence);
             let is_held = claim.is(Fate::Claimed) || claim.is(Fate::Once);
@@ -289,7 +319,7 @@ impl Claims {
                 if self.swap(claim, sequence, claim.with(Fate::Cancelled)) {
                     return;
                 }
-            } else if self.attempts_of(claim, sequence).is_none() {
+            } else if self.attempts_of_ours(claim, sequence).is_none() {
                 return;
             }
         }
@@ -327,7 +357,7 @@ impl Claims {
         self.free_all_of(owner);
         // In any case: it may have died before it told of what it gave back.
         self.offer(control);
-        self.repair();
+        self.repair(control);
     }
 
     /// Ends all claims of a consumer that has gone, but what it was moving; whether one is free now. What was done with by
@@ -492,9 +522,10 @@ impl Claims {
     }
 
     /// Does what a consumer may have left undone that died while it acknowledged.
-    pub fn repair(&self) {
+    pub fn repair(&self, control: &Control) {
         self.advance();
         self.answer(0, self.head() & !LEFT);
+        self.tell_blocked(control);
     }
 
     /// Whether a message from the head on is the one that is looked for. What `is_it` is shown may be overwritten meanwhile:
@@ -554,6 +585,7 @@ impl Claims {
     }
 
     /// Gives up what is damaged at `position`, and moves the head behind it if all before is acknowledged: whether it did.
+    /// [`tell_blocked`](Self::tell_blocked) must follow.
     #[cfg(not(loom))]
     pub fn skip_damaged(&self, position: u64) -> Result<bool, Error> {
         let head = self.head();
@@ -590,12 +622,14 @@ pub enum Progress {
     Died,
     /// It is done, and there was no room for the reply.
     Unanswered,
+    /// It was done with, and a later one has its claim: how it ended is not known any more.
+    Over,
 }
 
 impl Progress {
     /// Whether it ended so that no reply will come.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Died | Self::Unanswered)
+        matches!(self, Self::Died | Self::Unanswered | Self::Over)
     }
 }
 
@@ -713,17 +747,17 @@ impl Walk {
             }
             if found.word.is_message() {
                 let sequence = found.word.sequence();
-                let old = self.claims.claim(sequence);
-                if self.claims.is_taken_by_older(old, sequence) {
+                if self.claims.ring.is_checked()
+                    && found.position.wrapping_sub(head) >= self.claims.table.len() as u64 * SLOT
+                    && self.claims.is_before_its_turn(sequence)
+                {
                     self.claims.say_blocked();
-                    if self
-                        .claims
-                        .is_taken_by_older(self.claims.claim(sequence), sequence)
-                    {
+                    if self.claims.is_before_its_turn(sequence) {
                         return Ok(None);
                     }
                     continue;
                 }
+                let old = self.claims.claim(sequence);
                 if let Some(attempts) = self.claims.attempts_of(old, sequence) {
                     return Ok(Some(Offer {
                         found,

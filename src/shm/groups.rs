@@ -558,7 +558,7 @@ impl TopicFiles {
     pub(super) fn repair_claims_on(&self, lane: &LaneFile) -> Result<()> {
         if self.pattern == Pattern::Queue {
             for claims in self.claims_on(lane)? {
-                claims.repair();
+                claims.repair(&self.control);
             }
         }
         Ok(())

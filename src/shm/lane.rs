@@ -1951,7 +1951,14 @@ impl Reader {
     #[cfg(not(loom))]
     #[inline]
     pub fn parts(&self, found: Found) -> Option<(&[u8], &[u8])> {
-        parts(found.word, body(&self.ring, self.copied.as_deref(), found))
+        parts(found.word, self.body(found))
+    }
+
+    /// Both of what was [found](Self::next) and not released.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn body(&self, found: Found) -> &[u8] {
+        body(&self.ring, self.copied.as_deref(), found)
     }
 
     /// A model's ring, to read a payload from.
@@ -2464,8 +2471,8 @@ impl Outside<'_> {
         self.holds(found.position).then_some(sent_ns)
     }
 
-    /// The frame at `position`, with a copy of what it carries if wanted; `None` where there is none yet, or
-    /// it does not hold any more.
+    /// The frame at `position`, with a copy of what it carries if wanted; `None` where there is none yet, it does not hold any more,
+    /// or what it carries is not what was written.
     pub fn frame(&self, position: u64, with_body: bool) -> Option<(Found, Vec<u8>)> {
         let found = frame_outside(self.ring, position).ok()??;
         if !with_body || !found.word.is_message() {
@@ -2473,7 +2480,8 @@ impl Outside<'_> {
         }
         let len = found.word.len() as usize;
         let mut words = Vec::new();
-        let is_there = self.ring.copy_out(found.body(), len, &mut words);
+        let is_there =
+            self.ring.copy_out(found.body(), len, &mut words) && is_whole(self.ring, found);
         let body = words.as_bytes()[..len].to_vec();
         (is_there && self.holds(position)).then_some((found, body))
     }

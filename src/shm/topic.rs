@@ -323,16 +323,23 @@ impl TopicFiles {
         let LaneFile { header, ring, .. } = lane;
         lane::own(&header, member, name, !futex::has_barrier());
         ring.touch();
-        // A lane that can't be followed to its end is left to its readers, who will say so.
-        let Ok(writer) = Writer::adopt(header, ring.clone()) else {
+        let adopted = skip_damaged(Self::take_up(&header, &ring));
+        if !matches!(adopted, Ok(Some(_))) {
+            // It has an owner who lives, and no writer.
+            lane::close(&header);
+        }
+        Ok(adopted?.map(|writer| (lock, writer)))
+    }
+
+    /// `None`: it can't be followed to its end, and is left to its readers, who will say so.
+    fn take_up(header: &View<LaneHeader>, ring: &Ring) -> Result<Option<Writer>> {
+        let Ok(writer) = Writer::adopt(header.clone(), ring.clone()) else {
             return Ok(None);
         };
-        if let Some(log) = ring.log()
-            && skip_damaged(log.scrub_behind(&ring, writer.visible()).map(Some))?.is_none()
-        {
-            return Ok(None);
+        if let Some(log) = ring.log() {
+            log.scrub_behind(ring, writer.visible())?;
         }
-        Ok(Some((lock, writer)))
+        Ok(Some(writer))
     }
 
     /// A lane whose writer has gone, with its lock (*one writer*). `None`: there is none, or it has a writer.

@@ -99,8 +99,8 @@ fn sender_dies_as_it_withdraws() {
         sender.send(SMALL);
         let mut consumer = queue.consumer(1);
         let other = spawn(move || consumer.drain());
-        death.cuts_short(|| queue.claims.cancel(0));
-        queue.claims.repair();
+        death.cuts_short(|| queue.claims.cancel(0, &queue.topic.control));
+        queue.claims.repair(&queue.topic.control);
         other.join().unwrap();
         if queue.claims.is_empty() {
             let end = sender.lane.visible();

@@ -4,13 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buslane::shm::claims::{Claims, Walk};
+use buslane::shm::claims::{Claims, Progress, Walk};
 use buslane::shm::lane;
 use buslane::shm::layout::{Claim, Line, SLOT, Word};
 use buslane::shm::park;
 use buslane::shm::sync::AtomicU64;
 use buslane::shm::{Ring, View};
 
+use super::request::{Inbox, read, reply};
 use super::{CAPACITY, SMALL, Sender, Topic, model, spawn};
 
 /// Frames of 8 bytes and a checksum take two slots.
@@ -35,23 +36,29 @@ fn a_message_waits_for_its_file_to_be_in_reach() {
     third_waits_for_first(4, 2 * FRAME);
 }
 
+/// The claims on a lane of three messages.
+fn claims_on(topic: &Topic, claims: usize, beyond: u64) -> Claims {
+    let words = (0..16).map(|i| match i % 4 {
+        0 if i < 12 => Word::message(8, i / 4).with_checksum().0,
+        _ => 0,
+    });
+    let claims = Claims {
+        lane: topic.lanes[0].header.clone(),
+        ring: Ring::checked(words, beyond),
+        slots: topic.cursors[0].slots.clone(),
+        again: View::new(Line::default()),
+        blocked: View::new(Line::default()),
+        table: View::all((0..claims).map(|_| AtomicU64::new(0)).collect()),
+        fences: false,
+    };
+    buslane::shm::claims::begin_from_start(claims.slot(), 1);
+    claims
+}
+
 fn third_waits_for_first(claims: usize, beyond: u64) {
     model(3, move || {
         let topic = Topic::new(1, 1, CAPACITY);
-        let words = (0..16).map(|i| match i % 4 {
-            0 if i < 12 => Word::message(8, i / 4).with_checksum().0,
-            _ => 0,
-        });
-        let claims = Claims {
-            lane: topic.lanes[0].header.clone(),
-            ring: Ring::checked(words, beyond),
-            slots: topic.cursors[0].slots.clone(),
-            again: View::new(Line::default()),
-            blocked: View::new(Line::default()),
-            table: View::all((0..claims).map(|_| AtomicU64::new(0)).collect()),
-            fences: false,
-        };
-        buslane::shm::claims::begin_from_start(claims.slot(), 1);
+        let claims = claims_on(&topic, claims, beyond);
         let mut one = Walk::new(claims.clone());
         let first = take(&mut one, 1).unwrap();
         let second = take(&mut one, 1).unwrap();
@@ -73,11 +80,42 @@ fn third_waits_for_first(claims: usize, beyond: u64) {
         });
         assert!(claims.ack(first));
         claims.advance();
-        if claims.take_blocked() {
-            claims.offer(&topic.control);
-        }
+        claims.tell_blocked(&topic.control);
         assert_eq!(waits.join().unwrap().sequence(), 2);
         assert_eq!(claims.head(), 2 * FRAME);
+    });
+}
+
+/// Who takes only some kinds passes the first message, and does not come to the third, whose claim would be in its place, before
+/// somebody else has taken the first. Then the first one's sender sees that it was done with, and what was said before that.
+#[test]
+fn what_was_passed_unclaimed_is_not_overtaken() {
+    model(3, || {
+        let topic = Topic::new(1, 1, CAPACITY);
+        let claims = claims_on(&topic, 2, u64::MAX);
+        let mut choosy = Walk::new(claims.clone());
+        let first = choosy.find().unwrap().unwrap();
+        choosy.pass(first.found);
+        let second = take(&mut choosy, 1).unwrap();
+        assert!(claims.ack(second));
+        let inbox = Inbox::default();
+        let takes = spawn({
+            let (claims, inbox) = (claims.clone(), Arc::clone(&inbox));
+            move || {
+                let first = take(&mut Walk::new(claims.clone()), 2).unwrap();
+                assert_eq!(first.sequence(), 0);
+                reply(&inbox);
+                assert!(claims.ack(first));
+                claims.advance();
+            }
+        });
+        if let Some(third) = take(&mut choosy, 1) {
+            assert_eq!(third.sequence(), 2);
+            assert!(claims.head() >= FRAME);
+            assert_eq!(claims.progress(0), Progress::Over);
+            read(&inbox);
+        }
+        takes.join().unwrap();
     });
 }
 

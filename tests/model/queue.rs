@@ -447,7 +447,7 @@ fn queue_takes_a_claim_away() {
         if freed {
             queue.claims.offer(&queue.topic.control);
         }
-        queue.claims.repair();
+        queue.claims.repair(&queue.topic.control);
         let got = two.drain();
         let acked = late.join().unwrap();
         assert!(acked != freed, "both, or none");

@@ -13,13 +13,13 @@ use super::{SMALL, model, model_of, spawn};
 
 /// What a server has replied, in the place of an inbox: plain memory, which its client reads when the claim says that there
 /// will be nothing else. Loom reports it if the two are not ordered.
-type Inbox = Arc<UnsafeCell<()>>;
+pub type Inbox = Arc<UnsafeCell<()>>;
 
-fn reply(inbox: &Inbox) {
+pub fn reply(inbox: &Inbox) {
     inbox.with_mut(|_| ());
 }
 
-fn read(inbox: &Inbox) {
+pub fn read(inbox: &Inbox) {
     inbox.with(|_| ());
 }
 
@@ -59,13 +59,13 @@ fn request_is_cancelled_under_a_server() {
                 assert!(server.finish(claim) || !was_wanted);
             }
         });
-        queue.claims.cancel(0);
+        queue.claims.cancel(0, &queue.topic.control);
         for _ in 0..4 {
             sender.try_send(SMALL);
         }
         serving.join().unwrap();
         for _ in 0..2 {
-            queue.claims.cancel(0);
+            queue.claims.cancel(0, &queue.topic.control);
         }
         assert!(queue.claims.head() > 0, "the head stays behind");
     });
@@ -93,6 +93,7 @@ fn request_is_answered_before_it_is_ended() {
                 Progress::Waits { attempts } => assert_eq!(attempts, 0),
                 Progress::Goes => {}
                 Progress::Died | Progress::Unanswered => read(&inbox),
+                Progress::Over => unreachable!("no other has its claim"),
             }
             serving.join().unwrap();
             assert_eq!(
@@ -164,7 +165,7 @@ fn request_survives_its_server() {
             });
             let cancelled = steps % 2 == 0;
             if cancelled {
-                queue.claims.cancel(0);
+                queue.claims.cancel(0, &queue.topic.control);
             }
             let dead = serving.join().unwrap();
             queue.claims.put_away(dead.id(), &queue.topic.control);
@@ -202,7 +203,7 @@ fn request_is_cancelled_and_put_away() {
             }
             let (claims, topic) = (queue.claims.clone(), Arc::clone(&queue.topic));
             let sweeping = spawn(move || claims.put_away(server.id(), &topic.control));
-            queue.claims.cancel(0);
+            queue.claims.cancel(0, &queue.topic.control);
             sweeping.join().unwrap();
             thread::yield_now();
             assert_eq!(

@@ -807,7 +807,9 @@ impl Model for Bounds {
             Action::Cancel => {
                 state.cancels = 1;
                 let first = Next::Withdraw(state.table[FIRST as usize % PLACES]);
-                state.sender = self.begin(&state, None, first, |claims, _| claims.cancel(FIRST));
+                state.sender = self.begin(&state, None, first, |claims, control| {
+                    claims.cancel(FIRST, control)
+                });
             }
             Action::Send => {
                 let next = std::mem::replace(&mut state.sender, Next::Rest);
@@ -820,7 +822,7 @@ impl Model for Bounds {
                 state.is_left = true;
             }
             Action::TidyLane | Action::AdoptLane => {
-                state.work(|claims, _| claims.repair());
+                state.work(|claims, control| claims.repair(control));
                 state.is_left = false;
                 state.is_closed = action == Action::TidyLane;
             }
@@ -921,8 +923,8 @@ impl Model for Bounds {
             }
             Action::Birth(who) => {
                 state.births += 1;
-                let walk = state.work(|claims, _| {
-                    claims.repair();
+                let walk = state.work(|claims, control| {
+                    claims.repair(control);
                     Walk::new(claims.clone())
                 });
                 state.consumers[who] = Consumer {
