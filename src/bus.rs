@@ -395,6 +395,10 @@ impl Bus {
         if let Some(why) = why
             && give_back()?
         {
+            if let Some(files) = &files {
+                // Who has put away meanwhile what the dead had left has not seen it either.
+                self.leave_to_others(reclaim::tidy(files));
+            }
             return Err(why);
         }
         // Before what may fail: its name is free already, and who is in it is not to go on.
@@ -565,6 +569,8 @@ impl Bus {
                     let _ = self.0.topics.remove_empty(escaped);
                     return Err(e);
                 }
+                // Another one has put the directory aside, to remove it, before there was a topic in it again.
+                Ok(Some(files)) if !files.has_name(&self.0.topics, escaped)? && tries < TRIES => {}
                 made => return made,
             }
         }

@@ -332,7 +332,7 @@ impl StateWriter<[u8]> {
     /// # Errors
     ///
     /// `TooLong` if key or value is, `Full` if the key is new and the table has no room for it: nothing has changed then.
-    /// `Forked`.
+    /// `NotFound` if the state was removed: nobody sees the value. `Forked`.
     #[inline]
     pub fn set(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         self.set_bytes(key, value)
@@ -344,7 +344,8 @@ impl<T: Message + 'static> StateWriter<T> {
     ///
     /// # Errors
     ///
-    /// `TooLong` if the key is, `Full` if it is new and the table has no room for it: nothing has changed then. `Forked`.
+    /// `TooLong` if the key is, `Full` if it is new and the table has no room for it: nothing has changed then. `NotFound` if
+    /// the state was removed: nobody sees the value. `Forked`.
     #[inline]
     pub fn set_value(&mut self, key: &[u8], value: &T) -> Result<()> {
         self.set_bytes(key, value.as_bytes())

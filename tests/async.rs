@@ -497,3 +497,33 @@ fn an_idle_reactor_does_nothing() {
     publisher.send(b"").unwrap();
     assert!(block_on(future).is_ok());
 }
+
+/// Who waits for a reader is not left waiting when that goes away without reading.
+#[test]
+fn a_sender_does_not_wait_for_who_has_left() {
+    let private = private();
+    let bus = Bus::builder().durable(true).capacity(4096);
+    let bus = bus.at(&private.path).unwrap();
+    let topic = bus.topic("t").unwrap();
+    let mut subscription = topic.subscription("s").unwrap();
+    let mut publisher = topic.publisher().unwrap();
+    publisher.send(b"read").unwrap();
+    publisher.send(b"unread").unwrap();
+    assert_eq!(*subscription.recv().unwrap(), *b"read");
+    let waiting = thread::spawn(move || block_on(publisher.wait_delivered_async()));
+    thread::sleep(Duration::from_millis(50));
+    drop(subscription);
+    waiting.join().unwrap().unwrap();
+
+    let private = common::private();
+    let bus = Bus::builder().capacity(4096).at(&private.path).unwrap();
+    let (mut subscriber, mut publisher) = ends(&bus, "t");
+    publisher.send(&[0; 500]).unwrap();
+    assert_eq!(*subscriber.recv().unwrap(), [0; 500]);
+    while publisher.try_send(&[0; 500]).is_ok() {}
+    let waiting = thread::spawn(move || block_on(publisher.send_async(&[0; 500])));
+    thread::sleep(Duration::from_millis(50));
+    bus.remove_topic("t", true).unwrap();
+    let error = waiting.join().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}

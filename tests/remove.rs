@@ -3,7 +3,7 @@
 
 mod common;
 
-use buslane::{Bus, ErrorKind};
+use buslane::{Bus, Envelope, Error, ErrorKind, Kind};
 use common::private;
 
 #[test]
@@ -39,6 +39,43 @@ fn a_topic_in_use_stays_unless_it_is_forced() {
     assert_eq!(error.unwrap().kind(), ErrorKind::NotFound);
     drop((publisher, subscriber));
     assert!(later.try_recv().unwrap().is_none());
+}
+
+/// Also those who wait for nobody.
+#[test]
+fn who_sends_is_told_that_the_topic_was_removed() {
+    let private = private();
+    let bus = private.bus();
+    let told = |mut send: Box<dyn FnMut() -> Result<(), Error>>| {
+        let error = (0..100_000).find_map(|_| send().err());
+        assert_eq!(error.expect("an error").kind(), ErrorKind::NotFound);
+        assert_eq!(send().unwrap_err().kind(), ErrorKind::NotFound);
+    };
+    let lossy = bus.topic_builder("t").lossy(true).open().unwrap();
+    let (mut one, mut two) = (lossy.publisher().unwrap(), lossy.publisher().unwrap());
+    let mut writer = bus.state("s").unwrap().writer().unwrap();
+    one.send(b"first").unwrap();
+    bus.remove_topic("t", true).unwrap();
+    bus.remove_topic("s", true).unwrap();
+    told(Box::new(move || one.send(b"more")));
+    told(Box::new(move || {
+        let mut loan = two.loan(100)?;
+        loan.fill(1);
+        loan.commit();
+        Ok(())
+    }));
+    told(Box::new(move || writer.set(b"key", b"value")));
+
+    let dir = tempfile::tempdir().unwrap();
+    let durable = Bus::builder().durable(true).capacity(4096);
+    let durable = durable.at(dir.path().join("bus")).unwrap();
+    let topic = durable.topic("t").unwrap();
+    let (mut one, mut two) = (topic.publisher().unwrap(), topic.publisher().unwrap());
+    durable.remove_topic("t", true).unwrap();
+    told(Box::new(move || one.send(b"more")));
+    told(Box::new(move || {
+        two.send_with(&Envelope::new(Kind::Event), &[1; 100])
+    }));
 }
 
 #[test]

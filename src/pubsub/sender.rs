@@ -11,7 +11,7 @@ use crate::message::{Message, Payload};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Writer};
 use crate::shm::layout::{Control, EnvelopeHead, max_len};
-use crate::shm::park::{self, Ticket, Watch};
+use crate::shm::park::{self, Signal, Ticket, Watch};
 use crate::shm::roster::{self, Lowest, Readers};
 use crate::shm::{View, futex, reclaim};
 use crate::wait::{Next, Waitable, Waiter};
@@ -200,6 +200,7 @@ impl Sender {
     fn send_rest(&mut self, is_sent: bool, payload: &[u8], patience: Patience) -> Result<()> {
         // A forked child has zeros in place of the lane and of `attention`, which is not 0: it comes here.
         self.check_fork()?;
+        self.check_removed()?;
         if !is_sent && !self.put_unprepared(payload) {
             self.send_claimed(payload, patience)?;
         }
@@ -315,7 +316,8 @@ impl Sender {
 
     #[cold]
     fn attend(&mut self) {
-        if !self.watch.disturbed(&self.control) {
+        // If it was removed, what comes next says so.
+        if roster::is_removed(&self.control) || !self.watch.disturbed(&self.control) {
             return;
         }
         // If the readers can't be listed now, one of them may sleep: ring in any case. The next slow path says why.
@@ -368,6 +370,7 @@ impl Sender {
 
     #[cold]
     fn claim_slowly(&mut self, len: usize, patience: Patience) -> Result<u64> {
+        self.check_removed()?;
         if self.keeper.is_some() {
             return self.claim_in_file(len);
         }
@@ -440,6 +443,13 @@ impl Sender {
 
     /// Whether what is sent may go to the disk.
     #[inline]
+    fn check_removed(&self) -> Result<()> {
+        match roster::is_removed(&self.control) {
+            true => Err(self.topic.files.removed()),
+            false => Ok(()),
+        }
+    }
+
     fn check_disk(&mut self) -> Result<()> {
         if let Some(e) = self.unsettled.take() {
             return Err(e);
@@ -619,6 +629,10 @@ impl Sender {
     ) -> Result<()> {
         let topic = Arc::clone(&self.topic);
         let header = self.lane.header().clone();
+        // Who leaves without having read wakes nobody by its position.
+        let seen = roster::state(&topic.files.control);
+        let signal = Signal::Roster(topic.files.control.clone());
+        tickets.push(Ticket { signal, seen });
         let ticket = park::arm_room(&topic.files.control, &header, want, || look(self))?;
         tickets.extend(ticket);
         Ok(())

@@ -22,6 +22,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::layout::{Identity, Kind, MAGIC, VERSION};
 use crate::error::{Error, ErrorKind, Result};
 
+/// How often something is tried that others, who are at the same, may have undone.
+const TRIES: u32 = 100;
+
 /// A directory, opened without following links: ours, or one that is only observed, whoever owns it.
 #[derive(Debug)]
 pub struct Dir {
@@ -207,6 +210,16 @@ impl Dir {
         })
     }
 
+    /// Whether it is the same directory as another one.
+    pub fn is_same(&self, other: &Self) -> Result<bool> {
+        let stat = |dir: &Self| {
+            let stat = fstat(&dir.fd);
+            stat.map_err(|e| Error::system("look at the directory", shown(&dir.path), e))
+        };
+        let (one, two) = (stat(self)?, stat(other)?);
+        Ok((one.st_dev, one.st_ino) == (two.st_dev, two.st_ino))
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -261,7 +274,9 @@ impl Dir {
         plan: &Plan<'_>,
         mut init: impl FnMut(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
+        let mut tries = 0;
         loop {
+            tries += 1;
             let failed = |e: io::Error| Error::system(plan.tried, self.shown(name), e);
             let draft = format!("{DRAFT}{:016x}", random().map_err(failed)?);
             let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -274,7 +289,7 @@ impl Dir {
             self.remove(&draft)?;
             match made {
                 // Somebody took it for one that its maker had died over.
-                Err(e) if matches!(e.errno(), Some(libc::EAGAIN | libc::ENOENT)) => {}
+                Err(e) if e.errno() == Some(libc::EAGAIN) && tries < TRIES => {}
                 made => return made,
             }
         }
@@ -298,7 +313,7 @@ impl Dir {
         mut init: impl FnMut(&OwnedFd) -> Result<T>,
     ) -> Result<Option<(OwnedFd, T)>> {
         let failed = |e: Errno| Error::system(plan.tried, self.shown(name), e);
-        match self.fill(&fd, plan) {
+        match self.fill(&fd, draft.is_some(), plan) {
             Err(e @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => {
                 let why = format!("{e} ({} bytes are needed)", plan.allocate);
                 return Err(
@@ -329,7 +344,12 @@ impl Dir {
             ),
         };
         match named {
-            Ok(()) => Ok(Some((fd, init))),
+            Ok(()) => {
+                if draft.is_some() && !plan.lock {
+                    unlock(&fd);
+                }
+                Ok(Some((fd, init)))
+            }
             Err(Errno::EEXIST) => Ok(None),
             Err(e) => Err(failed(e)),
         }
@@ -342,8 +362,9 @@ impl Dir {
         Mode::from_bits_truncate(self.mode.bits() & rights)
     }
 
-    fn fill(&self, fd: &OwnedFd, plan: &Plan<'_>) -> nix::Result<()> {
-        if plan.lock && !try_lock(fd)? {
+    fn fill(&self, fd: &OwnedFd, is_draft: bool, plan: &Plan<'_>) -> nix::Result<()> {
+        // A draft without a lock is one that its maker has died over.
+        if (plan.lock || is_draft) && !try_lock(fd)? || is_draft && !is_named(fd)? {
             return Err(Errno::EAGAIN);
         }
         retry(|| fallocate(fd, FallocateFlags::empty(), 0, plan.allocate as i64))?;
@@ -494,10 +515,11 @@ impl Dir {
     }
 
     /// Removes the directory `name` in here, if it is empty.
-    pub fn remove_empty(&self, name: &str) -> Result<()> {
+    pub fn remove_empty(&self, name: &str) -> Result<bool> {
         self.check_ours("remove", name)?;
         match unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
+            Ok(()) | Err(Errno::ENOENT) => Ok(true),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(false),
             Err(e) => Err(Error::system("remove", self.shown(name), e)),
         }
     }
@@ -509,8 +531,14 @@ impl Dir {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             dir => dir?,
         };
-        dir.clear()?;
-        self.remove_empty(name)
+        for _ in 0..TRIES {
+            dir.clear()?;
+            // Who had it open may have made something since.
+            if self.remove_empty(name)? {
+                return Ok(());
+            }
+        }
+        Err(Error::system("remove", self.shown(name), Errno::ENOTEMPTY))
     }
 
     /// Removes all that is in this directory.

@@ -33,6 +33,11 @@ pub const LOCK_LINGERS: [Duration; 8] = {
     steps
 };
 
+/// A member has the lock of its whole file: of this byte, by which it is seen to live,
+const LIFE: u64 = 0;
+/// and of this one, which is that of who puts away what it has left.
+const SWEEP: u64 = 1;
+
 fn file_name(id: u64) -> String {
     format!("{id:016x}")
 }
@@ -149,8 +154,8 @@ pub fn owner(dir: &Dir, id: u64) -> Result<Owner> {
         return Ok(Owner::unseen(false));
     };
     let path = || dir.path().display().to_string();
-    let alive =
-        files::is_locked(&file).map_err(|e| Error::system("look at a member of", path(), e))?;
+    let alive = files::is_byte_locked(&file, LIFE)
+        .map_err(|e| Error::system("look at a member of", path(), e))?;
     if !is_whole {
         return Ok(Owner::unseen(alive));
     }
@@ -218,7 +223,7 @@ fn lock_if_dead(dir: &Dir, id: u64) -> Result<Option<Dead>> {
     let Some((file, _)) = skip_damaged(open(dir, id, true))? else {
         return Ok(None);
     };
-    let lock = staying.try_lock(file).map_err(failed)?;
+    let lock = staying.try_lock_byte(file, SWEEP).map_err(failed)?;
     Ok(lock.map(|lock| Dead { id, _lock: lock }))
 }
 
@@ -253,7 +258,13 @@ impl Doorbell {
                         Look::Left => again.min(1),
                         Look::Unsure => TRIES,
                         Look::Died if on_death() => again.saturating_sub(1),
-                        Look::Died => again.max(1),
+                        Look::Died => {
+                            // It has rung itself, as it closed the files of the dead: not at once again.
+                            if stop_within(&until, LOOK_AGAIN) {
+                                return;
+                            }
+                            again.max(1)
+                        }
                     };
                 }
             })
@@ -290,6 +301,13 @@ fn watch(dir: &Dir) -> Option<Inotify> {
     let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR;
     inotify.add_watch(open.as_str(), flags).ok()?;
     Some(inotify)
+}
+
+/// Waits for the end, at most so long: whether it has come.
+fn stop_within(stop: &EventFd, time: Duration) -> bool {
+    let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    let polled = poll(&mut fds, PollTimeout::from(time.as_millis() as u16));
+    polled.is_ok_and(|ready| ready > 0)
 }
 
 /// What rang.
@@ -377,4 +395,49 @@ fn look_at(dir: &Dir, id: u64) -> Look {
         }
     }
     Look::Unsure
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Instant;
+
+    use super::*;
+
+    fn with_a_dead_one() -> (tempfile::TempDir, Arc<Dir>, u64) {
+        let temporary = tempfile::tempdir_in("/dev/shm").unwrap();
+        let dir = Arc::new(Dir::open(temporary.path(), None).unwrap());
+        let member = Member::join(Arc::clone(&dir), "bus").unwrap();
+        member.owe();
+        let id = member.id();
+        (temporary, dir, id)
+    }
+
+    #[test]
+    fn who_is_being_put_away_does_not_live() {
+        let (_temporary, dir, id) = with_a_dead_one();
+        let dead = dead(&dir).unwrap();
+        assert_eq!(dead[0].id(), id);
+        assert!(!owner(&dir, id).unwrap().alive);
+        assert!(super::dead(&dir).unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_can_not_put_away_the_dead_does_not_ring_for_itself() {
+        let (_temporary, dir, _) = with_a_dead_one();
+        let (rings, rung) = channel();
+        let doorbell = Doorbell::listen(Arc::clone(&dir), "bus", {
+            let dir = Arc::clone(&dir);
+            move || {
+                rings.send(Instant::now()).unwrap();
+                drop(dead(&dir).unwrap());
+                false
+            }
+        });
+        drop(dead(&dir).unwrap());
+        let first = rung.recv().unwrap();
+        let second = rung.recv().unwrap();
+        assert!(second - first >= LOOK_AGAIN);
+        drop(doorbell);
+    }
 }

@@ -335,21 +335,26 @@ fn finish_removals(members: &Dir, topics: &Dir, dead: &[u64]) -> Result<()> {
         .iter()
         .filter(|name| name.starts_with(DRAFT))
     {
-        let Ok(dir) = topics.dir(name) else {
-            continue;
-        };
-        let topic = skip_damaged(TopicFiles::open(dir, name))?;
-        // But not that of an inbox.
-        if let Some(topic) = topic.filter(|topic| topic.pattern != Pattern::Inbox) {
-            // Its remover, if that lives, may be about to give it back its name.
-            if !roster::is_removed(&topic.control) && is_remover_alive(members, name, dead)? {
-                continue;
-            }
-            roster::remove(&topic.control);
-        }
-        topics.remove_all(name)?;
+        // Its remover, if that lives, may be about to give it back its name. Asked first: who is gone then has done so before.
+        let may_return = is_remover_alive(members, name, dead)?;
+        finish_removal(topics, name, may_return)?;
     }
     Ok(())
+}
+
+fn finish_removal(topics: &Dir, name: &str, may_return: bool) -> Result<()> {
+    let Ok(dir) = topics.dir(name) else {
+        return Ok(());
+    };
+    let topic = skip_damaged(TopicFiles::open(dir, name))?;
+    // But not that of an inbox.
+    if let Some(topic) = topic.filter(|topic| topic.pattern != Pattern::Inbox) {
+        if may_return && !roster::is_removed(&topic.control) {
+            return Ok(());
+        }
+        roster::remove(&topic.control);
+    }
+    topics.remove_all(name)
 }
 
 /// Whether the member lives that has put a topic aside under this name.
@@ -384,6 +389,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::shm::layout::{Identity, Kind};
     use crate::shm::log::Log;
     use crate::{Bus, Topic};
 
@@ -440,6 +446,61 @@ mod tests {
         let error = topic.subscription("s").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         assert!(files.subscription_names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_draft_whose_maker_lives_stays() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (_topic, files) = durable(&dir.path().join("bus"));
+        let plan = files::Plan {
+            tried: "make",
+            identity: Identity::new(Kind::Lane, 4096, 1, 0),
+            allocate: 4096,
+            content: &[],
+            lock: false,
+        };
+        let mut count = 0;
+        let made = files.dir().create_draft("lane.7", &plan, |_| {
+            count += 1;
+            tidy_drafts(files.dir())
+        });
+        let (file, ()) = made.unwrap().unwrap();
+        assert_eq!(count, 1);
+        assert!(!files::is_locked(&file).unwrap());
+    }
+
+    #[test]
+    fn what_is_made_in_a_directory_that_is_being_removed_is_no_topic() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("bus");
+        let (_topic, files) = durable(&path);
+        let topics = Dir::open(&path.join("topics"), None).unwrap();
+        assert!(files.has_name(&topics, "t").unwrap());
+        let there = topics.dir("t").unwrap();
+        let aside = aside(&topics, "t", 0).unwrap().unwrap();
+        topics.dir(&aside).unwrap().clear().unwrap();
+        let late = TopicFiles::create(there, "t", 4096, &files.config);
+        assert!(!late.unwrap().unwrap().has_name(&topics, "t").unwrap());
+        topics.remove_all(&aside).unwrap();
+        assert!(topics.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_was_given_back_is_not_removed() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("bus");
+        let (_topic, files) = durable(&path);
+        let topics = Dir::open(&path.join("topics"), None).unwrap();
+        let members = Dir::open(&path.join("members"), None).unwrap();
+        let [remover] = members.names().unwrap().try_into().unwrap();
+        let remover = u64::from_str_radix(&remover, 16).unwrap();
+        let aside = aside(&topics, "t", remover).unwrap().unwrap();
+        let may_return = is_remover_alive(&members, &aside, &[]).unwrap();
+        assert!(may_return);
+        assert!(topics.rename(&aside, "t").unwrap());
+        members.remove(&format!("{remover:016x}")).unwrap();
+        finish_removal(&topics, &aside, may_return).unwrap();
+        assert!(files.exists().unwrap() && !roster::is_removed(&files.control));
     }
 
     #[test]

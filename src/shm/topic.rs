@@ -871,8 +871,19 @@ impl TopicFiles {
         if self.exists()? {
             return Ok(());
         }
+        Err(self.removed())
+    }
+
+    /// Whether it is what has this (escaped) name among the topics.
+    pub fn has_name(&self, topics: &Dir, escaped: &str) -> Result<bool> {
+        let named = topics.find_dir(escaped)?;
+        named.map_or(Ok(false), |named| named.is_same(&self.dir))
+    }
+
+    /// What is said to who was in it when it was removed.
+    pub fn removed(&self) -> Error {
         let why = "the topic was removed";
-        Err(Error::new(ErrorKind::NotFound, "go on with", &*self.name, why).advise("open it anew"))
+        Error::new(ErrorKind::NotFound, "go on with", &*self.name, why).advise("open it anew")
     }
 
     /// Compares the cursors that there are, and the groups of a queue as they stand in `lane`, with those `known`.
