@@ -644,25 +644,6 @@ fn a_request_that_is_not_wanted_does_not_take_another_along() {
 }
 
 #[test]
-fn how_a_request_ended_is_found_however_many_came_after_it() {
-    let private = private();
-    let service = service(&private);
-    let client = service.client_builder().inbox(4096).open().unwrap();
-    let options = CallOptions::new().wait_for_server();
-    let start = |n: u64| client.start_with(&options, &n.to_le_bytes()).unwrap();
-    let pending: Vec<_> = (0..800).map(start).collect();
-    let patience = Duration::from_millis(1);
-    let mut server = service.server_builder().patience(patience).open().unwrap();
-    let mut answered = 0;
-    while let Some(request) = server.try_recv().unwrap() {
-        answered += usize::from(request.reply(b"done").is_ok());
-    }
-    assert!(answered < 800 - FILE / 16, "{answered}");
-    let ends = pending.into_iter().map(|pending| pending.wait());
-    assert_eq!(ends.filter(|end| end.is_ok()).count(), answered);
-}
-
-#[test]
 fn a_lane_that_could_not_be_taken_up_has_no_publisher() {
     let private = private();
     let bus = open(&private);

@@ -422,6 +422,24 @@ fn a_message_that_is_never_acknowledged_becomes_a_dead_letter() {
 }
 
 #[test]
+fn dead_letters_that_were_removed_begin_anew() {
+    let private = private();
+    let queue = queue(&private);
+    let mut consumer = queue.consumer().unwrap();
+    let mut producer = queue.producer().unwrap();
+    for n in 0..2 {
+        push(&mut producer, n);
+        next(&mut consumer).reject("no").unwrap();
+        let letters = private.bus().queue("jobs.dead").unwrap();
+        let mut dead = letters.consumer().unwrap();
+        let letter = next(&mut dead);
+        assert_eq!(number(DeadLetter::parse(&letter).unwrap().payload), n);
+        letter.ack().unwrap();
+        private.bus().remove_topic("jobs.dead", true).unwrap();
+    }
+}
+
+#[test]
 fn a_dead_letter_that_cannot_be_written_stays_where_it_is() {
     let private = private();
     let queue = queue(&private);

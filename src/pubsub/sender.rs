@@ -441,7 +441,6 @@ impl Sender {
         Ok(())
     }
 
-    /// Whether what is sent may go to the disk.
     #[inline]
     fn check_removed(&self) -> Result<()> {
         match roster::is_removed(&self.control) {
@@ -450,6 +449,8 @@ impl Sender {
         }
     }
 
+    /// Whether what is sent may go to the disk.
+    #[inline]
     fn check_disk(&mut self) -> Result<()> {
         if let Some(e) = self.unsettled.take() {
             return Err(e);

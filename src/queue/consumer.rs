@@ -582,7 +582,7 @@ impl Inbox {
             return Ok(());
         };
         // Whoever was here before may have died while it acknowledged.
-        claims.repair(&files.control);
+        claims.repair(&self.seat.home.topic.files.control);
         self.sources.push(Source {
             walk: Walk::new(claims.clone()),
             share: Arc::new(Share::new(&self.seat, id, claims)),
@@ -1086,6 +1086,9 @@ impl Waitable for Desk {
         let seat = &self.queue.seat;
         seat.check_fork()?;
         tickets.push(park::arm(&seat.topic.files.control, &seat.cursor.header));
+        // Who puts away what a dead consumer had of those that were put off tells it there.
+        let retries = self.retries.iter();
+        tickets.extend(retries.map(|inbox| park::bell(&inbox.seat.topic.files.control)));
         if !std::mem::replace(&mut self.is_known, true) && !futex::has_barrier() {
             // Who has not seen us yet sees us then.
             thread::sleep(FIRST_SLEEP);

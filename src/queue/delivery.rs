@@ -441,23 +441,34 @@ impl Share {
     ) -> Result<()> {
         let home = &self.seat.home;
         let mut outbox = home.outbox.lock().unwrap_or_else(PoisonError::into_inner);
-        let publisher = match which(&mut outbox) {
-            Some(publisher) => publisher,
-            none => {
-                let joined = Publisher::join(&beside(&home.topic, topic)?)?;
-                // Consumers open their retry topic when they see that something has changed.
-                roster::changed(&home.topic.files.control);
-                none.insert(joined)
+        let slot = which(&mut outbox);
+        let send = |slot: &mut Option<Publisher>| {
+            let publisher = match slot {
+                Some(publisher) => publisher,
+                none => {
+                    let joined = Publisher::join(&beside(&home.topic, topic)?)?;
+                    // Consumers open their retry topic when they see that something has changed.
+                    roster::changed(&home.topic.files.control);
+                    none.insert(joined)
+                }
+            };
+            match &envelope {
+                Some(envelope) => publisher.try_send_with(envelope, record),
+                None => publisher.try_send(record),
+            }?;
+            match self.seat.topic.files.is_logged() {
+                // Before the message is acknowledged here: that may reach the disk first.
+                true => publisher.sync(),
+                false => Ok(()),
             }
         };
-        match envelope {
-            Some(envelope) => publisher.try_send_with(&envelope, record),
-            None => publisher.try_send(record),
-        }?;
-        match self.seat.topic.files.is_logged() {
-            // Before the message is acknowledged here: that may reach the disk first.
-            true => publisher.sync(),
-            false => Ok(()),
+        match send(slot) {
+            // Somebody has removed it, with all that was in it: there is to be another.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                *slot = None;
+                send(slot)
+            }
+            sent => sent,
         }
     }
 
@@ -551,7 +562,8 @@ impl<T: ?Sized + Payload> Delivery<T> {
     }
 
     /// Another try later: after at least `after` it goes to any consumer of the group, who counts the attempts so far. Zero
-    /// gives it back at once. Meanwhile it waits in the group's retry topic, and holds up nothing; its order is lost.
+    /// gives it back at once. Meanwhile it waits in the group's retry topic, and holds up nothing (of a durable queue: not before there are as many behind it as
+    /// may be under way); its order is lost.
     ///
     /// # Errors
     ///

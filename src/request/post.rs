@@ -492,9 +492,6 @@ impl Post {
                 let full = self.failed(ErrorKind::Full, why);
                 Some(full.advise("take replies sooner, or open the client with a larger inbox"))
             }
-            Progress::Over => Some(self.server_died(
-                "it ended without a reply, so long ago that how is not known any more",
-            )),
         })
     }
 

@@ -41,6 +41,7 @@
 //! |---|---|---|
 //! | claim | consumers, who puts one away, and the lane's writer, to cancel | `Release` in [`Claims::swap`], with the fence in [`Claims::claim`]: the loads of the payload come before the acknowledgement; what an earlier holder has done is seen by the next |
 //! | head | the same | `Release` in [`Claims::advance`], with the `Acquire` fence in `roster::Readers::lowest`: all loads of what is then overwritten; and with the `Acquire` in [`Claims::head`]: what stands there |
+//! | `blocked` | consumers, who wait for the head; who moves it takes that back | the fences in [`Claims::say_blocked`] and [`Claims::take_blocked`]: either the one sees the head, or the other sees that it waits |
 //! | `again` | the same | `Release` in [`Claims::offer`], with the fence in [`Walk::find`]: the claims that were given back |
 //!
 //! A word that was damaged makes a message stay, or come again; no check of a claim leads anywhere but to a word of this
@@ -145,12 +146,9 @@ impl Claims {
 
     /// The same in data files, where a newer message may have its claim here, once this one was done with.
     fn was_acked(&self, sequence: u32) -> bool {
-        self.is_newer(self.claim(sequence), sequence) || self.is_acked(sequence)
-    }
-
-    /// Whether the place of a message's claim is that of a newer one: this one was done with before.
-    fn is_newer(&self, claim: Claim, sequence: u32) -> bool {
-        claim.0 != 0 && (claim.sequence().wrapping_sub(sequence) as i32) > 0
+        let claim = self.claim(sequence);
+        let is_newer = (claim.sequence().wrapping_sub(sequence) as i32) > 0;
+        (is_newer && claim.0 != 0) || self.is_acked(sequence)
     }
 
     /// How often a message was delivered that may be claimed, whose claim is `claim`. `None`: somebody has it, or had it.
@@ -173,8 +171,9 @@ impl Claims {
         for _ in 0..2 {
             match frame_at(&self.ring, self.head() & !LEFT) {
                 Ok(Some(first)) if first.word.is_message() => {
-                    let ahead = sequence.wrapping_sub(first.word.sequence());
-                    return ahead as usize >= self.table.len();
+                    // Less than 0 if the head has passed it by now.
+                    let ahead = sequence.wrapping_sub(first.word.sequence()) as i32;
+                    return ahead >= self.table.len() as i32;
                 }
                 // The end of a file, which nobody has to acknowledge.
                 Ok(Some(_)) => self.advance(),
@@ -212,12 +211,7 @@ impl Claims {
     fn take_blocked(&self) -> bool {
         // With the one in `say_blocked`. That in `advance` is before the head moves, and some wait for the head.
         swap_fence();
-        let blocked = self.blocked.load(Ordering::Relaxed);
-        blocked != 0
-            && self
-                .blocked
-                .compare_exchange(blocked, 0, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+        self.blocked.load(Ordering::Relaxed) != 0 && self.blocked.swap(0, Ordering::Relaxed) != 0
     }
 
     /// Whether `claim` is still what its owner was given.
@@ -281,7 +275,6 @@ impl Claims {
         match claim.sequence() == sequence {
             true if claim.is(Fate::Died) => Progress::Died,
             true if claim.is(Fate::Unanswered) => Progress::Unanswered,
-            false if self.is_newer(claim, sequence) => Progress::Over,
             _ => Progress::Goes,
         }
     }
@@ -622,14 +615,12 @@ pub enum Progress {
     Died,
     /// It is done, and there was no room for the reply.
     Unanswered,
-    /// It was done with, and a later one has its claim: how it ended is not known any more.
-    Over,
 }
 
 impl Progress {
     /// Whether it ended so that no reply will come.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Died | Self::Unanswered | Self::Over)
+        matches!(self, Self::Died | Self::Unanswered)
     }
 }
 

@@ -363,8 +363,12 @@ impl Dir {
     }
 
     fn fill(&self, fd: &OwnedFd, is_draft: bool, plan: &Plan<'_>) -> nix::Result<()> {
-        // A draft without a lock is one that its maker has died over.
-        if (plan.lock || is_draft) && !try_lock(fd)? || is_draft && !is_named(fd)? {
+        let is_locked = match plan.lock {
+            true => try_lock(fd)?,
+            // A draft without a lock is one that its maker has died over. Of a file of locks this is nobody's.
+            false => !is_draft || try_lock_byte(fd, MAX_NUMBER)?,
+        };
+        if !is_locked || is_draft && !is_named(fd)? {
             return Err(Errno::EAGAIN);
         }
         retry(|| fallocate(fd, FallocateFlags::empty(), 0, plan.allocate as i64))?;

@@ -192,12 +192,19 @@ pub fn sleep_any(tickets: &[Ticket], time: Option<Duration>) {
 /// sleep, [`disarm`].
 pub fn arm(control: &View<Control>, cursor: &CursorHeader) -> Ticket {
     // Before the flag: who finds the flag set rings later than this.
-    let seen = control.bell.load(Ordering::Relaxed);
+    let ticket = bell(control);
     cursor.parked.store(1, Ordering::Relaxed);
     // Pairs with the load in `Watch::disturbed`: who sees the bump sees the flag, and rings after the load above.
     control.attention.fetch_add(1, Ordering::Release);
-    let signal = Signal::Bell(control.clone());
-    Ticket { signal, seen }
+    ticket
+}
+
+/// What wakes who sleeps on the bell, once it rings after this.
+pub fn bell(control: &View<Control>) -> Ticket {
+    Ticket {
+        signal: Signal::Bell(control.clone()),
+        seen: control.bell.load(Ordering::Relaxed),
+    }
 }
 
 /// A reader's: it is awake.
@@ -231,7 +238,7 @@ pub fn arm_room<E>(
     look: impl FnOnce() -> Result<Option<Lowest>, E>,
 ) -> Result<Option<Ticket>, E> {
     // Before the readers are looked at: one that has not joined yet will tell by the bell.
-    let bell = control.bell.load(Ordering::Relaxed);
+    let bell = bell(control);
     lane.want.store(want, Ordering::Relaxed);
     heavy_fence();
     let Some(lowest) = look()? else {
@@ -242,10 +249,7 @@ pub fn arm_room<E>(
             signal: Signal::Slot(cursor.slots, slot),
             seen: lowest.position,
         }),
-        Gate::Unjoined => Some(Ticket {
-            signal: Signal::Bell(control.clone()),
-            seen: bell,
-        }),
+        Gate::Unjoined => Some(bell),
         Gate::Open => None,
     })
 }

@@ -214,13 +214,16 @@ impl TopicFiles {
         capacity: usize,
         lives: impl Fn(u64) -> Result<bool>,
     ) -> Result<(Held, u64, Writer)> {
+        let mut damaged = Vec::new();
         for _ in 0..ADOPTIONS {
             for id in self.dir.numbers(LANE)? {
-                if let Some((lock, writer)) = self.adopt(id, member, name, capacity)? {
+                if let Some((lock, writer)) =
+                    self.adopt(id, member, name, capacity, &mut damaged)?
+                {
                     return Ok((lock, id, writer));
                 }
             }
-            if name == 0 || !self.has_lane_left(name, &lives)? {
+            if name == 0 || !self.has_lane_left(name, &damaged, &lives)? {
                 break;
             }
             // Somebody who tidies up has it for a moment.
@@ -271,8 +274,15 @@ impl TopicFiles {
     }
 
     /// Whether there is a lane that is kept for a writer of this name, and has none.
-    fn has_lane_left(&self, name: u64, lives: impl Fn(u64) -> Result<bool>) -> Result<bool> {
-        for id in self.dir.numbers(LANE)? {
+    fn has_lane_left(
+        &self,
+        name: u64,
+        damaged: &[u64],
+        lives: impl Fn(u64) -> Result<bool>,
+    ) -> Result<bool> {
+        let mut lanes = self.dir.numbers(LANE)?;
+        lanes.retain(|id| !damaged.contains(id));
+        for id in lanes {
             let Some(LaneFile { header, .. }) = skip_damaged(self.lane(id))? else {
                 continue;
             };
@@ -304,6 +314,7 @@ impl TopicFiles {
         member: u64,
         name: u64,
         capacity: usize,
+        damaged: &mut Vec<u64>,
     ) -> Result<Option<(Held, Writer)>> {
         // Before it is locked: whom it is kept for finds it free.
         let is_ours = |lane: &LaneFile| {
@@ -327,6 +338,7 @@ impl TopicFiles {
         if !matches!(adopted, Ok(Some(_))) {
             // It has an owner who lives, and no writer.
             lane::close(&header);
+            damaged.push(id);
         }
         Ok(adopted?.map(|writer| (lock, writer)))
     }
