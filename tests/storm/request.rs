@@ -57,18 +57,24 @@ fn serve(process: &mut Process) {
     let mut server = process.bus().service("t").unwrap().server().unwrap();
     let way = process.random.u32(..3);
     let mut held: Vec<Request> = Vec::new();
-    while !process.is_to_leave() && !process.is_to_drain() {
+    while !process.is_to_leave() {
         let patience = Duration::from_micros(process.random.u64(..5000));
         let received = match way {
             0 => server.try_recv(),
             _ => server.recv_timeout(patience),
         };
-        if let Some(request) = received.unwrap() {
-            note(process, &request);
-            held.push(request);
+        // What a client had asked that was killed is there until it is done.
+        let drains = process.is_to_drain();
+        match received.unwrap() {
+            Some(request) => {
+                note(process, &request);
+                held.push(request);
+            }
+            None if drains && held.is_empty() => return,
+            None => {}
         }
         process.beat();
-        while held.len() > process.random.usize(..6) {
+        while held.len() > process.random.usize(..if drains { 1 } else { 6 }) {
             let request = held.swap_remove(process.random.usize(..held.len()));
             answer(process, request);
         }
