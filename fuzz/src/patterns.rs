@@ -294,7 +294,9 @@ pub fn bus(buses: &mut Buses) {
     buses.0.cut();
     let path = buses.0.path();
     let reclaims = byte() & 1 == 0;
-    let Some(bus) = call(|| Bus::builder().reclaim(reclaims).at(&path)) else {
+    // What was removed is made anew.
+    let builder = Bus::builder().capacity(CAPACITY).reclaim(reclaims);
+    let Some(bus) = call(|| builder.at(&path)) else {
         return;
     };
     while let Some(op) = adversary::byte() {
