@@ -282,6 +282,17 @@ mod weakened {
             trace(format_args!("{old} or {value}"));
             old
         }
+        #[track_caller]
+        pub fn swap(&self, value: u64, order: Ordering) -> u64 {
+            live_or_die();
+            let Some(order) = chosen("rmw", order) else {
+                return self.word.load(Relaxed);
+            };
+            let old = self.word.swap(value, order);
+            *self.own.lock().unwrap() = None;
+            trace(format_args!("{old} -> {value}"));
+            old
+        }
         /// One that fails is a `Relaxed` load.
         #[track_caller]
         pub fn compare_exchange(
