@@ -11,7 +11,7 @@ use crate::message::{Message, Payload};
 use crate::shm::fork::{self, Held};
 use crate::shm::lane::{self, Writer};
 use crate::shm::layout::{Control, EnvelopeHead, max_len};
-use crate::shm::park::{self, Signal, Ticket, Watch};
+use crate::shm::park::{self, Ticket, Watch};
 use crate::shm::roster::{self, Lowest, Readers};
 use crate::shm::{View, futex, reclaim};
 use crate::wait::{Next, Waitable, Waiter};
@@ -631,9 +631,7 @@ impl Sender {
         let topic = Arc::clone(&self.topic);
         let header = self.lane.header().clone();
         // Who leaves without having read wakes nobody by its position.
-        let seen = roster::state(&topic.files.control);
-        let signal = Signal::Roster(topic.files.control.clone());
-        tickets.push(Ticket { signal, seen });
+        tickets.push(park::roster(&topic.files.control));
         let ticket = park::arm_room(&topic.files.control, &header, want, || look(self))?;
         tickets.extend(ticket);
         Ok(())

@@ -13,7 +13,7 @@ use crate::shm::claims::{Claims, Progress};
 use crate::shm::groups::DEFAULT_ID;
 use crate::shm::lane::Found;
 use crate::shm::layout::{EnvelopeHead, LEFT};
-use crate::shm::park::{self, Signal, Ticket};
+use crate::shm::park::{self, Ticket};
 use crate::shm::sync::heavy_fence;
 use crate::shm::{futex, roster};
 use crate::wait::{Next, Waitable, Waiter, now_ns};
@@ -436,9 +436,7 @@ impl Post {
 
     /// Has servers ring from now on.
     pub fn arm(&mut self, tickets: &mut Vec<Ticket>) -> Result<()> {
-        let signal = Signal::Roster(self.service.files.control.clone());
-        let seen = self.roster_state();
-        tickets.push(Ticket { signal, seen });
+        tickets.push(park::roster(&self.service.files.control));
         self.inbox.arm(tickets)
     }
 

@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::layout::{BusControl, Control, CursorHeader, LaneHeader, Line, NOBODY, Slot};
-use super::roster::{Gate, Lowest};
+use super::roster::{self, Gate, Lowest};
 use super::sync::{AtomicU64, Ordering, heavy_fence, light_fence};
 use super::{View, futex};
 
@@ -204,6 +204,14 @@ pub fn bell(control: &View<Control>) -> Ticket {
     Ticket {
         signal: Signal::Bell(control.clone()),
         seen: control.bell.load(Ordering::Relaxed),
+    }
+}
+
+/// What wakes who sleeps on the roster, once it changes after this.
+pub fn roster(control: &View<Control>) -> Ticket {
+    Ticket {
+        signal: Signal::Roster(control.clone()),
+        seen: roster::state(control),
     }
 }
 

@@ -58,6 +58,8 @@ mod weakened {
     use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
     use std::sync::{LazyLock, Mutex};
 
+    use loom::sync::atomic::AtomicU64 as Word;
+
     /// A place in the source, and how the operation there is weakened.
     struct Wish {
         file: String,
@@ -225,7 +227,7 @@ mod weakened {
     /// loom's word, with the operations that the core uses.
     #[derive(Debug, Default)]
     pub struct AtomicU64 {
-        word: loom::sync::atomic::AtomicU64,
+        word: Word,
         /// Who stored last, and what: for the loads of a word by its only writer, which are no steps of the model. loom
         /// compares a step with the last one on the same word alone, so that a load by who stores next would hide the
         /// loads of others before it: it would not try the store before them.
@@ -235,7 +237,7 @@ mod weakened {
     impl AtomicU64 {
         pub fn new(value: u64) -> Self {
             Self {
-                word: loom::sync::atomic::AtomicU64::new(value),
+                word: Word::new(value),
                 own: Mutex::default(),
             }
         }
@@ -262,35 +264,30 @@ mod weakened {
         }
         #[track_caller]
         pub fn fetch_add(&self, by: u64, order: Ordering) -> u64 {
-            live_or_die();
-            let Some(order) = chosen("rmw", order) else {
-                return self.word.load(Relaxed);
-            };
-            let old = self.word.fetch_add(by, order);
-            *self.own.lock().unwrap() = None;
-            trace(format_args!("{old} + {by}"));
-            old
+            self.change(Word::fetch_add, by, order)
         }
         #[track_caller]
         pub fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
-            live_or_die();
-            let Some(order) = chosen("rmw", order) else {
-                return self.word.load(Relaxed);
-            };
-            let old = self.word.fetch_max(value, order);
-            *self.own.lock().unwrap() = None;
-            trace(format_args!("{old} or {value}"));
-            old
+            self.change(Word::fetch_max, value, order)
         }
         #[track_caller]
         pub fn swap(&self, value: u64, order: Ordering) -> u64 {
+            self.change(Word::swap, value, order)
+        }
+        #[track_caller]
+        fn change(
+            &self,
+            change: fn(&Word, u64, Ordering) -> u64,
+            value: u64,
+            order: Ordering,
+        ) -> u64 {
             live_or_die();
             let Some(order) = chosen("rmw", order) else {
                 return self.word.load(Relaxed);
             };
-            let old = self.word.swap(value, order);
+            let old = change(&self.word, value, order);
             *self.own.lock().unwrap() = None;
-            trace(format_args!("{old} -> {value}"));
+            trace(format_args!("{old} changed by {value}"));
             old
         }
         /// One that fails is a `Relaxed` load.

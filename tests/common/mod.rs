@@ -1,10 +1,10 @@
 //! Private buses, and real child processes: the test binary runs itself again with one role.
-#![allow(dead_code, unused_imports)]
+#![allow(dead_code)]
 
 mod skipped;
 
 use std::fs::Permissions;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+#[allow(unused_imports)]
 pub use self::skipped::skipped;
 
 /// Only against hangs.
